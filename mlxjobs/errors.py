@@ -1,0 +1,83 @@
+"""Every error this package raises on purpose.
+
+    MLXJobsError
+    ├── InvalidConfigFileError      settings or configuration files that cannot be used
+    ├── MissingFieldError           the configuration lacks a field that was asked for (KeyError too)
+    ├── InvalidKeyError             a name that cannot be used for metrics, artifacts or queries (KeyError too)
+    ├── InvalidArtifactError        an object that is no artifact, or a type that is not registered
+    ├── CheckpointNotFoundError     the run has no such checkpoint (FileNotFoundError too)
+    ├── InvalidMapError             an aggregation that cannot be applied
+    ├── RunError                    a run directory that cannot be used as asked
+    ├── SnapshotError               the code cannot be frozen
+    ├── InvalidSchedulerError       no scheduler, an unknown one, or a wrong subclass
+    ├── InvalidShellPathError       the shell of the job script does not exist
+    └── SchedulerError              a scheduler's command could not be run, failed, or was not understood
+        └── JobSubmissionError      the scheduler did not take the job
+
+A message says what happened, where, and what to do next. `exit_code` is what the program exits with.
+"""
+
+from __future__ import annotations
+
+
+class MLXJobsError(Exception):
+    """Base of all errors of this package.
+
+    Attributes:
+        exit_code: the exit code of a program that ends with this error.
+    """
+
+    exit_code = 2
+
+    def __str__(self) -> str:  # KeyError would show the repr of the message
+        return str(self.args[0]) if self.args else type(self).__name__
+
+
+class InvalidConfigFileError(MLXJobsError):
+    """A settings or configuration file, or an override of one, cannot be used."""
+
+
+class MissingFieldError(MLXJobsError, KeyError):
+    """The configuration lacks a field that was asked for."""
+
+
+class InvalidKeyError(MLXJobsError, KeyError):
+    """A name cannot be used for metrics, artifacts or queries."""
+
+
+class InvalidArtifactError(MLXJobsError):
+    """An object is no artifact, or its type is not registered."""
+
+
+class CheckpointNotFoundError(MLXJobsError, FileNotFoundError):
+    """The run has no such checkpoint."""
+
+
+class InvalidMapError(MLXJobsError):
+    """An aggregation map cannot be applied."""
+
+
+class RunError(MLXJobsError):
+    """A run directory cannot be created, or not be used as asked."""
+
+
+class SnapshotError(MLXJobsError):
+    """The code of a run cannot be frozen."""
+
+
+class InvalidSchedulerError(MLXJobsError):
+    """No scheduler is set, or the one that is set is unknown or wrong."""
+
+
+class InvalidShellPathError(MLXJobsError):
+    """The shell that should run the job script does not exist."""
+
+
+class SchedulerError(MLXJobsError):
+    """A scheduler's command could not be run, failed, or its output was not understood."""
+
+    exit_code = 3
+
+
+class JobSubmissionError(SchedulerError):
+    """The scheduler did not take the job."""

@@ -1,0 +1,80 @@
+"""The only module that writes files which others may read at the same time.
+
+A reader sees the old file or the new one, never half of one, also after a power failure: the new
+content is written aside in the same folder, flushed to the disk, and renamed (rename(2) is atomic
+within a file system, NFS included).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def sync_directory(directory: Path) -> None:
+    """Flush a directory's entries to the disk, so that a rename in it survives a power failure."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_aside(path: Path, content: bytes, mode: int) -> Path:
+    """Write `content`, durably, to a new file beside `path`; nothing is left behind on failure."""
+    aside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    try:
+        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink()
+        raise
+    return aside
+
+
+def replace_file(path: Path, content: bytes | str, *, mode: int = 0o666) -> None:
+    """Replace `path` by a file with this content, atomically and durably.
+
+    Args:
+        path: the file; it may exist or not, its folder must.
+        content: the new content; text is encoded as UTF-8.
+        mode: permission bits of the new file, before the user's umask.
+
+    Raises:
+        OSError: the file could not be written; the old one is untouched.
+    """
+    aside = _write_aside(path, content.encode() if isinstance(content, str) else content, mode)
+    os.replace(aside, path)
+    sync_directory(path.parent)
+
+
+def create_file(path: Path, content: bytes | str, *, mode: int = 0o666) -> bool:
+    """Create `path` with this content, whole and durable, unless it exists already.
+
+    Of several processes that create the same file at once exactly one succeeds. link(2) is used
+    because it fails when the target exists and, unlike O_EXCL followed by a write, never shows a
+    file that is still empty; on NFS the server decides (open(2), O_EXCL).
+
+    Returns:
+        True if this call created the file, False if it existed.
+
+    Raises:
+        OSError: the file could not be written.
+    """
+    aside = _write_aside(path, content.encode() if isinstance(content, str) else content, mode)
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        return False
+    finally:
+        aside.unlink()
+    sync_directory(path.parent)
+    return True
