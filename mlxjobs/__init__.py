@@ -1,3 +1,62 @@
-"""Launch, freeze, queue, preempt and resume Hydra experiments on a cluster or a laptop."""
+"""Launch, freeze, queue, preempt and resume Hydra experiments on a cluster or a laptop.
+
+Every job pays for this import, so a name is loaded when it is first used (PEP 562).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlxjobs import errors as errors
+    from mlxjobs.artifacts import Artifact as Artifact
+    from mlxjobs.artifacts import Checkpoint as Checkpoint
+    from mlxjobs.config_dict import ConfigDict as ConfigDict
+    from mlxjobs.context import Context as Context
+    from mlxjobs.errors import MLXJobsError as MLXJobsError
+    from mlxjobs.history import RunStatus as RunStatus
+    from mlxjobs.launcher import launch as launch
+    from mlxjobs.logger import DefaultLogger as DefaultLogger
+    from mlxjobs.logger import Logger as Logger
+    from mlxjobs.preemption import Preempted as Preempted
+    from mlxjobs.scheduler import Scheduler as Scheduler
+    from mlxjobs.schedulers.local import LocalScheduler as LocalScheduler
+    from mlxjobs.schedulers.slurm import SLURMScheduler as SLURMScheduler
+    from mlxjobs.snapshot import GitVM as GitVM
+    from mlxjobs.snapshot import VersionManager as VersionManager
 
 __version__ = "0.1.0.dev0"
+
+_MODULES = {
+    "Artifact": "artifacts",
+    "Checkpoint": "artifacts",
+    "ConfigDict": "config_dict",
+    "Context": "context",
+    "DefaultLogger": "logger",
+    "GitVM": "snapshot",
+    "LocalScheduler": "schedulers.local",
+    "Logger": "logger",
+    "MLXJobsError": "errors",
+    "Preempted": "preemption",
+    "RunStatus": "history",
+    "SLURMScheduler": "schedulers.slurm",
+    "Scheduler": "scheduler",
+    "VersionManager": "snapshot",
+    "launch": "launcher",
+}
+__all__ = sorted([*_MODULES, "__version__", "errors"])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("mlxjobs.errors")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'mlxjobs' has no attribute {name!r}")
+    value = getattr(import_module(f"mlxjobs.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,6 +8,7 @@ within a file system, NFS included).
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def sync_directory(directory: Path) -> None:
 
 def _write_aside(path: Path, content: bytes, mode: int) -> Path:
     """Write `content`, durably, to a new file beside `path`; nothing is left behind on failure."""
-    aside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    writer = f"{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}"
+    aside = path.with_name(f".{path.name}.{writer}.tmp")
     try:
         fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         try:

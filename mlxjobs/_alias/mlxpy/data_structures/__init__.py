@@ -1,0 +1,1 @@
+"""MLXPy's place for artifacts and configurations."""

@@ -1,0 +1,5 @@
+"""The ready-made artifacts of `mlxjobs.artifacts`."""
+
+from mlxjobs.artifacts import NumpyArray, PNGImage, TorchModel
+
+__all__ = ["NumpyArray", "PNGImage", "TorchModel"]

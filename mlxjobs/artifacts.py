@@ -1,0 +1,350 @@
+"""Artifacts: objects kept as files of a run, `artifacts/<type>/<name>`.
+
+There are two ways to say how an object is written. A subclass of `Artifact` writes `obj` to the
+file name it is given and `ext`; a registered type is a pair of functions. Either way the file is
+written aside and renamed, so a reader never sees half of one.
+
+Reading an artifact runs no code that the file brings along, but for the types that cannot do
+without: `pickle`, `Checkpoint`, and a `torch` file that holds more than weights.
+"""
+
+from __future__ import annotations
+
+import abc
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxjobs.artifact_types import (
+    load_image,
+    load_json,
+    load_numpy,
+    load_pickle,
+    load_text,
+    load_torch,
+    save_image,
+    save_json,
+    save_numpy,
+    save_pickle,
+    save_text,
+    save_torch,
+)
+from mlxjobs.errors import InvalidArtifactError, InvalidKeyError
+from mlxjobs.files import sync_directory
+from mlxjobs.paths import is_file_name, naming
+
+
+class ArtifactNotFoundError(InvalidArtifactError, FileNotFoundError):
+    """The run has no such artifact."""
+
+
+@dataclass
+class Artifact(abc.ABC):
+    """An object and how it becomes a file; subclass it for a type of your own.
+
+    A subclass defines `_save`, or `save` as the first programs did, and `load` if the artifact
+    should be read through `load_artifacts`. Its constructor may be its own.
+
+    Attributes:
+        obj: the object.
+        ext: ends the name of the file, such as ".npz".
+    """
+
+    obj: Any
+    ext: str
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "save" in cls.__dict__ and "_save" not in cls.__dict__:
+            cls._save = cls.__dict__["save"]  # type: ignore[method-assign]  # before 0.1 it was called so
+
+    @abc.abstractmethod
+    def _save(self, fname: str) -> None:
+        """Write `self.obj` to the file `fname + self.ext`."""
+
+    def save(self, fname: str) -> None:
+        """Write the object to the file `fname + self.ext`, which is replaced as a whole.
+
+        Raises:
+            InvalidArtifactError: nothing was written.
+            OSError: the file could not be written.
+        """
+        target = Path(fname)
+        publish(target.parent, target.name, self._save)
+
+    @classmethod
+    def load(cls, fname: str) -> Any:
+        """Read what `save` wrote.
+
+        Args:
+            fname: the file with its extension.
+
+        Raises:
+            InvalidArtifactError: the type does not say how.
+        """
+        raise InvalidArtifactError(
+            f"artifacts of type {cls.__name__} cannot be read: give the class a classmethod load(fname)"
+        )
+
+
+@dataclass
+class Checkpoint(Artifact):
+    """Any object that can be pickled."""
+
+    ext: str = ".pkl"
+
+    def _save(self, fname: str) -> None:
+        save_pickle(self.obj, f"{fname}{self.ext}")
+
+    @classmethod
+    def load(cls, fname: str) -> Any:
+        """Read the object; this runs what the file says."""
+        return load_pickle(fname)
+
+
+@dataclass
+class NumpyArray(Artifact):
+    """A dictionary of numpy arrays."""
+
+    ext: str = ".npz"
+
+    def _save(self, fname: str) -> None:
+        save_numpy(self.obj, f"{fname}{self.ext}")
+
+    @classmethod
+    def load(cls, fname: str) -> Any:
+        """Read the arrays; arrays of objects are refused."""
+        return load_numpy(fname)
+
+
+@dataclass
+class PNGImage(Artifact):
+    """A figure of matplotlib."""
+
+    ext: str = ".png"
+
+    def _save(self, fname: str) -> None:
+        save_image(self.obj, f"{fname}{self.ext}")
+
+    @classmethod
+    def load(cls, fname: str) -> Any:
+        """Read the picture as an array, [height, width, channels]."""
+        return load_image(fname)
+
+
+@dataclass
+class TorchModel(Artifact):
+    """A tensor, module or state of torch."""
+
+    ext: str = ".pth"
+
+    def _save(self, fname: str) -> None:
+        save_torch(self.obj, f"{fname}{self.ext}")
+
+    @classmethod
+    def load(cls, fname: str) -> Any:
+        """Read it; as weights only if that is enough."""
+        return load_torch(fname)
+
+
+# --- writing
+
+
+def check_artifact_name(name: object) -> str:
+    """Return `name` if an artifact or a type can have it.
+
+    Raises:
+        InvalidKeyError: it is no text, empty, hidden, or has a path separator.
+    """
+    if not is_file_name(name):
+        raise InvalidKeyError(
+            f"{name!r} cannot name an artifact: use a text without path separators, not empty, and "
+            "not beginning with a dot"
+        )
+    return str(name)
+
+
+def write_artifact(artifact: Any, folder: Path, name: str) -> None:
+    """Write an `Artifact` to `folder/<its class>/<name><ext>`.
+
+    Raises:
+        InvalidArtifactError: it is no `Artifact`, or its `_save` wrote nothing.
+        InvalidKeyError: no artifact can have this name.
+        OSError: the file could not be written.
+    """
+    if not isinstance(artifact, Artifact):
+        raise InvalidArtifactError(
+            f"{type(artifact).__name__} is no artifact: derive the class from mlxpy.Artifact, or give "
+            f"log_artifacts an artifact_type, one of {', '.join(_TYPES)}"
+        )
+    publish(folder / type(artifact).__name__, check_artifact_name(name), artifact._save)
+
+
+def write_typed(obj: Any, folder: Path, name: str, artifact_type: str) -> None:
+    """Write an object to `folder/<artifact_type>/<name>` with the functions of a registered type.
+
+    Raises:
+        InvalidArtifactError: the type is not registered, or does not take the object.
+        InvalidKeyError: no artifact can have this name.
+        OSError: the file could not be written.
+    """
+    save, _ = _functions(artifact_type)
+    publish(folder / artifact_type, check_artifact_name(name), lambda path: save(obj, path))
+
+
+def publish(folder: Path, name: str, write: Callable[[str], object]) -> None:
+    """Let `write` make files aside, then move them into `folder`, whole and on the disk.
+
+    Args:
+        folder: where the files go; made if missing.
+        name: how the file is called; `write` may add to it.
+        write: called with a path to write to.
+
+    Raises:
+        InvalidArtifactError: `write` left no file.
+        OSError: a file could not be written.
+    """
+    import shutil
+
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        with naming(folder / name):
+            write(str(aside / name))
+            written = sorted(aside.iterdir())
+            if not written:
+                raise InvalidArtifactError(f"the artifact {name!r} was not written: its save made no file")
+            for path in written:
+                _sync(path)
+            for path in written:
+                target = folder / path.name
+                if target.is_dir() and not target.is_symlink():
+                    target.rename(aside / f".{target.name}.old")
+                path.replace(target)
+            sync_directory(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    paths = [path, *path.rglob("*")] if path.is_dir() else [path]
+    for entry in (entry for entry in paths if not entry.is_symlink()):
+        descriptor = os.open(entry, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# --- reading
+
+
+def read_artifact(folder: Path, name: str, artifact_type: str | type[Artifact] | None = None) -> Any:
+    """Read an artifact from a run's `artifacts/`.
+
+    Args:
+        folder: the folder with one folder for each type.
+        name: the artifact's name, with or without extension.
+        artifact_type: a registered type, or an `Artifact` class or its name; None: the only type
+            that has an artifact of this name.
+
+    Raises:
+        ArtifactNotFoundError: there is none.
+        InvalidArtifactError: the type is not known, or several types have the name.
+        InvalidKeyError: no artifact can have this name.
+    """
+    check_artifact_name(name)
+    kind = artifact_type.__name__ if isinstance(artifact_type, type) else artifact_type
+    folders = [folder / check_artifact_name(kind)] if kind is not None else list(_type_folders(folder))
+    found = [path for place in folders if (path := _find(place, name)) is not None]
+    if not found:
+        raise ArtifactNotFoundError(f"there is no artifact {name!r} in {' or '.join(map(str, folders))}")
+    if len(found) > 1:
+        types = ", ".join(path.parent.name for path in found)
+        raise InvalidArtifactError(
+            f"{name!r} is the name of several artifacts: give artifact_type, one of {types}"
+        )
+    if isinstance(artifact_type, type):
+        return artifact_type.load(str(found[0]))
+    _, load = _functions(found[0].parent.name)
+    return load(str(found[0]))
+
+
+def _type_folders(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    """The file of this name, or the only one that is called so but for its extension."""
+    if (folder / name).exists():
+        return folder / name
+    if not folder.is_dir():
+        return None
+    like = [path for path in folder.iterdir() if path.name.startswith(f"{name}.")]
+    if len(like) > 1:
+        raise InvalidArtifactError(f"which of {', '.join(sorted(map(str, like)))}? Give its name in full")
+    return like[0] if like else None
+
+
+# --- the registry
+
+Save = Callable[[Any, str], object]
+Load = Callable[[str], Any]
+
+
+def register_artifact_type(name: str, save: Save, load: Load) -> None:
+    """Say how objects of a type are written and read in this process.
+
+    Args:
+        name: names the type, and its folder.
+        save: called with the object and the path to write to.
+        load: called with the path; returns the object.
+
+    Raises:
+        InvalidKeyError: no folder can have this name.
+        InvalidArtifactError: `save` or `load` cannot be called.
+    """
+    if not callable(save) or not callable(load):
+        raise InvalidArtifactError(
+            f"the artifact type {name!r} needs two functions, save(obj, path), load(path)"
+        )
+    _TYPES[check_artifact_name(name)] = (save, load)
+
+
+def _functions(artifact_type: str) -> tuple[Save, Load]:
+    if artifact_type in _TYPES:
+        return _TYPES[artifact_type]
+    classes = {cls.__name__: cls for cls in _subclasses(Artifact)}
+    if artifact_type in classes:
+        cls = classes[artifact_type]
+        return _refuse, cls.load
+    raise InvalidArtifactError(
+        f"{artifact_type!r} is no artifact type: use one of {', '.join([*_TYPES, *classes])}, or add it "
+        "with register_artifact_type(name, save, load)"
+    )
+
+
+def _refuse(obj: Any, path: str) -> None:
+    raise InvalidArtifactError("artifacts of a class are written by log_artifact(<class>(obj, ...), name)")
+
+
+def _subclasses(cls: type[Any]) -> Iterator[type[Artifact]]:
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+_TYPES: dict[str, tuple[Save, Load]] = {
+    "pickle": (save_pickle, load_pickle),
+    "numpy": (save_numpy, load_numpy),
+    "torch": (save_torch, load_torch),
+    "image": (save_image, load_image),
+    "text": (save_text, load_text),
+    "json": (save_json, load_json),
+}

@@ -1,0 +1,356 @@
+"""One execution of a run: take the attempt's number, call the task, record how it ended."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxjobs import compose, history
+from mlxjobs.cluster import Cluster
+from mlxjobs.config_dict import ConfigDict
+from mlxjobs.console import note
+from mlxjobs.context import Context
+from mlxjobs.errors import MLXJobsError, RunError, SchedulerError
+from mlxjobs.history import Attempt, RunState, RunStatus
+from mlxjobs.logger import DefaultLogger, SilentLogger
+from mlxjobs.preemption import Preempted, Preemption
+from mlxjobs.scheduler import Here
+from mlxjobs.store import Run
+
+Task = Callable[[Context], Any]
+
+
+class TaskFailed(Exception):
+    """The user's task raised; its traceback has been printed and the run is recorded as FAILED."""
+
+
+class AlreadyComplete(Exception):
+    """The scheduler started a job again whose run is complete: there is nothing to do."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an attempt runs.
+
+    Attributes:
+        cluster: the cluster whose job this is; None: no job of a scheduler.
+        here: that job.
+    """
+
+    cluster: Cluster | None = None
+    here: Here | None = None
+
+    @property
+    def rank(self) -> int:
+        """This process' number among the job's tasks; 0 outside of a job."""
+        return self.here.rank if self.here else 0
+
+
+# -- may it start? ------------------------------------------------------------------------------
+
+
+def _boot() -> str:
+    """Identify this machine's present boot, as process ids mean nothing after the next one."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    return ""
+
+
+def is_alive(attempt: Attempt) -> bool | None:
+    """Whether the process of an attempt lives; None if that cannot be seen from here."""
+    if attempt.host != socket.gethostname() or attempt.boot != _boot() or attempt.pid is None:
+        return False if attempt.host == socket.gethostname() else None
+    try:
+        # the process must be older than the attempt's record, or the number was given to another
+        started = Path(f"/proc/{attempt.pid}").stat().st_ctime
+        recorded = history.datetime.fromisoformat(attempt.start).timestamp()
+    except FileNotFoundError:
+        return False
+    return started <= recorded + 1
+
+
+def _job_lives(cluster: Cluster | None, job_id: str) -> bool | None:
+    """Whether a scheduler's job waits or runs; None if nobody can say."""
+    if cluster is None:
+        return None
+    try:
+        status = cluster.status([job_id]).get(job_id)
+    except SchedulerError:
+        return None
+    return status is not None and not status.state.ended
+
+
+def check_startable(run: Run, state: RunState, place: Place, cluster: Cluster | None) -> None:
+    """Raise unless this process may be the run's next attempt.
+
+    Args:
+        run: the run.
+        state: what is known of it.
+        place: where this process runs.
+        cluster: the cluster that the run was submitted to, to ask about its job.
+
+    Raises:
+        RunError: the run is running, or waits in a queue, elsewhere.
+        AlreadyComplete: the scheduler started the job of a complete run again.
+    """
+    here_id = place.here.job_id if place.here else None
+    last = state.attempt
+    if state.status is RunStatus.COMPLETE and here_id is not None and last and last.job_id == here_id:
+        raise AlreadyComplete
+    if state.status.ended:
+        return
+    if last is not None and state.status in (RunStatus.STARTING, RunStatus.RUNNING):
+        alive = is_alive(last)
+        if last.job_id is not None and last.job_id != here_id and alive is not True:
+            alive = _job_lives(cluster, last.job_id)
+        elif last.job_id is not None and alive is None:
+            alive = False  # the scheduler starts a job again only when its last start is over
+        if alive or alive is None:
+            _refuse(run, last, alive)
+        return
+    job_id = state.job_id
+    if job_id is not None and job_id != here_id and _job_lives(cluster, job_id) is not False:
+        raise RunError(
+            f"run {run.log_id} waits in the queue as job {job_id}; "
+            f"cancel that first: mlxjobs cancel {run.log_id} --logs {run.path.parent}"
+        )
+
+
+def _refuse(run: Run, last: Attempt, alive: bool | None) -> None:
+    job = f", job {last.job_id}" if last.job_id else ""
+    where = f"on {last.host} (process {last.pid}{job}) since {last.start}"
+    if alive:
+        raise RunError(f"run {run.log_id} is running {where}; two processes cannot share a run")
+    raise RunError(
+        f"run {run.log_id} was started {where} and nobody can tell from here whether it still runs; "
+        f"if it does not: mlxjobs cancel {run.log_id} --logs {run.path.parent}"
+    )
+
+
+# -- the attempt --------------------------------------------------------------------------------
+
+
+def _limits(state: RunState, max_requeues: int) -> str | None:
+    """Say why a run may not come back once more, or None."""
+    for count, what in ((state.interruptions, "stopped and requeued"), (state.losses, "killed without a word")):
+        if count > max_requeues:
+            return f"{what} {count} times, scheduler.max_requeues is {max_requeues}"
+    return None
+
+
+def _begin(run: Run, place: Place, facts: dict[str, Any], cluster: Cluster | None) -> tuple[RunState, RunState]:
+    """Take the next attempt number; return the states before and after."""
+    before = RunState()
+
+    def started(state: RunState) -> dict[str, Any]:
+        nonlocal before
+        check_startable(run, state, place, cluster)
+        before = state
+        return {
+            "event": "started",
+            "attempt": len(state.attempts) + 1,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "boot": _boot(),
+            "job_id": place.here.job_id if place.here else None,
+            "metrics": {path.stem: path.stat().st_size for path in run.metrics.glob("*.json")},
+            "facts": facts,
+        }
+
+    after = run.record(started)
+    return before, after
+
+
+def execute(
+    run: Run | None,
+    task: Task,
+    composed: compose.Composed,
+    settings: dict[str, Any],
+    *,
+    seeding: Callable[[Any], Any] | None,
+    facts: dict[str, Any],
+    place: Place,
+    cluster: Cluster | None = None,
+) -> Any:
+    """Execute a task once, as the next attempt of a run.
+
+    Args:
+        run: the run; None with `use_logger: false`, when nothing is recorded.
+        task: the user's function.
+        composed: its configuration.
+        settings: the settings in force.
+        seeding: called with the seed before the task.
+        facts: what `info.yaml` says of this process: `executable`, `cmd`, `work_dir` ...
+        place: the scheduler's job this process is in, if any.
+        cluster: where the run was submitted to, if it was.
+
+    Returns:
+        What the task returned.
+
+    Raises:
+        TaskFailed: it raised.
+        Preempted: it left, to come back or because it was cancelled.
+        AlreadyComplete: there is nothing to do.
+        MLXJobsError: it could not be started.
+    """
+    config = compose.resolve(composed)
+    if run is None:
+        return _call(task, Context(config, ConfigDict(settings), ConfigDict(facts), None), seeding)
+    limit = settings["scheduler"]["max_requeues"]
+    with ExitStack() as stack:
+        if place.rank > 0:
+            preemption = _listen(stack, run, 0, place, limit)
+            silent = SilentLogger(run.path, preempted=_flag(preemption))
+            context = Context(config, ConfigDict(settings), _info(run, run.state(), place), silent)
+            return _call(task, context, seeding)
+        before, after = _begin(run, place, facts, cluster)
+        stop = _limits(before, limit)
+        number = len(after.attempts)
+        if stop is not None:
+            _end(run, number, RunStatus.FAILED, stop)
+            raise RunError(f"run {run.log_id} is not started again: {stop}")
+        run.write_yaml("config", compose.plain(config.to_dict()))
+        preemption = _listen(stack, run, number, place, limit)
+        logger = _logger(run, number, before, after, preemption)
+        stack.callback(logger.close)
+        if settings["logger"]["log_streams_to_file"] and place.here is None:
+            stack.enter_context(_tee(run))
+        context = Context(config, ConfigDict(settings), _info(run, after, place), logger)
+        return _record(run, number, logger, lambda: _call(task, context, seeding))
+
+
+def _listen(stack: ExitStack, run: Run, number: int, place: Place, limit: int) -> Preemption | None:
+    """Catch the scheduler's warnings until the stack is left, if this is a job."""
+    if place.cluster is None or place.here is None:
+        return None
+    preemption = Preemption(run, number, place.cluster, place.here, limit)
+    stack.enter_context(preemption.listen())
+    return preemption
+
+
+def _flag(preemption: Preemption | None) -> Callable[[], bool] | None:
+    return (lambda: preemption.requested) if preemption is not None else None
+
+
+def _logger(
+    run: Run, number: int, before: RunState, after: RunState, preemption: Preemption | None
+) -> DefaultLogger:
+    def checkpointed() -> None:
+        if preemption is not None:
+            preemption.at_safe_point(logger.run_preemption_callbacks)
+
+    def resumed(checkpoint: Path) -> None:
+        name = os.path.relpath(checkpoint, run.path)
+        run.record(lambda state: {"event": "resumed", "attempt": number, "checkpoint": name})
+
+    assert after.attempt is not None  # noqa: S101 - for the type checker: it was just begun
+    logger = DefaultLogger(
+        run.path,
+        attempt=number,
+        unfinished=bool(before.attempts) and before.status is not RunStatus.COMPLETE,
+        start=after.attempt.metrics,
+        preempted=_flag(preemption),
+        checkpointed=checkpointed,
+        resumed=resumed,
+    )
+    return logger
+
+
+def _info(run: Run, state: RunState, place: Place) -> ConfigDict:
+    info = ConfigDict(history.render(state))
+    info.rank = place.rank
+    info.world_size = place.here.world_size if place.here else 1
+    return info
+
+
+def _call(task: Task, context: Context, seeding: Callable[[Any], Any] | None) -> Any:
+    if seeding is not None:
+        seeding(compose.seed_of(context.config))
+    return task(context)
+
+
+def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any]) -> Any:
+    """Call the task and record how it ended, whatever it was."""
+    run.record(lambda state: {"event": "running", "attempt": number})
+    try:
+        result = call()
+        logger.finish()
+    except Preempted:
+        logger.finish()  # recorded when the decision was made
+        raise
+    except MLXJobsError as error:
+        _end(run, number, RunStatus.FAILED, _last_line(error))
+        raise
+    except KeyboardInterrupt:
+        _end(run, number, RunStatus.CANCELLED, "interrupted from the keyboard")
+        raise
+    except SystemExit as error:
+        if error.code in (None, 0):
+            logger.finish()
+            _end(run, number, RunStatus.COMPLETE, None)
+        else:
+            _end(run, number, RunStatus.FAILED, f"SystemExit: {error.code}")
+        raise
+    except BaseException as error:
+        _end(run, number, RunStatus.FAILED, _last_line(error))
+        _print_traceback(error)
+        raise TaskFailed from error
+    _end(run, number, RunStatus.COMPLETE, None)
+    return result
+
+
+def _end(run: Run, number: int, status: RunStatus, reason: str | None) -> None:
+    event = {"event": "ended", "attempt": number, "status": status.value, "reason": reason}
+    run.record(lambda state: event)
+
+
+def _last_line(error: BaseException) -> str:
+    return "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()[-1]
+
+
+def _print_traceback(error: BaseException) -> None:
+    """Print the whole traceback from the task's own first frame on."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    traceback.print_exception(type(error), error, frames)
+    sys.stderr.flush()
+
+
+class _Tee:
+    """Writes to a stream and to a file."""
+
+    def __init__(self, stream: Any, copy: Any) -> None:
+        self._stream = stream
+        self._copy = copy
+
+    def write(self, text: str) -> int:
+        self._copy.write(text)
+        return int(self._stream.write(text))
+
+    def flush(self) -> None:
+        self._copy.flush()
+        self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _tee(run: Run) -> Iterator[None]:
+    """Copy what the task prints into the run directory."""
+    before = sys.stdout, sys.stderr
+    with run.stdout.open("a", buffering=1) as out, run.stderr.open("a", buffering=1) as err:
+        sys.stdout, sys.stderr = _Tee(before[0], out), _Tee(before[1], err)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
+

@@ -1,0 +1,214 @@
+"""The command `mlxjobs`: what one does to runs from outside."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mlxjobs import __version__, watch
+from mlxjobs.console import note, say
+from mlxjobs.errors import MLXJobsError
+from mlxjobs.history import RunState, RunStatus
+from mlxjobs.store import Run
+
+app = typer.Typer(
+    help="""Look at runs, end them, and make them come back.
+
+    A run is a folder of the log directory: logs/5. Its number is all that these commands need:
+
+        mlxjobs ls              all runs of ./logs, their states checked with the scheduler
+
+        mlxjobs cancel 5 7-9    end runs for good
+
+        mlxjobs preempt 5       checkpoint, leave, and come back
+
+        mlxjobs requeue 5       stop the job now and start it again
+    """,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_Logs = Annotated[Path, typer.Option("--logs", "-d", help="The log directory.")]
+_Ids = Annotated[list[str], typer.Argument(metavar="RUN...", help="Numbers of runs: 5, or 7-9.")]
+_COLOURS = {
+    RunStatus.COMPLETE: "green", RunStatus.FAILED: "red", RunStatus.CANCELLED: "yellow",
+    RunStatus.PREEMPTED: "magenta", RunStatus.RUNNING: "cyan", RunStatus.STARTING: "cyan",
+}  # fmt: skip
+
+
+def _numbers(words: Sequence[str]) -> list[int]:
+    numbers: list[int] = []
+    for word in words:
+        first, dash, last = word.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise typer.BadParameter(f"{word!r} is no run: give its number, or a range such as 7-9")
+        numbers.extend(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+@app.command()
+def ls(
+    logs: Annotated[Path, typer.Argument(help="The log directory.")] = Path("logs"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a run.")] = False,
+) -> None:
+    """Show the runs of a log directory: id, status, attempts, what differs, the last metrics.
+
+    States are checked with the scheduler, in one question for all runs; "?" marks a state that
+    nobody could confirm. A run that never said goodbye is put right.
+    """
+    rows = [_row(one) for one in watch.look(logs)]
+    if as_json:
+        for row in rows:
+            say(json.dumps(row, default=str))
+        return
+    if not rows:
+        say(f"no runs in {logs.absolute()}")
+        return
+    _print_table(rows)
+    for row in rows:
+        if row["doubt"]:
+            note(f"run {row['id']}: {row['doubt']}")
+
+
+def _row(one: watch.Seen) -> dict[str, Any]:
+    return {
+        "id": one.run.log_id,
+        "status": one.state.status,
+        "attempts": len(one.state.attempts),
+        "job": one.state.job_id,
+        "config": _flat(_read(one.run, "config")),
+        "metrics": _last_metrics(one.run),
+        "started": _clock(one.state),
+        "reason": one.state.reason,
+        "doubt": one.doubt,
+    }
+
+
+def _read(run: Run, name: str) -> Any:
+    try:
+        return run.read_yaml(name)
+    except MLXJobsError:
+        return {}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}
+
+
+def _clock(state: RunState) -> str:
+    start = state.attempts[0].start if state.attempts else None
+    return datetime.fromisoformat(start).strftime("%d/%m %H:%M") if start else ""
+
+
+def _last_metrics(run: Run) -> dict[str, Any]:
+    """The last line of each metrics file: `train.loss` -> value."""
+    found = {}
+    for path in sorted(run.metrics.glob("*.json")):
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - 65536))
+            lines = [line for line in stream.read().split(b"\n") if line.startswith(b"{") and line.endswith(b"}")]
+        try:
+            last = json.loads(lines[-1]) if lines else {}
+        except ValueError:
+            continue
+        found.update({f"{path.stem}.{key}": value for key, value in last.items()})
+    return found
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    # of the configuration only what tells the runs apart
+    keys = [
+        key
+        for key in dict.fromkeys(key for row in rows for key in row["config"])
+        if len({repr(row["config"].get(key)) for row in rows}) > 1
+    ]
+    metrics = list(dict.fromkeys(key for row in rows for key in row["metrics"]))
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("id", "status", "attempts", "job", "started"):
+        table.add_column(name, justify="right" if name in ("id", "attempts", "job") else "left", no_wrap=True)
+    for name in (*keys, *metrics):
+        table.add_column(name.rpartition(".")[2] if keys.count(name) else name, justify="right")
+    table.add_column("reason", overflow="fold")
+    for row in rows:
+        status = row["status"]
+        shown = f"{status.value}{'?' if row['doubt'] else ''}"
+        table.add_row(
+            str(row["id"]),
+            f"[{_COLOURS.get(status, 'default')}]{shown}[/]",
+            str(row["attempts"]),
+            row["job"] or "",
+            row["started"],
+            *(_cell(row["config"].get(key)) for key in keys),
+            *(_cell(row["metrics"].get(key)) for key in metrics),
+            row["reason"] or "",
+        )
+    console = Console()
+    if not console.is_terminal:
+        console.width = 10_000  # a pipe has no width to fit into
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    from rich.markup import escape
+
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return "" if value is None else escape(str(value))
+
+
+def _each(words: Sequence[str], logs: Path, act: Callable[[watch.Seen], str]) -> None:
+    failed = 0
+    for one in watch.look(logs, _numbers(words)):
+        try:
+            say(act(one))
+        except MLXJobsError as error:
+            note(f"error: {error}")
+            failed = max(failed, error.exit_code)
+    if failed:
+        raise SystemExit(failed)
+
+
+@app.command()
+def cancel(runs: _Ids, logs: _Logs = Path("logs")) -> None:
+    """End runs for good: their jobs are cancelled, their status is CANCELLED, they stay down."""
+    _each(runs, logs, watch.cancel)
+
+
+@app.command()
+def preempt(runs: _Ids, logs: _Logs = Path("logs")) -> None:
+    """Make running runs checkpoint, leave the machine, and come back from the queue."""
+    _each(runs, logs, watch.preempt)
+
+
+@app.command()
+def requeue(runs: _Ids, logs: _Logs = Path("logs")) -> None:
+    """Stop the jobs of runs now and start them again, from their last checkpoints."""
+    _each(runs, logs, watch.requeue)
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    if version:
+        say(f"mlxjobs {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; errors of ours become one line and an exit code."""
+    try:
+        app()
+    except MLXJobsError as error:
+        note(f"error: {error}")
+        sys.exit(error.exit_code)

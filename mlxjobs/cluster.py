@@ -1,0 +1,141 @@
+"""A scheduler put to work: the engine's five verbs, run by the commands that the scheduler names."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from mlxjobs import shell
+from mlxjobs.adapters import clean_environment, load
+from mlxjobs.errors import JobSubmissionError, SchedulerError
+from mlxjobs.scheduler import JobStatus
+
+# sbatch alone sleeps for two minutes when the queue is full
+_SUBMIT_S = 180.0
+_ANSWER_S = 60.0
+# how long we look for a job of which nobody knows whether it was taken
+_SEARCH_S = 60.0
+
+
+class Cluster:
+    """The cluster behind one scheduler.
+
+    Args:
+        path: the scheduler's import path, as `adapters.find` returns it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.scheduler = load(path)
+
+    @property
+    def name(self) -> str:
+        """The scheduler's class, for people."""
+        return type(self.scheduler).__name__
+
+    def check(self) -> None:
+        """Raise `JobSubmissionError` unless this machine has the scheduler's commands."""
+        lacking = shell.missing(self.scheduler.commands)
+        if lacking:
+            raise JobSubmissionError(
+                f"{self.name} needs {', '.join(lacking)}, not found on the PATH: "
+                "is this a login node of the cluster, and is its module loaded?"
+            )
+
+    def submit(self, script: Path, known: Sequence[str] = ()) -> str:
+        """Hand a script to the scheduler, once.
+
+        Args:
+            script: the job's script.
+            known: ids of jobs that were made of this script before.
+
+        Returns:
+            The id of the job.
+
+        Raises:
+            JobSubmissionError: the scheduler did not take it; its own words are in the message.
+        """
+        command = self.scheduler.submit_command(script)
+        try:
+            result = shell.run(command, timeout_s=_SUBMIT_S, env=clean_environment(os.environ))
+        except shell.CommandTimeout as error:
+            return self._look_for(script, known, str(error))
+        except shell.CommandMissing as error:
+            raise JobSubmissionError(str(error)) from error
+        if result.code != 0:
+            words = f"{command[0]}: {result.words()}"
+            if self.scheduler.may_have_submitted(result.words()):
+                return self._look_for(script, known, words)
+            raise JobSubmissionError(f"the scheduler refused the job: {words}")
+        try:
+            return self.scheduler.parse_submission(result.out)
+        except ValueError:
+            return self._look_for(script, known, f"{command[0]} said {result.out.strip()!r}, no job id")
+
+    def _look_for(self, script: Path, known: Sequence[str], words: str) -> str:
+        """Find the job of a submission that failed and yet may have gone through."""
+        command = self.scheduler.find_command()
+        end = time.monotonic() + _SEARCH_S
+        while command is not None:
+            with suppress(SchedulerError):
+                result = shell.run(command, timeout_s=_ANSWER_S)
+                if result.code == 0:
+                    found = [i for i in self.scheduler.parse_found(result.out, script) if i not in known]
+                    if found:
+                        return found[-1]
+                    raise JobSubmissionError(f"the scheduler did not take the job: {words}")
+            if time.monotonic() >= end:
+                break
+            time.sleep(1)
+        raise JobSubmissionError(
+            f"nobody knows whether the job was taken: {words}. If it was, the run starts all the same; "
+            "look with `mlxjobs ls` once the scheduler answers, before you submit it again"
+        )
+
+    def status(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
+        """Ask for the state of many jobs in one call, or in two if some are long gone.
+
+        Returns:
+            What is known; jobs that nobody remembers are left out.
+
+        Raises:
+            SchedulerError: the scheduler did not answer.
+        """
+        if not job_ids:
+            return {}
+        result = self._run(self.scheduler.status_command(job_ids))
+        found = self.scheduler.parse_status(result.out)
+        gone = [job_id for job_id in job_ids if job_id not in found]
+        command = self.scheduler.history_command(gone) if gone else None
+        if command is not None:
+            # accounting is a bonus: it may be switched off, slow or down
+            with suppress(SchedulerError):
+                found.update(self.scheduler.parse_history(self._run(command).out))
+        return found
+
+    def cancel(self, job_ids: Sequence[str]) -> None:
+        """End these jobs for good. Raises `SchedulerError` if the scheduler refuses."""
+        self._run(self.scheduler.cancel_command(job_ids))
+
+    def requeue(self, job_id: str) -> None:
+        """Stop a job and let it start again. Raises `SchedulerError` if that cannot be."""
+        command = self.scheduler.requeue_command(job_id)
+        if command is None:
+            raise SchedulerError(f"{self.name} cannot requeue a job: submit the run again")
+        self._run(command)
+
+    def preempt(self, job_id: str) -> None:
+        """Make a job checkpoint and come back. Raises `SchedulerError` if that cannot be."""
+        command = self.scheduler.preempt_command(job_id)
+        if command is None:
+            raise SchedulerError(f"{self.name} has no command that preempts a job")
+        self._run(command)
+
+    def _run(self, command: Sequence[str]) -> shell.Result:
+        result = shell.run(command, timeout_s=_ANSWER_S)
+        if result.code != 0:
+            raise SchedulerError(f"{' '.join(command[:2])}: {result.words()}")
+        return result

@@ -1,0 +1,264 @@
+"""What happened to a run, as an ordered list of events, and the state that follows from it. No I/O.
+
+A run's state is never stored and changed: it is folded from its events, which are only ever added.
+So two writers cannot overwrite each other's news, and a state is never written back in time: the
+submitter's late "submitted" after the job's "running" changes the job id, not the status, and what
+a left-over process of an older attempt adds after a newer one began is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+Event = Mapping[str, Any]
+
+
+class RunStatus(str, Enum):
+    """Where a run is in its life; the names that `info.yaml` shows."""
+
+    SUBMITTED = "SUBMITTED"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    PREEMPTED = "PREEMPTED"
+    COMPLETE = "COMPLETE"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    __str__ = str.__str__
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is to come, unless somebody starts the run again."""
+        return self in (RunStatus.COMPLETE, RunStatus.FAILED, RunStatus.CANCELLED)
+
+
+@dataclass
+class Attempt:
+    """One execution of a run.
+
+    Attributes:
+        number: 1, 2, 3 ...
+        start: when it began, ISO 8601 with offset.
+        host: the machine it ran on.
+        pid: its process there.
+        boot: identifies that machine's boot, so that a process id can be trusted.
+        job_id: the scheduler's job it ran in, if any.
+        end: when it ended; None while it runs, or if nobody saw it end.
+        status: how it ended; None as `end`.
+        reason: why it ended, in one line.
+        resumed_from: the checkpoint it went on from, relative to the run directory.
+        metrics: bytes of each metrics file when it began, so that they can be told from its own.
+    """
+
+    number: int
+    start: str
+    host: str = ""
+    pid: int | None = None
+    boot: str = ""
+    job_id: str | None = None
+    end: str | None = None
+    status: RunStatus | None = None
+    reason: str | None = None
+    resumed_from: str | None = None
+    metrics: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class RunState:
+    """What is known of a run.
+
+    Attributes:
+        sequence: how many events it was folded from.
+        status: where it is in its life.
+        reason: why it is there, in one line, if there is something to say.
+        facts: what was recorded when it was created: user, command, folders ...
+        scheduler: `name`, `class`, `job_id` and `submitted` of its newest submission, or nothing.
+        submissions: how often it was handed to a scheduler.
+        attempts: its executions, oldest first.
+    """
+
+    sequence: int = 0
+    status: RunStatus = RunStatus.STARTING
+    reason: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    submissions: int = 0
+    attempts: list[Attempt] = field(default_factory=list)
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The newest attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def job_id(self) -> str | None:
+        """The scheduler's id of the newest job of this run."""
+        job_id = self.scheduler.get("job_id")
+        return None if job_id is None else str(job_id)
+
+    @property
+    def interruptions(self) -> int:
+        """How many attempts were stopped and put back into the queue."""
+        return sum(attempt.status is RunStatus.PREEMPTED for attempt in self.attempts)
+
+    @property
+    def losses(self) -> int:
+        """How many attempts, the newest aside, vanished without a word: killed, or their node failed."""
+        return sum(attempt.end is None for attempt in self.attempts[:-1])
+
+
+def timestamp() -> str:
+    """Return the time now as ISO 8601 with offset and milliseconds."""
+    return datetime.now().astimezone().isoformat(timespec="milliseconds")
+
+
+def fold(events: Iterable[Event]) -> RunState:
+    """Return the state that follows from these events, in their order.
+
+    An event is a dictionary with `event` (its kind), `time`, and what belongs to the kind; kinds
+    that this version does not know are skipped, so that an older program can read a newer run.
+    """
+    state = RunState()
+    for event in events:
+        state.sequence += 1
+        handler = _HANDLERS.get(event["event"])
+        if handler is not None:
+            handler(state, event)
+    return state
+
+
+def _created(state: RunState, event: Event) -> None:
+    state.facts.update(event["facts"])
+    # a run of MLXP's that was taken over; one that never said how it ended has not completed
+    if event.get("status"):
+        done = event["status"] == "COMPLETE"
+        state.status = RunStatus.COMPLETE if done else RunStatus.FAILED
+
+
+def _submitting(state: RunState, event: Event) -> None:
+    state.submissions += 1
+    state.scheduler = {
+        "name": event["scheduler"],
+        "class": event["class"],
+        "job_id": None,
+        "submitted": event["time"],
+    }
+    state.status, state.reason = RunStatus.SUBMITTED, None
+
+
+def _submitted(state: RunState, event: Event) -> None:
+    if event["submission"] == state.submissions:
+        state.scheduler["job_id"] = event["job_id"]
+
+
+def _refused(state: RunState, event: Event) -> None:
+    # a job that started all the same has spoken louder than the scheduler's refusal
+    if event["submission"] == state.submissions and state.status is RunStatus.SUBMITTED:
+        state.status, state.reason = RunStatus.FAILED, event["reason"]
+
+
+def _started(state: RunState, event: Event) -> None:
+    before = state.attempt
+    if before is not None and before.end is None and before.reason is None:
+        before.reason = "vanished: killed, or its node failed"
+    state.attempts.append(
+        Attempt(
+            number=event["attempt"],
+            start=event["time"],
+            host=event.get("host", ""),
+            pid=event.get("pid"),
+            boot=event.get("boot", ""),
+            job_id=event.get("job_id"),
+            metrics=event.get("metrics", {}),
+        )
+    )
+    if event.get("job_id") is not None:
+        state.scheduler["job_id"] = event["job_id"]
+    state.facts.update(event.get("facts", {}))
+    state.status, state.reason = RunStatus.STARTING, None
+
+
+def _newest(state: RunState, event: Event) -> Attempt | None:
+    """The attempt an event speaks of, if it is the newest: older ones have no say any more."""
+    attempt = state.attempt
+    return attempt if attempt is not None and attempt.number == event["attempt"] else None
+
+
+def _running(state: RunState, event: Event) -> None:
+    if _newest(state, event) is not None and state.status is RunStatus.STARTING:
+        state.status = RunStatus.RUNNING
+
+
+def _resumed(state: RunState, event: Event) -> None:
+    attempt = _newest(state, event)
+    if attempt is not None:
+        attempt.resumed_from = event["checkpoint"]
+
+
+def _ended(state: RunState, event: Event) -> None:
+    attempt = _newest(state, event)
+    # "preempted" may be followed by "complete": the task returned before it was killed
+    if attempt is None or (attempt.status is not None and attempt.status.ended):
+        return
+    attempt.end, attempt.reason = event["time"], event.get("reason")
+    attempt.status = RunStatus(event["status"])
+    state.status, state.reason = attempt.status, attempt.reason
+
+
+def _withdrawn(state: RunState, event: Event) -> None:
+    """The run was cancelled, or its job vanished, while no attempt of it was running."""
+    if not state.status.ended and event["attempts"] == len(state.attempts):
+        state.status, state.reason = RunStatus(event["status"]), event.get("reason")
+
+
+_HANDLERS = {
+    "created": _created,
+    "submitting": _submitting,
+    "submitted": _submitted,
+    "refused": _refused,
+    "started": _started,
+    "running": _running,
+    "resumed": _resumed,
+    "ended": _ended,
+    "withdrawn": _withdrawn,
+}
+
+
+def _local(stamp: str | None, pattern: str) -> str | None:
+    return None if stamp is None else datetime.fromisoformat(stamp).strftime(pattern)
+
+
+def render(state: RunState) -> dict[str, Any]:
+    """Return the content of `info.yaml` for this state: the seed's keys first, then ours."""
+    last = state.attempt
+    start = last.start if last else state.facts.get("created")
+    end = last.end if last else None
+    facts = {key: value for key, value in state.facts.items() if key != "created"}
+    return {
+        **facts,
+        "process_id": last.pid if last else facts.get("process_id"),
+        "hostname": last.host if last else facts.get("hostname"),
+        "start_date": _local(start, "%d/%m/%Y"),
+        "start_time": _local(start, "%H:%M:%S"),
+        "end_date": _local(end, "%d/%m/%Y"),
+        "end_time": _local(end, "%H:%M:%S"),
+        "status": state.status.value,
+        "reason": state.reason,
+        "scheduler": dict(state.scheduler),
+        "attempts": [
+            {
+                "start": attempt.start,
+                "end": attempt.end,
+                "host": attempt.host,
+                "job_id": attempt.job_id,
+                "reason": attempt.reason,
+                "resumed_from": attempt.resumed_from,
+                "status": attempt.status.value if attempt.status else None,
+            }
+            for attempt in state.attempts
+        ],
+    }

@@ -1,0 +1,424 @@
+"""What a task records: metrics, artifacts and checkpoints of its run."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from mlxjobs import artifacts, checkpoints
+from mlxjobs.artifacts import Artifact
+from mlxjobs.checkpoints import SUFFIX, DamagedCheckpoint, Loaded, Record
+from mlxjobs.console import note
+from mlxjobs.errors import CheckpointNotFoundError
+from mlxjobs.metrics import MetricsWriter
+from mlxjobs.resume import Resumption
+
+# the loggers of this process, by directory: a pickled logger comes back as the one of its run
+_ACTIVE: WeakValueDictionary[str, DefaultLogger] = WeakValueDictionary()
+_LOADING: ContextVar[DefaultLogger | None] = ContextVar("loading", default=None)
+
+
+class Logger(abc.ABC):
+    """Base of all loggers: where a run's files are, and what to do when it is preempted.
+
+    Args:
+        log_dir: the run directory.
+        preempted: tells whether the scheduler has asked this attempt to stop.
+    """
+
+    def __init__(self, log_dir: Path | str, *, preempted: Callable[[], bool] | None = None) -> None:
+        self._log_dir = Path(log_dir).absolute()
+        self._preempted = preempted
+        self._callbacks: list[Callable[[], object]] = []
+
+    @property
+    def log_id(self) -> int | str:
+        """The run's number, or the name of its folder if that is none."""
+        name = self._log_dir.name
+        return int(name) if name.isdecimal() else name
+
+    @property
+    def log_dir(self) -> str:
+        """The run directory."""
+        return str(self._log_dir)
+
+    @property
+    def parent_log_dir(self) -> str:
+        """The folder with all runs."""
+        return str(self._log_dir.parent)
+
+    @property
+    def metrics_dir(self) -> str:
+        """The folder of what `log_metrics` writes."""
+        return str(self._log_dir / "metrics")
+
+    @property
+    def artifacts_dir(self) -> str:
+        """The folder of artifacts, with one folder for each type."""
+        return str(self._log_dir / "artifacts")
+
+    @property
+    def metadata_dir(self) -> str:
+        """The folder of `config.yaml`, `info.yaml` and `mlxpy.yaml`."""
+        return str(self._log_dir / "metadata")
+
+    def get_info(self) -> dict[str, Any]:
+        """Return the run's number and its folders."""
+        keys = ("log_id", "log_dir", "metrics_dir", "metadata_dir", "artifacts_dir")
+        return {key: getattr(self, key) for key in keys}
+
+    @property
+    def preempted(self) -> bool:
+        """True once the scheduler has asked this attempt to stop; the next `log_checkpoint` leaves."""
+        return self._preempted is not None and self._preempted()
+
+    def on_preemption(self, callback: Callable[[], object]) -> Callable[[], object]:
+        """Have a function called when a preempted attempt leaves, after its last checkpoint."""
+        self._callbacks.append(callback)
+        return callback
+
+    def run_preemption_callbacks(self) -> None:
+        """Call what `on_preemption` was given, in that order."""
+        for callback in self._callbacks:
+            callback()
+
+    @abc.abstractmethod
+    def log_metrics(self, metrics_dict: Mapping[str, Any], log_name: str = "metrics") -> None:
+        """Append a dictionary of scalars to `metrics/<log_name>.json`."""
+
+    @abc.abstractmethod
+    def log_artifact(self, artifact: Artifact, log_name: str) -> None:
+        """Write an artifact to `artifacts/<its class>/<log_name><ext>`."""
+
+    @abc.abstractmethod
+    def log_checkpoint(self, checkpoint: Any, log_name: str = "checkpoint") -> None:
+        """Write an object from which the task can go on."""
+
+    @abc.abstractmethod
+    def load_checkpoint(self, log_name: str | None = None, root: str | Path | None = None) -> Any:
+        """Read an object that `log_checkpoint` wrote."""
+
+
+class DefaultLogger(Logger):
+    """Records a run in its directory, each step once however often the run is resumed.
+
+    An attempt that loads a checkpoint of the run goes on from there: metrics that earlier attempts
+    wrote after that checkpoint are moved to `metrics/.superseded/`. An attempt that saves or
+    completes without having loaded one has begun from scratch: then all of theirs are moved.
+
+    Args:
+        log_dir: the run directory; made if missing.
+        attempt: number of this attempt, from 1.
+        unfinished: there were attempts before, and the run is not complete.
+        start: bytes of every metrics file when this attempt began; by default, now.
+        preempted: tells whether the scheduler has asked this attempt to stop.
+        checkpointed: called when a checkpoint is on the disk; what it raises ends the task.
+        resumed: called with a checkpoint of this run when the attempt goes on from it.
+    """
+
+    _checkpointed: Callable[[], None] | None = None
+    _resumed: Callable[[Path], None] | None = None
+
+    def __init__(
+        self,
+        log_dir: Path | str,
+        *,
+        attempt: int = 1,
+        unfinished: bool = False,
+        start: Mapping[str, int] | None = None,
+        preempted: Callable[[], bool] | None = None,
+        checkpointed: Callable[[], None] | None = None,
+        resumed: Callable[[Path], None] | None = None,
+    ) -> None:
+        super().__init__(log_dir, preempted=preempted)
+        for folder in (self.metrics_dir, self.artifacts_dir, self.metadata_dir):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        self._checkpointed = checkpointed
+        self._resumed = resumed
+        self._attach(attempt, unfinished, start)
+        _ACTIVE[self.log_dir] = self
+
+    def _attach(
+        self, attempt: int = 0, unfinished: bool = False, start: Mapping[str, int] | None = None
+    ) -> None:
+        self._attempt = attempt
+        self._metrics = MetricsWriter(self._log_dir / "metrics")
+        self._append = self._metrics.append
+        self._checkpoints = self._log_dir / "artifacts" / "Checkpoint"
+        self._sequence: int | None = None  # of the newest checkpoint; read when first needed
+        self._damaged: set[Path] = set()
+        self._resumption = Resumption(
+            self._metrics, str(self.log_id), attempt=attempt, unfinished=unfinished, start=start
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.log_dir)
+
+    # --- metrics
+
+    def log_metrics(self, metrics_dict: Mapping[str, Any], log_name: str = "metrics") -> None:
+        """Append one line to `metrics/<log_name>.json`.
+
+        Args:
+            metrics_dict: numbers, texts, numpy and torch scalars. NaN and infinities become the
+                texts "NaN", "Infinity" and "-Infinity", since JSON has no numbers for them.
+            log_name: the file, without `.json`.
+
+        Raises:
+            InvalidKeyError: no metrics file can have this name.
+            InvalidMetricError: a value cannot be written; nothing was.
+            OSError: the line could not be written; nothing of it was.
+        """
+        self._append(metrics_dict, log_name)
+
+    # --- checkpoints
+
+    def log_checkpoint(self, checkpoint: Any, log_name: str = "checkpoint") -> None:
+        """Write an object from which the task can go on to `artifacts/Checkpoint/<log_name>.pkl`.
+
+        When this returns it is on the disk; the checkpoint before it is kept too. A preempted
+        attempt leaves here.
+
+        Args:
+            checkpoint: anything that pickle or cloudpickle takes.
+            log_name: the file, with or without `.pkl`.
+
+        Raises:
+            InvalidKeyError: no checkpoint can have this name.
+            InvalidArtifactError: the object cannot be pickled; the old checkpoint is as it was.
+            OSError: it could not be written; the old checkpoint is as it was.
+        """
+        name = artifacts.check_artifact_name(log_name).removesuffix(SUFFIX)
+        path = self._checkpoints / f"{name}{SUFFIX}"
+        self._resumption.saves()
+        self._metrics.sync()
+        sequence = self._newest_sequence() + 1
+        record = Record(
+            sequence, self._attempt, _now(), name, self._metrics.offsets(), self._metrics.rewinds()
+        )
+        checkpoints.save(checkpoint, path, record, keep=path not in self._damaged)
+        self._sequence = sequence
+        self._damaged.discard(path)
+        if self._checkpointed is not None:
+            self._checkpointed()
+
+    def _newest_sequence(self) -> int:
+        if self._sequence is None:
+            self._sequence = checkpoints.highest_sequence(self._checkpoints)
+        return self._sequence
+
+    def load_checkpoint(self, log_name: str | None = None, root: str | Path | None = None) -> Any:
+        """Read an object that `log_checkpoint` wrote; this runs what the file says, as pickle does.
+
+        A damaged checkpoint is replaced, with a warning, by the one before it.
+
+        Args:
+            log_name: the checkpoint, with or without `.pkl`; by default the newest.
+            root: another run's directory, or the folder of the file; by default this run.
+
+        Raises:
+            CheckpointNotFoundError: there is none; it says where it was looked for.
+            DamagedCheckpoint: there is one, but none that can be read.
+        """
+        folders = [self._checkpoints] if root is None else _folders(Path(root))
+        own = self._checkpoints.resolve() in [folder.resolve() for folder in folders]
+        paths = [path for folder in folders for path in _candidates(folder, log_name)]
+        if not paths:
+            if own and not checkpoints.find(self._checkpoints):
+                self._resumption.begins_from_scratch()
+            what = "checkpoint" if log_name is None else f"checkpoint {log_name!r}"
+            raise CheckpointNotFoundError(f"there is no {what} in {' or '.join(map(str, folders))}")
+        loaded = self._load(paths[:1] if log_name is not None else paths, own)
+        if own and self._resumption.goes_on_from(loaded.path, loaded.record) and self._resumed is not None:
+            self._resumed(loaded.path)
+        return loaded.checkpoint
+
+    def _load(self, paths: list[Path], own: bool) -> Loaded:
+        """The first that can be read."""
+        problem: DamagedCheckpoint | None = None
+        token = _LOADING.set(self if own else None)
+        try:
+            for path in paths:
+                try:
+                    loaded = checkpoints.load_newest(path, stacklevel=4)
+                except DamagedCheckpoint as error:
+                    note(str(error))  # a bare `except:` around load_checkpoint must not hide it
+                    self._damaged.add(path)
+                    problem = problem or error
+                    continue
+                if loaded.path != path:
+                    self._damaged.add(path)
+                return loaded
+        finally:
+            _LOADING.reset(token)
+        raise problem if problem is not None else CheckpointNotFoundError("no checkpoint was named")
+
+    # --- artifacts
+
+    def log_artifact(self, artifact: Artifact, log_name: str) -> None:
+        """Write an artifact to `artifacts/<its class>/<log_name><ext>`.
+
+        Args:
+            artifact: an instance of a subclass of `Artifact`.
+            log_name: the file, without extension.
+
+        Raises:
+            InvalidArtifactError: it is no artifact, or its `_save` wrote nothing.
+            InvalidKeyError: no artifact can have this name.
+            OSError: the file could not be written.
+        """
+        if type(artifact) is artifacts.Checkpoint and artifact.ext == SUFFIX:
+            self.log_checkpoint(artifact.obj, log_name)
+        else:
+            artifacts.write_artifact(artifact, Path(self.artifacts_dir), log_name)
+
+    def log_artifacts(
+        self,
+        artifact: Any,
+        artifact_name: str | None = None,
+        artifact_type: str | None = None,
+        *,
+        log_name: str | None = None,
+    ) -> None:
+        """Write an object to `artifacts/<artifact_type>/<artifact_name>`, or an `Artifact` to its place.
+
+        Args:
+            artifact: an `Artifact`, or any object that the type takes.
+            artifact_name: the file.
+            artifact_type: a registered type; not needed for an `Artifact`.
+            log_name: another word for `artifact_name`.
+
+        Raises:
+            InvalidArtifactError: the type is missing, not registered, or does not take the object.
+            InvalidKeyError: no artifact can have this name.
+            OSError: the file could not be written.
+        """
+        name = artifacts.check_artifact_name(artifact_name if artifact_name is not None else log_name)
+        if artifact_type is None or isinstance(artifact, Artifact):
+            self.log_artifact(artifact, name)
+        else:
+            artifacts.write_typed(artifact, Path(self.artifacts_dir), name, artifact_type)
+
+    def load_artifacts(
+        self,
+        artifact_name: str,
+        artifact_type: str | type[Artifact] | None = None,
+        root: str | Path | None = None,
+    ) -> Any:
+        """Read an artifact.
+
+        Args:
+            artifact_name: the file, with or without extension.
+            artifact_type: its type; by default the only one that has the name.
+            root: another run's directory; by default this run.
+
+        Raises:
+            InvalidArtifactError: there is none, or several, or the type cannot be read.
+            InvalidKeyError: no artifact can have this name.
+        """
+        folder = Path(self.artifacts_dir if root is None else root)
+        if root is not None and (folder / "artifacts").is_dir():
+            folder = folder / "artifacts"
+        return artifacts.read_artifact(folder, artifact_name, artifact_type)
+
+    def register_artifact_type(
+        self, name: str, save: Callable[[Any, str], object], load: Callable[[str], Any]
+    ) -> None:
+        """Say how objects of a type of artifacts are written, `save(obj, path)`, and read, `load(path)`.
+
+        Raises:
+            InvalidKeyError: no folder can have this name.
+            InvalidArtifactError: `save` or `load` cannot be called.
+        """
+        artifacts.register_artifact_type(name, save, load)
+
+    # --- the end
+
+    def finish(self) -> None:
+        """Settle which metrics count and flush them; called when an attempt ends."""
+        self._resumption.ends()
+        self._metrics.sync()
+
+    def close(self) -> None:
+        """Close the files; logging afterwards opens them again."""
+        if _ACTIVE.get(self.log_dir) is self:
+            del _ACTIVE[self.log_dir]
+        self._metrics.close()
+
+
+class SilentLogger(DefaultLogger):
+    """For the other processes of a parallel job: what is written goes nowhere, reading works."""
+
+    def __init__(
+        self,
+        log_dir: Path | str,
+        *,
+        preempted: Callable[[], bool] | None = None,
+        checkpointed: Callable[[], None] | None = None,
+    ) -> None:
+        Logger.__init__(self, log_dir, preempted=preempted)  # makes no folders
+        self._checkpointed = checkpointed
+        self._attach()
+        _ACTIVE[self.log_dir] = self
+
+    def log_metrics(self, metrics_dict: Mapping[str, Any], log_name: str = "metrics") -> None:
+        """Do nothing."""
+
+    def log_checkpoint(self, checkpoint: Any, log_name: str = "checkpoint") -> None:
+        """Write nothing; a preempted attempt may leave here."""
+        if self._checkpointed is not None:
+            self._checkpointed()
+
+    def log_artifact(self, artifact: Artifact, log_name: str) -> None:
+        """Do nothing."""
+
+    def log_artifacts(
+        self,
+        artifact: Any,
+        artifact_name: str | None = None,
+        artifact_type: str | None = None,
+        *,
+        log_name: str | None = None,
+    ) -> None:
+        """Do nothing."""
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+
+def _now() -> str:
+    from datetime import datetime
+
+    return datetime.now().astimezone().isoformat()
+
+
+def _folders(root: Path) -> list[Path]:
+    """Where the checkpoints of a run directory are, or of a folder that holds some itself."""
+    places = [root / "artifacts" / "Checkpoint", root / "artifacts" / "pickle", root / "Checkpoint"]
+    return [*(place for place in places if place.is_dir()), root]
+
+
+def _candidates(folder: Path, log_name: str | None) -> list[Path]:
+    if log_name is None:
+        return checkpoints.find(folder)
+    name = artifacts.check_artifact_name(log_name)
+    paths = [folder / f"{name.removesuffix(SUFFIX)}{SUFFIX}", folder / f"{name}{SUFFIX}", folder / name]
+    return [path for path in paths if path.is_file() or checkpoints.previous(path).is_file()]
+
+
+def _restore(cls: type[DefaultLogger], log_dir: str) -> DefaultLogger:
+    """Return the logger of a run in this process, else one that adds to the run and rewinds nothing."""
+    if (active := _ACTIVE.get(log_dir)) is not None:
+        return active
+    loading = _LOADING.get()
+    if loading is not None and Path(log_dir).name == loading._log_dir.name:
+        return loading  # the run has been moved since
+    logger = cls.__new__(cls)
+    Logger.__init__(logger, log_dir)
+    logger._attach()
+    _ACTIVE[log_dir] = logger
+    return logger

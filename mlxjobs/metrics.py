@@ -1,0 +1,244 @@
+"""Metrics: one JSON line a call, appended by one write(2).
+
+metrics/
+  train.json                    {"loss":0.03,"epoch":0} ...
+  .keys/metrics.yaml            log name -> key -> type, for whoever reads many runs
+  .superseded/<attempt>/        lines of earlier attempts that a resumed run repeats
+  .superseded/torn/             last lines that a killed process left unfinished
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mlxjobs import rewind as rewinding
+from mlxjobs.errors import InvalidKeyError
+from mlxjobs.files import replace_file, sync_directory
+from mlxjobs.metric_values import InvalidMetricError, json_object, key_text, type_name, unwrap
+from mlxjobs.paths import is_file_name, naming
+
+RESERVED_NAMES = ("info", "config", "mlxpy", "artifacts")
+
+_BYTE_N, _BYTE_U = b"nu"
+
+
+def check_log_name(log_name: object) -> None:
+    """Accept a name that a metrics file can have.
+
+    Raises:
+        InvalidKeyError: it is reserved, empty, hidden, or no name of a file.
+    """
+    if not is_file_name(log_name) or log_name in RESERVED_NAMES:
+        raise InvalidKeyError(
+            f"{log_name!r} cannot name a metrics file: use a text without path separators, not "
+            f"empty, not beginning with a dot, and none of {', '.join(RESERVED_NAMES)}"
+        )
+
+
+class MetricsWriter:
+    """Append metrics to the files of one run.
+
+    NaN and infinities are written as the texts "NaN", "Infinity" and "-Infinity", the form of
+    ProtoJSON, because JSON has no numbers for them; None is null.
+
+    Args:
+        directory: the run's `metrics/`; made when the first line is written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        import orjson  # 15 ms, which a program that only submits need not spend
+
+        self._directory = directory
+        self._dumps = orjson.dumps
+        self._options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+        # log name -> descriptor, keys in the registry
+        self._streams: dict[str, tuple[int, set[str]]] = {}
+        self._created = False
+        # not taken by a line whose keys are known; reentrant, for a signal handler may log
+        self._lock = threading.RLock()
+
+    def append(self, metrics: Mapping[str, Any], log_name: str) -> None:
+        """Write one line; lines are on disk in the order of the calls.
+
+        Args:
+            metrics: what to write: numbers, texts, None, numpy and torch scalars, and lists and
+                dictionaries of them.
+            log_name: the file, without `.json`.
+
+        Raises:
+            InvalidKeyError: no metrics file can have this name.
+            InvalidMetricError: a key or value cannot be written; nothing was.
+            OSError: the line could not be written; nothing of it was.
+        """
+        try:
+            descriptor, known = self._streams[log_name]
+            line = self._dumps(metrics, unwrap, self._options)
+            # orjson turns NaN into null silently; asking for single bytes first is 10 times faster
+            if (_BYTE_U in line and _BYTE_N in line and b"null" in line) or not (
+                metrics and known.issuperset(metrics)
+            ):
+                descriptor, line = self._prepare(metrics, log_name)
+        except (KeyError, TypeError):
+            descriptor, line = self._prepare(metrics, log_name)
+        try:
+            written = os.write(descriptor, line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path(log_name))) from error
+        if written != len(line):
+            self._withdraw(log_name, line, written)
+
+    def _prepare(self, metrics: Mapping[str, Any], log_name: str) -> tuple[int, bytes]:
+        """The careful way: check everything, open the file, register new keys."""
+        check_log_name(log_name)
+        line = self._encode(metrics)
+        with self._lock:
+            if log_name not in self._streams:
+                self._streams[log_name] = self._open(log_name), set()
+            descriptor, known = self._streams[log_name]
+            types = {key_text(key): type_name(value) for key, value in metrics.items()}
+            if not known.issuperset(types):
+                self._register(log_name, types)
+                known.update(types)
+        return descriptor, line
+
+    def _encode(self, metrics: Mapping[str, Any]) -> bytes:
+        if not isinstance(metrics, Mapping):
+            raise InvalidMetricError(f"log_metrics takes a dictionary, not {type(metrics).__name__}")
+        try:
+            plain = json_object(metrics)
+        except RecursionError as error:
+            raise InvalidMetricError("the metrics are nested too deeply to be written") from error
+        try:
+            return self._dumps(plain, None, self._options)
+        except TypeError:  # integers of more than 64 bits
+            import json
+
+            return json.dumps(plain, separators=(",", ":")).encode() + b"\n"
+
+    def _path(self, log_name: str) -> Path:
+        return self._directory / f"{log_name}.json"
+
+    def _open(self, log_name: str) -> int:
+        path = self._path(log_name)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        rewinding.cut_torn_line(path)
+        self._created = True
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+    def _withdraw(self, log_name: str, line: bytes, written: int) -> None:
+        """Take a line that was written in part out again, and say so."""
+        path = self._path(log_name)
+        with open(path, "r+b", buffering=0) as file:
+            begin = file.seek(0, os.SEEK_END) - written
+            file.seek(begin)
+            if file.read() == line[:written]:  # else another thread has written meanwhile
+                file.truncate(begin)
+        raise OSError(
+            errno.ENOSPC,
+            f"only {written} of {len(line)} bytes could be written: the disk is full, or the file "
+            "has reached a size limit",
+            str(path),
+        )
+
+    def _register(self, log_name: str, types: Mapping[str, str]) -> None:
+        """Add keys to the registry; it is an index only, so a broken one is made anew."""
+        import yaml
+
+        path = self._directory / ".keys" / "metrics.yaml"
+        registry: dict[str, dict[str, str]] = {}
+        with suppress(FileNotFoundError, yaml.YAMLError, UnicodeDecodeError):
+            stored = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+            if isinstance(stored, dict):
+                registry = {name: keys for name, keys in stored.items() if isinstance(keys, dict)}
+        before = registry.get(log_name, {})
+        if before.keys() >= types.keys():
+            return
+        registry[log_name] = {**types, **before}
+        dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+        text = yaml.dump(registry, Dumper=dumper, allow_unicode=True, sort_keys=False)
+        with naming(path):
+            path.parent.mkdir(exist_ok=True)
+            replace_file(path, text)
+
+    def offsets(self) -> dict[str, int]:
+        """Return the size of every metrics file, log name -> bytes."""
+        return {name: self._path(name).stat().st_size for name in rewinding.log_names(self._directory)}
+
+    def sync(self) -> None:
+        """Flush to the disk what this writer wrote.
+
+        Raises:
+            OSError: the disk did not take it.
+        """
+        with self._lock:
+            for log_name, (descriptor, _) in self._streams.items():
+                with naming(self._path(log_name)):
+                    os.fsync(descriptor)
+            if self._created:
+                sync_directory(self._directory)
+                self._created = False
+
+    def close(self) -> None:
+        """Close the files; a later `append` opens them again."""
+        with self._lock:
+            streams, self._streams = self._streams, {}
+            for descriptor, _ in streams.values():
+                os.close(descriptor)
+
+    def repair(self) -> None:
+        """Move the unfinished last line of every file, if it has one, to `.superseded/torn/`."""
+        for log_name in rewinding.log_names(self._directory):
+            rewinding.cut_torn_line(self._path(log_name))
+
+    def rewinds(self) -> int:
+        """Return how many rewinds this run has had; a checkpoint remembers it."""
+        return rewinding.rewinds_so_far(self._directory)
+
+    def rewind(
+        self,
+        offsets: Mapping[str, int],
+        start: Mapping[str, int],
+        attempt: int,
+        *,
+        rewinds: int | None = None,
+    ) -> int:
+        """Make the files read as they did when they had these sizes, then this attempt's lines.
+
+        What earlier attempts wrote later is moved to `.superseded/<attempt>/`. Safe to call again
+        after a crash at any point. A size inside a line goes back to the end of the line before.
+
+        Args:
+            offsets: log name -> bytes to keep; a file that is not named keeps nothing.
+            start: log name -> bytes when this attempt began; what follows is its own and stays.
+            attempt: number of the attempt that rewinds.
+            rewinds: what `rewinds()` was when the sizes were taken: rewinds since then are undone
+                first, so that the lines come back which an attempt in between had moved away.
+
+        Returns:
+            Number of lines moved.
+
+        Raises:
+            OSError: a file could not be written; nothing is lost.
+        """
+        with self._lock:
+            return rewinding.rewind(
+                self._directory,
+                offsets,
+                start,
+                attempt=attempt,
+                rewinds=rewinds,
+                replaced=self._reopen,
+            )
+
+    def _reopen(self, log_name: str, path: Path) -> None:
+        if log_name in self._streams:
+            # the number stays the same, so another thread never writes to a closed descriptor
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+            os.dup2(descriptor, self._streams[log_name][0], inheritable=False)
+            os.close(descriptor)

@@ -1,0 +1,199 @@
+"""What a submitted job does when its scheduler warns it: reach the next checkpoint, then leave and come back.
+
+A signal only sets a flag and wakes a thread. The thread asks the scheduler at once what the signal
+meant, because there may be no time later: if the job's time is over, it is requeued right there;
+if it was cancelled, that is recorded. The task itself goes on until its next `log_checkpoint`, the
+safe point, where it leaves by an exception.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+from mlxjobs.cluster import Cluster
+from mlxjobs.console import note
+from mlxjobs.errors import SchedulerError
+from mlxjobs.history import RunState, RunStatus
+from mlxjobs.scheduler import Fate, Here
+from mlxjobs.store import Run
+
+
+_STOP = 0  # no signal has this number
+
+
+class Preempted(BaseException):
+    """Unwinds a task that leaves at a safe point; no `except Exception` of the task stops it."""
+
+    def __init__(self, status: RunStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class Preemption:
+    """Follows the warnings that one attempt of a run gets.
+
+    Args:
+        run: the run.
+        attempt: the number of the attempt.
+        cluster: what the job runs on.
+        here: the job.
+        max_requeues: how often the run may come back.
+    """
+
+    def __init__(self, run: Run, attempt: int, cluster: Cluster, here: Here, max_requeues: int) -> None:
+        self._run = run
+        self._attempt = attempt
+        self._cluster = cluster
+        self._here = here
+        self._max_requeues = max_requeues
+        self._lock = threading.Lock()
+        self._listening = False
+        self._signal: signal.Signals | None = None
+        self._leaving: Preempted | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether a warning has come."""
+        return self._signal is not None
+
+    # -- signals ----------------------------------------------------------------------------
+
+    @contextmanager
+    def listen(self) -> Iterator[None]:
+        """Catch the scheduler's warnings; afterwards all handlers are as before."""
+        if threading.current_thread() is not threading.main_thread():
+            note("the task runs in a thread: signals of the scheduler cannot be caught")
+            yield
+            return
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        # C code that takes long keeps the handler waiting, but not the byte that the
+        # interpreter's own handler writes; so the thread hears of a signal in any case
+        before_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        before = {
+            number: signal.signal(number, self._note_signal)
+            for number in self._cluster.scheduler.warning_signals
+        }
+        owner = os.getpid()
+        self._listening = True
+        os.register_at_fork(after_in_child=lambda: self._forget(owner, before, before_fd))
+        thread = threading.Thread(target=self._watch, args=(reader,), name="mlxjobs-signals", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._restore(before, before_fd)
+            # closing the pipe would not end the thread: a forked child may hold it open too
+            os.write(writer, bytes([_STOP]))
+            thread.join()
+            os.close(writer)
+            os.close(reader)
+
+    def _restore(self, handlers: dict[signal.Signals, Any], wakeup_fd: int) -> None:
+        self._listening = False
+        for number, handler in handlers.items():
+            # a job that leaves is about to be signalled again: that must not cut short its exit
+            leaving = self._leaving is not None
+            signal.signal(number, signal.SIG_IGN if leaving else (handler or signal.SIG_DFL))
+        signal.set_wakeup_fd(wakeup_fd)
+
+    def _forget(self, owner: int, handlers: dict[signal.Signals, Any], wakeup_fd: int) -> None:
+        """In a child made by fork (a data loader's worker), signals mean what they meant before."""
+        if self._listening and os.getppid() == owner:
+            self._leaving = None
+            self._restore(handlers, wakeup_fd)
+
+    def _note_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._signal = signal.Signals(number)
+
+    def _watch(self, reader: int) -> None:
+        warnings = self._cluster.scheduler.warning_signals
+        while _STOP not in (received := os.read(reader, 64)):
+            heard = [number for number in received if number in warnings]
+            if heard:
+                self._signal = signal.Signals(heard[-1])
+                if self._here.rank == 0:
+                    with self._lock:
+                        self._answer(at_safe_point=False)
+
+    # -- the answer -------------------------------------------------------------------------
+
+    def at_safe_point(self, callbacks: Callable[[], None]) -> None:
+        """Leave if a warning has come; called when a checkpoint is on the disk.
+
+        Args:
+            callbacks: runs what the user wants done before the task leaves.
+
+        Raises:
+            Preempted: the task has to leave.
+        """
+        if not self.requested or self._here.rank != 0:
+            return
+        with self._lock:  # the thread may be asking at this moment
+            if self._leaving is None:
+                self._answer(at_safe_point=True)
+            leaving = self._leaving
+        if leaving is None:
+            return
+        try:
+            callbacks()
+        except Exception:  # noqa: BLE001 - the checkpoint is safe; the job must go back to the queue
+            note("a callback of on_preemption failed:")
+            traceback.print_exc()
+        raise leaving
+
+    def _answer(self, *, at_safe_point: bool) -> None:
+        fate = self._ask()
+        if fate is Fate.CANCELLED:
+            self._record(RunStatus.CANCELLED, "cancelled")
+        elif fate is Fate.REQUEUED:
+            self._record(RunStatus.PREEMPTED, "stopped and requeued by the scheduler")
+        elif fate is Fate.TIME_LIMIT:
+            self._come_back("time limit")
+        elif at_safe_point:
+            name = self._signal.name if self._signal else "a signal"
+            self._come_back(f"warned by {name}")
+
+    def _ask(self) -> Fate:
+        job_id = self._here.job_id
+        try:
+            status = self._cluster.status([job_id]).get(job_id)
+        except SchedulerError as error:
+            note(f"the scheduler does not say what the signal means: {error}")
+            return Fate.UNKNOWN
+        return Fate.UNKNOWN if status is None else self._cluster.scheduler.fate(status, self._here)
+
+    def _come_back(self, reason: str) -> None:
+        done = self._run.state().interruptions
+        if done >= self._max_requeues:
+            stop = f"{reason}; requeued {done} times, scheduler.max_requeues is {self._max_requeues}"
+            if reason == "time limit":
+                self._record(RunStatus.CANCELLED, stop)
+            else:
+                note(f"the run is not requeued: {stop}")
+            return
+        try:
+            self._cluster.requeue(self._here.job_id)
+        except SchedulerError as error:
+            note(f"the job could not be requeued, so it goes on: {error}")
+            return
+        self._record(RunStatus.PREEMPTED, f"{reason}, requeued {done + 1} of {self._max_requeues}")
+
+    def _record(self, status: RunStatus, reason: str) -> None:
+        def ended(state: RunState) -> dict[str, Any] | None:
+            attempt = state.attempt
+            if attempt is None or attempt.number != self._attempt or attempt.status is not None:
+                return None
+            return {"event": "ended", "attempt": self._attempt, "status": status.value, "reason": reason}
+
+        self._leaving = Preempted(status, reason)
+        with suppress(OSError):  # a full disk: leaving matters more, and the next attempt tells
+            self._run.record(ended)

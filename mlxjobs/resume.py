@@ -1,0 +1,121 @@
+"""Which metrics lines of earlier attempts count, once an attempt of a run has shown where it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlxjobs.checkpoints import Record
+from mlxjobs.console import note
+from mlxjobs.metrics import MetricsWriter
+
+
+class Resumption:
+    """Keeps each step of an unfinished run once.
+
+    An attempt shows where it begins by loading a checkpoint of the run, or by saving or ending
+    without having loaded one: then it has begun from scratch. Metrics that earlier attempts wrote
+    after that point are moved away; what this attempt has written is never touched.
+
+    Args:
+        metrics: the run's metrics.
+        name: what messages call the run.
+        attempt: number of this attempt.
+        unfinished: there were attempts before and the run is not complete; else nothing is moved.
+        start: bytes of every metrics file when this attempt began; by default, now.
+    """
+
+    def __init__(
+        self,
+        metrics: MetricsWriter,
+        name: str,
+        *,
+        attempt: int,
+        unfinished: bool,
+        start: Mapping[str, int] | None,
+    ) -> None:
+        self._metrics = metrics
+        self._name = name
+        self._attempt = attempt
+        self._unfinished = unfinished
+        self._undecided = unfinished
+        self._settled = False
+        self._record: Record | None = None
+        self._start: dict[str, int] = {}
+        if unfinished:
+            metrics.repair()
+            sizes = metrics.offsets()
+            known = sizes if start is None else start
+            self._start = {log_name: min(size, sizes.get(log_name, 0)) for log_name, size in known.items()}
+
+    def goes_on_from(self, path: Path, record: Record | None) -> bool:
+        """Note that a checkpoint of this run was loaded.
+
+        Of several the newest counts: a task may look at its best model before it goes on from the
+        last. After the attempt has saved, loading changes nothing.
+
+        Returns:
+            True if the attempt now goes on from this checkpoint.
+
+        Raises:
+            OSError: the metrics could not be moved.
+        """
+        last = self._record
+        if self._settled or (last is not None and (record is None or record.sequence <= last.sequence)):
+            return False
+        if record is None and self._undecided:
+            note(f"{path} does not say which metrics belong to it: all are kept")
+        if record is not None and self._unfinished:
+            lines = self._rewind(record.metrics, record.rewinds)
+            if lines:
+                note(
+                    f"run {self._name} goes on from {path.name}: {lines} lines of metrics that were "
+                    "written after it are moved to metrics/.superseded"
+                )
+        self._undecided = False
+        self._record = record
+        return True
+
+    def begins_from_scratch(self) -> None:
+        """Note that there is no checkpoint to go on from, unless one was loaded.
+
+        Raises:
+            OSError: the metrics could not be moved.
+        """
+        if not self._undecided:
+            return
+        self._undecided = False
+        lines = self._rewind({}, None)
+        if lines:
+            note(
+                f"run {self._name} begins from scratch, for no checkpoint was loaded: {lines} lines of "
+                "metrics of earlier attempts are moved to metrics/.superseded"
+            )
+
+    def saves(self) -> None:
+        """Note that the attempt is about to save a checkpoint.
+
+        Raises:
+            OSError: the metrics could not be moved.
+        """
+        self.begins_from_scratch()
+        self._settled = True
+
+    def ends(self) -> None:
+        """Note that the attempt has ended; if it logged nothing, the lines before it stay.
+
+        Raises:
+            OSError: the metrics could not be moved.
+        """
+        sizes = self._metrics.offsets()
+        if any(size > self._start.get(log_name, 0) for log_name, size in sizes.items()):
+            self.begins_from_scratch()
+        self._settled = True
+
+    def _rewind(self, offsets: Mapping[str, int], rewinds: int | None) -> int:
+        before = self._metrics.offsets()
+        lines = self._metrics.rewind(offsets, self._start, self._attempt, rewinds=rewinds)
+        own = {log_name: size - self._start.get(log_name, 0) for log_name, size in before.items()}
+        after = self._metrics.offsets()
+        self._start = {log_name: size - own.get(log_name, 0) for log_name, size in after.items()}
+        return lines

@@ -1,0 +1,265 @@
+"""Take metrics lines back, so that a resumed run has each step once.
+
+A rewind first makes its folder `.superseded/<attempt>/` durable, by one rename, with the lines it
+takes and a note of where each file is cut; then it shortens the files. The content of a file before
+the rewind is thus what the file holds before the cut, followed by the copy, whether a crash came
+before the file was shortened or not. So every rewind can be undone, and a checkpoint gives back the
+lines it was saved with even when an attempt in between began from scratch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from mlxjobs.files import replace_file, sync_directory
+from mlxjobs.paths import naming
+
+SUPERSEDED = ".superseded"
+
+_BLOCK = 1 << 20
+_NOTE = ".rewind.json"
+
+
+@dataclass(frozen=True)
+class _Rewind:
+    """A rewind of the past: where it cut each file, and the folder with what it cut off."""
+
+    number: int
+    folder: Path
+    cuts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one file becomes: `pieces` (file, bytes from its beginning), then its own from `start`."""
+
+    name: str
+    path: Path
+    pieces: list[tuple[Path, int]]
+    start: int
+
+    @property
+    def kept(self) -> int:
+        """Bytes at the beginning of the file that stay where they are."""
+        return self.pieces[0][1] if self.pieces and self.pieces[0][0] == self.path else 0
+
+    @property
+    def restores(self) -> bool:
+        return self.kept < sum(length for _, length in self.pieces)
+
+
+def log_names(directory: Path) -> list[str]:
+    """Return the names of the metrics files in a folder, sorted and without `.json`."""
+    with suppress(FileNotFoundError), os.scandir(directory) as entries:
+        files = [entry.name for entry in entries if entry.name.endswith(".json")]
+        return sorted(name[:-5] for name in files if not name.startswith("."))
+    return []
+
+
+def rewinds_so_far(directory: Path) -> int:
+    """Return the number of the last rewind in a metrics folder, 0 if there was none."""
+    return max((past.number for past in _read_rewinds(directory)), default=0)
+
+
+def cut_torn_line(path: Path) -> None:
+    """Move a last line without a newline, which a killed process left, to `.superseded/torn/`.
+
+    Raises:
+        OSError: the line could not be moved; the file is as it was.
+    """
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        whole = _line_start(file, size)
+        if whole == size:
+            return
+        file.seek(whole)
+        torn = file.read()
+    copy = path.parent / SUPERSEDED / "torn" / path.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with naming(copy), open(copy, "ab") as target:
+        target.write(torn + b"\n")
+        _flush(target)
+    _truncate(path, whole)
+
+
+def rewind(
+    directory: Path,
+    offsets: Mapping[str, int],
+    start: Mapping[str, int],
+    *,
+    attempt: int,
+    rewinds: int | None,
+    replaced: Callable[[str, Path], None],
+) -> int:
+    """Cut every metrics file back to an earlier size, but keep what follows `start`.
+
+    Args:
+        directory: the metrics folder.
+        offsets: log name -> bytes to keep; 0 for a file that is not named.
+        start: log name -> bytes when this attempt began; 0 for a file that is not named.
+        attempt: names the folder of the lines taken; numbered if it exists.
+        rewinds: the last rewind when the sizes were taken; later ones are undone. None: undo none.
+        replaced: called with the log name and path of a file that is now another one.
+
+    Returns:
+        Number of lines taken.
+
+    Raises:
+        OSError: a file could not be written; nothing is lost, and the rewind can be repeated.
+    """
+    past = sorted(_read_rewinds(directory), key=lambda entry: entry.number)
+    later = [] if rewinds is None else [entry for entry in past if entry.number > rewinds]
+    names = {*log_names(directory), *(name for entry in later for name in entry.cuts)}
+    plans = []
+    for name in sorted(names):
+        path = directory / f"{name}.json"
+        cut_torn_line(path)
+        plan = _plan(path, offsets.get(name, 0), start.get(name, 0), later)
+        if plan.kept < plan.start or plan.restores:
+            plans.append(plan)
+    if not plans:
+        return 0
+    lines = _set_aside(directory / SUPERSEDED, plans, attempt, past[-1].number + 1 if past else 1)
+    for plan in plans:
+        if _apply(plan):
+            replaced(plan.name, plan.path)
+    sync_directory(directory)
+    return lines
+
+
+def _read_rewinds(directory: Path) -> Iterator[_Rewind]:
+    import json
+
+    for path in (directory / SUPERSEDED).glob("[0-9]*/" + _NOTE):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            note = json.loads(path.read_bytes())
+            yield _Rewind(int(note["number"]), path.parent, dict(note["cuts"]))
+
+
+def _plan(path: Path, offset: int, start: int, later: list[_Rewind]) -> _Plan:
+    name = path.name.removesuffix(".json")
+    start = _whole_lines(path, min(start, _size(path)))
+    pieces = [(path, start)]
+    for entry in reversed(later):
+        if name in entry.cuts:
+            copy = entry.folder / path.name
+            pieces = [*_first(pieces, entry.cuts[name]), (copy, _size(copy))]
+    pieces = _first(pieces, offset)
+    if pieces:
+        source, length = pieces[-1]
+        pieces[-1] = (source, _whole_lines(source, length))
+    return _Plan(name, path, [piece for piece in pieces if piece[1]], start)
+
+
+def _set_aside(parent: Path, plans: list[_Plan], attempt: int, number: int) -> int:
+    """Make the copies and the note durable, all at once by a rename; returns the lines copied."""
+    import json
+
+    aside = parent / f".{os.uname().nodename}.{os.getpid()}.tmp"
+    _remove_folder(aside)
+    aside.mkdir(parents=True)
+    lines = 0
+    for plan in plans:
+        copy = aside / plan.path.name
+        with naming(copy), open(copy, "wb") as target:
+            lines += _append(plan.path, plan.kept, plan.start, target)
+            _flush(target)
+    note = {"schema": 1, "number": number, "cuts": {plan.name: plan.kept for plan in plans}}
+    replace_file(aside / _NOTE, json.dumps(note) + "\n")
+    folder = parent / str(attempt)
+    count = 1
+    while folder.exists():
+        count += 1
+        folder = parent / f"{attempt}.{count}"
+    aside.rename(folder)
+    sync_directory(parent)
+    return lines
+
+
+def _apply(plan: _Plan) -> bool:
+    """Shorten the file, or write it anew if lines of this attempt follow; tells whether it is new."""
+    size = _size(plan.path)
+    if plan.start == size and not plan.restores:
+        _truncate(plan.path, plan.kept)
+        return False
+    aside = plan.path.with_name(f".{plan.path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    try:
+        with naming(aside), open(aside, "wb") as target:
+            for source, length in plan.pieces:
+                _append(source, 0, length, target)
+            _append(plan.path, plan.start, size, target)
+            _flush(target)
+        aside.replace(plan.path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _first(pieces: list[tuple[Path, int]], size: int) -> list[tuple[Path, int]]:
+    kept = []
+    for path, length in pieces:
+        kept.append((path, min(length, size)))
+        size -= kept[-1][1]
+    return [piece for piece in kept if piece[1]]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _line_start(file: BinaryIO, position: int) -> int:
+    """The last beginning of a line at or before `position`."""
+    while position > 0:
+        begin = max(0, position - _BLOCK)
+        file.seek(begin)
+        newline = file.read(position - begin).rfind(b"\n")
+        if newline >= 0:
+            return begin + newline + 1
+        position = begin
+    return 0
+
+
+def _whole_lines(path: Path, size: int) -> int:
+    if size == 0:
+        return 0
+    with open(path, "rb") as file:
+        return _line_start(file, size)
+
+
+def _append(source: Path, begin: int, end: int, target: BinaryIO) -> int:
+    """Append bytes of a file to another, in constant memory; returns the number of lines."""
+    lines = 0
+    if begin < end:
+        with open(source, "rb") as file:
+            file.seek(begin)
+            while begin < end and (block := file.read(min(_BLOCK, end - begin))):
+                target.write(block)
+                lines += block.count(b"\n")
+                begin += len(block)
+    return lines
+
+
+def _truncate(path: Path, size: int) -> None:
+    with naming(path), open(path, "r+b") as file:
+        file.truncate(size)
+        os.fsync(file.fileno())
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _remove_folder(folder: Path) -> None:
+    if folder.exists():
+        import shutil
+
+        shutil.rmtree(folder)

@@ -1,0 +1,262 @@
+"""The contract between the engine and a cluster: all that either may know of the other.
+
+A scheduler is a class that says what to run and what the answer means; the engine runs it. Its
+methods are pure: they take and return texts, open no file, run no command and read no environment
+but what they are given. So each can be tested on recorded output.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import ClassVar
+
+from mlxjobs.errors import InvalidConfigFileError
+
+
+class JobState(Enum):
+    """What a scheduler says of a job, in common words."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    ENDING = "ending"  # being stopped, or cleaned up after
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIME_LIMIT = "time limit"
+    NODE_FAIL = "node failure"
+    OUT_OF_MEMORY = "out of memory"
+    PREEMPTED = "preempted"  # and not back in the queue
+    UNKNOWN = "unknown"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job is over and will not run again by itself."""
+        return self not in (JobState.PENDING, JobState.RUNNING, JobState.ENDING, JobState.UNKNOWN)
+
+
+class Fate(Enum):
+    """What will become of a job that has just received a signal."""
+
+    RUNS_ON = "it was a warning: nothing ends the job yet"
+    REQUEUED = "the scheduler stops it and starts it again"
+    TIME_LIMIT = "its time is over: it is stopped, and lost unless it is requeued"
+    CANCELLED = "it is stopped for good"
+    UNKNOWN = "the scheduler did not say"
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """A scheduler's answer about one job.
+
+    Attributes:
+        state: in common words.
+        word: in the scheduler's own.
+        reason: its own words for why, or "".
+        restarts: how often it was started again; None if the scheduler does not say.
+        submitted: when it was handed in, to tell it from an older job of the same id.
+    """
+
+    state: JobState
+    word: str
+    reason: str = ""
+    restarts: int | None = None
+    submitted: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Here:
+    """The job that this process runs in.
+
+    Attributes:
+        job_id: as the scheduler's commands take it.
+        restarts: how often the job was started again before.
+        rank: this task's number among the job's tasks.
+        world_size: how many tasks the job has.
+    """
+
+    job_id: str
+    restarts: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a script is made of.
+
+    Attributes:
+        name: the job's name in the queue.
+        script: where the script will be.
+        stdout: where the job's output goes.
+        stderr: where its errors go.
+        work_dir: where the command runs.
+        command: the program and its arguments.
+        option_lines: the user's options for the scheduler.
+        shell_path: the script's interpreter.
+        shell_config_lines: the user's lines that prepare the shell.
+        cleanup_lines: the user's lines that clean the environment.
+        env_lines: the user's lines that make the program's environment.
+    """
+
+    name: str
+    script: Path
+    stdout: Path
+    stderr: Path
+    work_dir: Path
+    command: Sequence[str]
+    option_lines: Sequence[str] = ()
+    shell_path: str = "/bin/bash"
+    shell_config_lines: Sequence[str] = ()
+    cleanup_lines: Sequence[str] = ()
+    env_lines: Sequence[str] = ()
+
+
+class Scheduler(ABC):
+    """A cluster's batch system. Subclass it to add one; `schedulers/README.md` shows how.
+
+    Attributes:
+        directive: what an option's line in the script begins with: "#SBATCH".
+        commands: programs that must be on the PATH to submit.
+        template: the file in `templates/` that makes the script.
+        environment: names of variables it sets inside its jobs; one that ends with "*" stands for
+            all that begin so. They are kept out of a job that is submitted from inside another.
+        warning_signals: what it may send to a job before it ends it.
+        aliases: its short options and their long forms: {"-J": "--job-name"}.
+    """
+
+    directive: ClassVar[str]
+    commands: ClassVar[tuple[str, ...]]
+    template: ClassVar[str]
+    environment: ClassVar[tuple[str, ...]] = ()
+    warning_signals: ClassVar[tuple[signal.Signals, ...]] = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    aliases: ClassVar[Mapping[str, str]] = {}
+
+    # -- the script -------------------------------------------------------------------------
+
+    @abstractmethod
+    def options(self, job: Job) -> list[str]:
+        """Return our own options for this job, one a line, without the directive."""
+
+    def can_name(self, path: Path) -> bool:
+        """Whether an option can name this output file; if not, the script opens it itself."""
+        return "\n" not in str(path)
+
+    def option_name(self, line: str) -> str:
+        """Return the long name of the option that a line sets: `-J x` -> `--job-name`."""
+        name = re.split(r"[=\s]", line.strip(), maxsplit=1)[0]
+        if not name.startswith("--") and len(name) > 2:
+            name = name[:2]  # -n4
+        return self.aliases.get(name, name)
+
+    def directives(self, job: Job) -> list[str]:
+        """Return the script's option lines, directive included; the user's win over ours.
+
+        Raises:
+            InvalidConfigFileError: an entry of `option_cmd` holds several options, or none.
+        """
+        for line in job.option_lines:
+            _check_option(line)
+        theirs = {self.option_name(line) for line in job.option_lines}
+        ours = [line for line in self.options(job) if self.option_name(line) not in theirs]
+        return [f"{self.directive} {line}" for line in (*ours, *job.option_lines)]
+
+    # -- commands and what they answer -----------------------------------------------------
+
+    @abstractmethod
+    def submit_command(self, script: Path) -> list[str]:
+        """Return the command that hands in a script."""
+
+    @abstractmethod
+    def parse_submission(self, output: str) -> str:
+        """Return the job's id from the output of a submission that succeeded.
+
+        Raises:
+            ValueError: there is none in it.
+        """
+
+    def may_have_submitted(self, words: str) -> bool:
+        """Whether a submission that failed with these words may have gone through all the same."""
+        return False
+
+    def find_command(self) -> list[str] | None:
+        """Return a command that lists this user's jobs with their scripts; None: there is none."""
+        return None
+
+    def parse_found(self, output: str, script: Path) -> list[str]:
+        """Return the ids of the jobs that were made of this script, newest last."""
+        return []
+
+    @abstractmethod
+    def status_command(self, job_ids: Sequence[str]) -> list[str]:
+        """Return the command that asks for the state of these jobs, all in one call."""
+
+    @abstractmethod
+    def parse_status(self, output: str) -> dict[str, JobStatus]:
+        """Return what it said; a job that the scheduler does not know (any more) is left out."""
+
+    def history_command(self, job_ids: Sequence[str]) -> list[str] | None:
+        """Return a command that asks for jobs which `status_command` has forgotten; None: there is none."""
+        return None
+
+    def parse_history(self, output: str) -> dict[str, JobStatus]:
+        """Return what the history command said."""
+        return self.parse_status(output)
+
+    @abstractmethod
+    def cancel_command(self, job_ids: Sequence[str]) -> list[str]:
+        """Return the command that ends these jobs for good."""
+
+    def requeue_command(self, job_id: str) -> list[str] | None:
+        """Return the command that stops a job and starts it again later; None: there is none."""
+        return None
+
+    def preempt_command(self, job_id: str) -> list[str] | None:
+        """Return a command that makes a running job checkpoint and come back; None: there is none."""
+        return None
+
+    # -- inside a job -----------------------------------------------------------------------
+
+    @abstractmethod
+    def here(self, env: Mapping[str, str]) -> Here | None:
+        """Return the job that a process with this environment runs in; None: in none."""
+
+    @abstractmethod
+    def fate(self, status: JobStatus, here: Here) -> Fate:
+        """Return what will become of the job `here`, given its status after a signal came."""
+
+    def requeue_exit_code(self) -> int:
+        """Return the exit code of an attempt that leaves to come back: never 0, it is no success."""
+        return 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry later"
+
+
+def _check_option(line: str) -> None:
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise InvalidConfigFileError(f"scheduler.option_cmd: {line!r}: {error}") from error
+    if not words or not words[0].startswith("-"):
+        raise InvalidConfigFileError(f"scheduler.option_cmd: {line!r} is no option: it begins with no '-'")
+    more = [word for word in words[1:] if re.match(r"--?[A-Za-z]", word)]
+    if more:
+        raise InvalidConfigFileError(
+            f"scheduler.option_cmd: {line!r} holds several options; write them as a list: "
+            f"option_cmd: {_as_list(words)}"
+        )
+
+
+def _as_list(words: Sequence[str]) -> list[str]:
+    lines: list[str] = []
+    for word in words:
+        if re.match(r"--?[A-Za-z]", word) or not lines:
+            lines.append(word)
+        else:
+            lines[-1] += f" {word}"
+    return lines

@@ -1,0 +1,80 @@
+"""The only module that runs other programs' commands: argument lists, never a shell; always a time-out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mlxjobs.errors import SchedulerError
+
+
+class Result(NamedTuple):
+    """What a command gave: its exit code and its two outputs as text."""
+
+    code: int
+    out: str
+    err: str
+
+    def words(self) -> str:
+        """The command's own words, for an error message: stderr, else stdout, else its exit code."""
+        return self.err.strip() or self.out.strip() or f"exit code {self.code}"
+
+
+class CommandTimeout(SchedulerError):
+    """A command did not end in its time; whether it did its work is unknown."""
+
+
+class CommandMissing(SchedulerError):
+    """A command is not there to run."""
+
+
+def missing(commands: Sequence[str]) -> list[str]:
+    """Return those of these commands that are not on the PATH."""
+    return [command for command in commands if shutil.which(command) is None]
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Result:
+    """Run a command and return what it gave, whatever its exit code.
+
+    Args:
+        argv: the program and its arguments.
+        timeout_s: seconds after which the command is killed.
+        env: its whole environment; None: this process'.
+        cwd: its working directory; None: this process'.
+
+    Raises:
+        CommandMissing: there is no such program, or it may not be executed.
+        CommandTimeout: it was killed after `timeout_s`.
+    """
+    try:
+        done = subprocess.run(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_s,
+            env=dict(env) if env is not None else None,
+            cwd=cwd,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise CommandMissing(
+            f"'{argv[0]}' was not found on the PATH ({os.environ.get('PATH', '')}); "
+            "is this a machine of the cluster, and is its module loaded?"
+        ) from error
+    except PermissionError as error:
+        raise CommandMissing(f"'{argv[0]}' may not be executed: {error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise CommandTimeout(f"'{argv[0]}' gave no answer in {timeout_s:g} s and was stopped") from error
+    return Result(
+        done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+    )

@@ -1,0 +1,237 @@
+"""The run directory: the only module that knows its file names.
+
+    logs/5/
+      metadata/ config.yaml info.yaml mlxpy.yaml   what a user reads
+      metadata/.frozen.yaml                        the configuration as it was composed, unresolved
+      metadata/.history/0001.json ...              the events that info.yaml is made from
+      metrics/ artifacts/ script.sh log.stdout log.stderr
+
+Events are files that are created once and never changed; the number is taken by an exclusive
+create, so events have one order for every process on every machine, without a lock. `info.yaml` is
+a picture of them: whoever adds an event paints it again, and looks afterwards whether another event
+came meanwhile. So whoever paints last has seen all events, and a stale picture cannot stay.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlxjobs.errors import RunError
+from mlxjobs.files import create_file, replace_file
+from mlxjobs.history import Event, RunState, fold, render, timestamp
+
+
+def dump_yaml(content: Any) -> str:
+    """Return plain YAML text for nested dictionaries, lists and scalars, keys in their order."""
+    import yaml
+
+    return str(
+        yaml.dump(
+            content,
+            Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper),
+            sort_keys=False,
+            allow_unicode=True,
+            default_flow_style=False,
+        )
+    )
+
+
+def load_yaml(path: Path) -> Any:
+    """Read a YAML file of a run; tags that would build objects are refused."""
+    import yaml
+
+    with path.open("rb") as stream:
+        return yaml.load(stream, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+
+
+def _is_number(name: str) -> bool:
+    return name.isdecimal() and str(int(name)) == name
+
+
+def _taken(parent: Path) -> int:
+    """The highest number that a folder in `parent` has."""
+    with os.scandir(parent) as entries:
+        return max((int(entry.name) for entry in entries if _is_number(entry.name)), default=0)
+
+
+class Run:
+    """One run, by its directory; making the object touches nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata = path / "metadata"
+        self.history_dir = self.metadata / ".history"
+        self.metrics = path / "metrics"
+        self.artifacts = path / "artifacts"
+        self.script = path / "script.sh"
+        self.stdout = path / "log.stdout"
+        self.stderr = path / "log.stderr"
+
+    @property
+    def log_id(self) -> int:
+        """The run's number."""
+        return int(self.path.name)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    # -- creation ---------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, parent: Path, log_id: int = -1) -> Run:
+        """Create a run directory, which nobody else can get.
+
+        Args:
+            parent: the log directory; it is created if it is missing.
+            log_id: the number to take; negative: the next free one.
+
+        Returns:
+            The run; its folders exist, it has no files and no events yet.
+
+        Raises:
+            RunError: the directory cannot be created, or the number is taken.
+        """
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            number = log_id if log_id >= 0 else _taken(parent) + 1
+            # each process walks up from what it saw and moves on only over numbers that are
+            # taken: so no number is skipped, however many start at once, and no lock is needed
+            while True:
+                try:
+                    (parent / str(number)).mkdir()
+                    break
+                except FileExistsError:
+                    if log_id >= 0:
+                        raise
+                    number += 1
+            run = cls(parent / str(number))
+            for folder in (run.metadata, run.history_dir, run.metrics, run.artifacts):
+                folder.mkdir()
+        except FileExistsError as error:
+            if parent.is_dir():
+                raise RunError(f"{parent / str(log_id)} exists already") from error
+            raise RunError(f"{parent} is a file: set mlxpy.logger.parent_log_dir to a folder") from error
+        except OSError as error:
+            raise RunError(
+                f"the log directory {parent} cannot be written: {os.strerror(error.errno or errno.EIO)}; "
+                "set another one with +mlxpy.logger.parent_log_dir=..."
+            ) from error
+        return run
+
+    def adopt(self) -> None:
+        """Take over a run directory that MLXP made: from now on it has a history."""
+        if self.history_dir.is_dir():
+            return
+        info = self.read_yaml("info") if (self.metadata / "info.yaml").exists() else {}
+        if not isinstance(info, dict):
+            raise RunError(f"{self.metadata / 'info.yaml'} is no info file of a run")
+        for folder in (self.history_dir, self.metrics, self.artifacts):
+            folder.mkdir(exist_ok=True)
+        status = info.pop("status", None)
+        facts = {**info, "log_dir": str(self.path), "log_id": self.log_id}
+        self.record(
+            lambda state: None if state.sequence else {"event": "created", "facts": facts, "status": status}
+        )
+
+    # -- events -----------------------------------------------------------------------------
+
+    def events(self, known: list[Event] | None = None) -> list[Event]:
+        """Return the events, oldest first; those in `known` are not read again."""
+        events = list(known or ())
+        # numbers are tried, not listed: a listing may be old on a network file system
+        while True:
+            try:
+                text = (self.history_dir / f"{len(events) + 1:04d}.json").read_bytes()
+            except FileNotFoundError:
+                return events
+            events.append(json.loads(text))
+
+    def state(self) -> RunState:
+        """Return what is known of this run."""
+        return fold(self.events())
+
+    def record(self, decide: Callable[[RunState], Mapping[str, Any] | None]) -> RunState:
+        """Add the event that `decide` makes of the present state, and paint `info.yaml` again.
+
+        If another process adds an event in between, `decide` is asked again with the newer state:
+        so what it checks still holds when its event is taken.
+
+        Args:
+            decide: given the state, returns the event (without its time), or None to add nothing;
+                what it raises is passed on.
+
+        Returns:
+            The state after that.
+        """
+        events = self.events()
+        while True:
+            event = decide(fold(events))
+            if event is None:
+                return fold(events)
+            stamped = {"event": event["event"], "time": timestamp(), **event}
+            path = self.history_dir / f"{len(events) + 1:04d}.json"
+            if create_file(path, json.dumps(stamped, ensure_ascii=False)):
+                return self._paint([*events, stamped])
+            events = self.events(events)
+
+    def _paint(self, events: list[Event]) -> RunState:
+        while True:
+            state = fold(events)
+            self.write_yaml("info", render(state))
+            newer = self.events(events)
+            if len(newer) == len(events):
+                return state
+            events = newer
+
+    # -- metadata ---------------------------------------------------------------------------
+
+    @property
+    def frozen(self) -> Path:
+        """The configuration as it was composed: what every attempt starts from."""
+        return self.metadata / ".frozen.yaml"
+
+    def keep(self, composed: str, settings: Mapping[str, Any]) -> None:
+        """Write the composed configuration and the settings of this run."""
+        replace_file(self.frozen, composed)
+        self.write_yaml("mlxpy", settings)
+
+    def write_yaml(self, name: str, content: Any) -> None:
+        """Replace `metadata/<name>.yaml`, atomically."""
+        replace_file(self.metadata / f"{name}.yaml", dump_yaml(content))
+
+    def read_yaml(self, name: str) -> Any:
+        """Read `metadata/<name>.yaml`.
+
+        Raises:
+            RunError: it is missing, or is no YAML.
+        """
+        path = self.metadata / f"{name}.yaml"
+        try:
+            return load_yaml(path)
+        except FileNotFoundError as error:
+            raise RunError(f"{path} is missing: is {self.path} a run directory?") from error
+        except Exception as error:
+            import yaml
+
+            if isinstance(error, (yaml.YAMLError, OSError, UnicodeDecodeError)):
+                raise RunError(f"{path} cannot be read: {error}") from error
+            raise
+
+
+def runs_in(parent: Path) -> list[Run]:
+    """Return all runs of a log directory, in the order of their numbers.
+
+    Raises:
+        RunError: there is no such directory, or it cannot be read.
+    """
+    try:
+        with os.scandir(parent) as entries:
+            numbers = sorted(int(entry.name) for entry in entries if _is_number(entry.name))
+    except OSError as error:
+        raise RunError(f"no log directory at {parent}: {os.strerror(error.errno or errno.EIO)}") from error
+    return [Run(parent / str(number)) for number in numbers]

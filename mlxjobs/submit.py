@@ -1,0 +1,206 @@
+"""The login node's part: freeze the code once, then a run directory, a script and a job for each run."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxjobs import compose, settings
+from mlxjobs.attempt import Place, check_startable
+from mlxjobs.cluster import Cluster
+from mlxjobs.console import note, say
+from mlxjobs.errors import InvalidShellPathError, JobSubmissionError, MLXJobsError, RunError
+from mlxjobs.files import replace_file
+from mlxjobs.history import RunState, RunStatus
+from mlxjobs.scheduler import Job
+from mlxjobs.script import render
+from mlxjobs.store import Run
+
+
+@dataclass(frozen=True)
+class Program:
+    """How the user's program was started, so that a job can start it the same way.
+
+    Attributes:
+        interpreter: python and its options: `["/usr/bin/python3", "-u"]`, `[..., "-m"]`.
+        target: the script's absolute path, or the module's name after `-m`.
+        work_dir: where it runs.
+    """
+
+    interpreter: Sequence[str]
+    target: str
+    work_dir: Path
+
+    @property
+    def script(self) -> Path | None:
+        """The program's file; None when it was started as a module."""
+        return None if self.interpreter[-1] == "-m" else Path(self.target)
+
+
+def this_program() -> Program:
+    """Return how this process was started.
+
+    Raises:
+        RunError: it was not started from a file or a module, so that no job could start it again.
+    """
+    # options of the interpreter are what stands before the script in the real command line
+    before = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv)]
+    interpreter = [sys.executable, *before[1:]]
+    if sys.argv[0] in ("", "-", "-c") or not sys.argv[0]:
+        raise RunError("only a program in a file can be submitted: save it as main.py and start that")
+    if interpreter[-1] == "-m":
+        return Program(interpreter, sys.orig_argv[len(before)], Path.cwd())
+    return Program(interpreter, str(Path(sys.argv[0]).absolute()), Path.cwd())
+
+
+class Submission:
+    """Submits the runs of one command line.
+
+    Args:
+        options: the settings in force.
+        program: what a job runs.
+        facts: what `info.yaml` says of the command line.
+        scheduler: the scheduler's import path.
+
+    Raises:
+        MLXJobsError: nothing could be submitted; nothing was created.
+    """
+
+    def __init__(
+        self, options: dict[str, Any], program: Program, facts: dict[str, Any], scheduler: str
+    ) -> None:
+        self._options = options
+        self._program = program
+        self._facts = facts
+        self._cluster = Cluster(scheduler)
+        self._parent = Path(options["logger"]["parent_log_dir"]).absolute()
+        self._cluster.check()
+        shell_path = options["scheduler"]["shell_path"]
+        if not os.access(shell_path, os.X_OK) or Path(shell_path).is_dir():
+            raise InvalidShellPathError(
+                f"scheduler.shell_path: {shell_path!r} is no program; set it in configs/mlxpy.yaml "
+                "to a shell that the compute nodes have too, such as /bin/bash"
+            )
+        # a wrong option is found before anything is created
+        self._script(self._parent / "0")
+
+    def submit(self, runs: Sequence[tuple[Run | None, compose.Composed]]) -> None:
+        """Submit runs, in their order; print a line for each.
+
+        Args:
+            runs: what to run: an existing run that is to go on, or None for a new one, and its
+                configuration.
+
+        Raises:
+            JobSubmissionError: the scheduler refused one; those after it were not tried.
+        """
+        for index, (run, composed) in enumerate(runs):
+            try:
+                job_id, log_id = self._submit_one(run, composed)
+            except MLXJobsError as error:
+                left = len(runs) - index - 1
+                also = f"; {index} submitted before it go on, {left} after it were not tried" if index or left else ""
+                raise type(error)(f"{error}{also}") from error
+            what = " ".join(composed.overrides)
+            say(f"run {log_id}: job {job_id}  {what}".rstrip())
+        say(f"{len(runs)} submitted to {self._cluster.name}; look with: mlxjobs ls {self._parent}")
+
+    def _submit_one(self, run: Run | None, composed: compose.Composed) -> tuple[str, int]:
+        if run is None:
+            run = Run.create(self._parent, self._options["logger"]["forced_log_id"])
+            initialise(run, composed, self._options, self._facts)
+        else:
+            run.keep(compose.to_yaml(composed), self._options)
+        known = [attempt.job_id for attempt in run.state().attempts if attempt.job_id]
+        state = run.record(lambda state: self._claim(run, state))
+        number = state.submissions
+        try:
+            replace_file(run.script, self._script(run.path), mode=0o777)
+            job_id = self._cluster.submit(run.script, known)
+        except (JobSubmissionError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            run.record(lambda state: {"event": "refused", "submission": number, "reason": reason})
+            raise JobSubmissionError(f"run {run.log_id} ({run.path}): {error}") from error
+        run.record(lambda state: {"event": "submitted", "submission": number, "job_id": job_id})
+        return job_id, run.log_id
+
+    def _claim(self, run: Run, state: RunState) -> dict[str, Any]:
+        """Make this submission the run's newest, unless the run is in a queue or running."""
+        if state.status is RunStatus.SUBMITTED and state.job_id is None:
+            raise RunError(f"run {run.log_id} is being submitted by somebody else at this moment")
+        if state.sequence > 1 and not state.status.ended:
+            check_startable(run, state, Place(), self._cluster)
+        return {"event": "submitting", "scheduler": self._cluster.name, "class": self._cluster.path}
+
+    def _script(self, log_dir: Path) -> str:
+        run = Run(log_dir)
+        given = self._options["scheduler"]
+        stem = Path(self._program.target).stem
+        job = Job(
+            name=f"{re.sub(r'[^A-Za-z0-9_.]+', '-', stem).strip('-') or 'run'}-{log_dir.name}",
+            script=run.script,
+            stdout=run.stdout,
+            stderr=run.stderr,
+            work_dir=self._program.work_dir,
+            command=[
+                *self._program.interpreter,
+                self._program.target,
+                f"+mlxpy.logger.forced_log_id={log_dir.name}",
+                f"+mlxpy.logger.parent_log_dir={_setting(str(log_dir.parent))}",
+                "+mlxpy.use_scheduler=false",
+                "+mlxpy.use_version_manager=false",
+                "+mlxpy.interactive_mode=false",
+            ],
+            option_lines=settings.as_lines(given["option_cmd"]),
+            shell_path=given["shell_path"],
+            shell_config_lines=settings.as_lines(given["shell_config_cmd"]),
+            cleanup_lines=settings.as_lines(given["cleanup_cmd"]),
+            env_lines=settings.as_lines(given["env_cmd"]),
+        )
+        return render(job, self._cluster.scheduler)
+
+
+def _setting(text: str) -> str:
+    """Write a value for the command line: as it is where Hydra's grammar needs no quotes."""
+    return text if re.fullmatch(r"/[A-Za-z_][A-Za-z0-9_./-]*", text) else compose.quote_value(text)
+
+
+def initialise(run: Run, composed: compose.Composed, options: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Write what a new run is: its configuration, its settings, and its first event."""
+    run.write_yaml("config", compose.plain(composed.config))
+    run.keep(compose.to_yaml(composed), options)
+    about = {**facts, "log_dir": str(run.path), "log_id": run.log_id}
+    run.record(lambda state: {"event": "created", "facts": about})
+
+
+def freeze_code(options: dict[str, Any], program: Program) -> tuple[Program, dict[str, Any]]:
+    """Freeze the code that a program runs.
+
+    Returns:
+        The same program inside the snapshot, and what `info.yaml` says about it.
+
+    Raises:
+        SnapshotError: the code cannot be frozen.
+    """
+    from mlxjobs import snapshot
+
+    given = options["version_manager"]
+    manager = snapshot.load(given["name"])
+    frozen = manager.freeze(
+        snapshot.Launch(
+            work_dir=program.work_dir,
+            program=program.script,
+            parent_work_dir=Path(given["parent_work_dir"]),
+            compute_requirements=given["compute_requirements"],
+            ignore=(Path(options["logger"]["parent_log_dir"]).absolute(),),
+        )
+    )
+    for warning in frozen.warnings:
+        note(warning)
+    target = program.target if frozen.program is None else str(frozen.program)
+    return Program(program.interpreter, target, frozen.work_dir), dict(frozen.facts)

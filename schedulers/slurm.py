@@ -1,0 +1,217 @@
+"""Slurm, 20.11 and newer: https://slurm.schedmd.com/man_index.html. Tested on 22.05."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler
+
+# squeue(1), JOB STATE CODES. COMPLETING and the like hide what the job was before.
+_STATES = {
+    "PENDING": JobState.PENDING,
+    "CONFIGURING": JobState.PENDING,
+    "REQUEUED": JobState.PENDING,
+    "REQUEUE_FED": JobState.PENDING,
+    "REQUEUE_HOLD": JobState.PENDING,
+    "RESV_DEL_HOLD": JobState.PENDING,
+    "SPECIAL_EXIT": JobState.PENDING,
+    "RUNNING": JobState.RUNNING,
+    "SIGNALING": JobState.RUNNING,
+    "RESIZING": JobState.RUNNING,
+    "SUSPENDED": JobState.RUNNING,
+    "STOPPED": JobState.RUNNING,
+    "STAGE_OUT": JobState.ENDING,
+    "COMPLETING": JobState.ENDING,
+    "COMPLETED": JobState.COMPLETED,
+    "FAILED": JobState.FAILED,
+    "LAUNCH_FAILED": JobState.FAILED,
+    "BOOT_FAIL": JobState.NODE_FAIL,
+    "NODE_FAIL": JobState.NODE_FAIL,
+    "CANCELLED": JobState.CANCELLED,
+    "REVOKED": JobState.CANCELLED,
+    "TIMEOUT": JobState.TIME_LIMIT,
+    "DEADLINE": JobState.TIME_LIMIT,
+    "OUT_OF_MEMORY": JobState.OUT_OF_MEMORY,
+    "PREEMPTED": JobState.PREEMPTED,
+}
+_SEPARATOR = "\x1f"
+
+
+class SLURMScheduler(Scheduler):
+    """SchedMD's Slurm."""
+
+    directive = "#SBATCH"
+    commands = ("sbatch", "squeue", "scontrol", "scancel")
+    template = "slurm.sh"
+    # what slurmd, srun and the MPI plug-ins set; SLURM_CONF says where the controller is, and
+    # SBATCH_* and SQUEUE_* are the user's own defaults
+    environment = ("SLURM_*", "SLURMD_*", "SRUN_*", "PMI_*", "PMIX_*", "PMI2_*", "!SLURM_CONF")
+    aliases = {  # noqa: RUF012 - declared in the base class
+        "-J": "--job-name",
+        "-o": "--output",
+        "-e": "--error",
+        "-D": "--chdir",
+        "--workdir": "--chdir",
+        "--no-requeue": "--requeue",
+    }
+
+    def options(self, job: Job) -> list[str]:
+        """Name, output, error, and what lets a job come back."""
+        return [
+            f"--job-name={shlex.quote(job.name)}",
+            f"--output={_file(job.stdout) if self.can_name(job.stdout) else '/dev/null'}",
+            f"--error={_file(job.stderr) if self.can_name(job.stderr) else '/dev/null'}",
+            # without it a requeued job overwrites what it said before
+            "--open-mode=append",
+            "--requeue",
+            # a minute before the time limit, to the batch step's process only (sbatch(1), --signal).
+            # USR2, as NCCL takes USR1 for itself
+            "--signal=B:USR2@60",
+        ]
+
+    def can_name(self, path: Path) -> bool:
+        """Neither does a line break, nor is a backslash one in a file name pattern."""
+        return not {"\n", "\\"} & set(str(path))
+
+    def submit_command(self, script: Path) -> list[str]:
+        """sbatch(1)."""
+        return ["sbatch", "--parsable", str(script)]
+
+    def parse_submission(self, output: str) -> str:
+        """`57` or `57;cluster`, on the last line: sites print notices before it."""
+        lines = output.split()
+        match = re.fullmatch(r"(\d+)(;\S+)?", lines[-1]) if lines else None
+        if match is None:
+            raise ValueError(output)
+        return match.group(1)
+
+    def may_have_submitted(self, words: str) -> bool:
+        """A controller that hangs takes the job once it goes on."""
+        return any(sign in words for sign in ("timed out", "Zero Bytes", "Unexpected message"))
+
+    def find_command(self) -> list[str]:
+        """The script's path is the one mark that no option of the user can replace."""
+        return ["squeue", "--noheader", "--me", "--states=all", f"--format=%i{_SEPARATOR}%o"]
+
+    def parse_found(self, output: str, script: Path) -> list[str]:
+        """Jobs whose command is this script."""
+        rows = [line.partition(_SEPARATOR) for line in output.splitlines()]
+        seen = str(script).partition("\n")[0]
+        return sorted((job_id for job_id, _, command in rows if command == seen), key=_number)
+
+    def status_command(self, job_ids: Sequence[str]) -> list[str]:
+        """squeue(1): exact at once, and no load for the accounting database.
+
+        With one unknown id alone squeue fails; with two it leaves out what it does not know, so
+        one id is asked for twice.
+        """
+        ids = list(job_ids) * 2 if len(job_ids) == 1 else list(job_ids)
+        fields = ("JobArrayID", "State", "Reason", "RestartCnt", "SubmitTime")
+        form = ",".join(f"{name}:200{_SEPARATOR}" for name in fields)
+        return ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(ids)}", f"--Format={form}"]
+
+    def parse_status(self, output: str) -> dict[str, JobStatus]:
+        """One line a job."""
+        found = {}
+        for line in output.splitlines():
+            cells = [cell.strip() for cell in line.split(_SEPARATOR)]
+            if len(cells) < 5:
+                continue
+            job_id, word, reason, restarts, submitted = cells[:5]
+            found[job_id] = JobStatus(
+                _state(word),
+                word,
+                "" if reason == "None" else reason,
+                int(restarts) if restarts.isdecimal() else None,
+                _time(submitted),
+            )
+        return found
+
+    def history_command(self, job_ids: Sequence[str]) -> list[str]:
+        """sacct(1); -S, because without it only today's jobs are shown."""
+        return [
+            "sacct", "--noheader", "--parsable2", "--allocations", "--starttime=now-90days",
+            f"--jobs={','.join(job_ids)}", f"--delimiter={_SEPARATOR}", "--format=jobid,state,submit",
+        ]  # fmt: skip
+
+    def parse_history(self, output: str) -> dict[str, JobStatus]:
+        """States come as `CANCELLED by 1001`."""
+        rows = [line.split(_SEPARATOR) for line in output.splitlines()]
+        return {
+            row[0]: JobStatus(_state(row[1].split()[0]), row[1], submitted=_time(row[2]))
+            for row in rows
+            if len(row) == 3 and row[1]
+        }
+
+    def cancel_command(self, job_ids: Sequence[str]) -> list[str]:
+        """scancel(1)."""
+        return ["scancel", *job_ids]
+
+    def requeue_command(self, job_id: str) -> list[str]:
+        """scontrol(1); for an array's task `job_id` is `<array>_<task>`, never the array's own id."""
+        return ["scontrol", "requeue", job_id]
+
+    def preempt_command(self, job_id: str) -> list[str]:
+        """A user cannot preempt, but can warn: the batch step and the tasks of srun."""
+        return ["scancel", "--signal=USR2", "--full", job_id]
+
+    def here(self, env: Mapping[str, str]) -> Here | None:
+        """sbatch(1), OUTPUT ENVIRONMENT VARIABLES; srun(1) for the ranks."""
+        if "SLURM_JOB_ID" not in env:
+            return None
+        job_id = env["SLURM_JOB_ID"]
+        if "SLURM_ARRAY_JOB_ID" in env:
+            # the last task's SLURM_JOB_ID is the whole array's id: never use that one
+            job_id = f"{env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID', '0')}"
+        # only srun's tasks have ranks; the batch script has SLURM_NTASKS and SLURM_PROCID=0 too
+        in_step = env.get("SLURM_STEP_ID", "batch").isdecimal()
+        return Here(
+            job_id,
+            int(env.get("SLURM_RESTART_COUNT", "0")),
+            int(env.get("SLURM_PROCID", "0")) if in_step else 0,
+            int(env.get("SLURM_NTASKS", "1")) if in_step else 1,
+        )
+
+    def fate(self, status: JobStatus, here: Here) -> Fate:
+        """Read off squeue: measured on 22.05.
+
+        While a job is being stopped its state is COMPLETING, whatever for. A restart that is
+        counted already means that it goes back into the queue (preemption, requeue, node failure);
+        the reason TimeLimit says itself; nothing at all is a cancellation.
+        """
+        if status.restarts is not None and status.restarts > here.restarts:
+            return Fate.REQUEUED
+        if status.state in (JobState.RUNNING, JobState.PENDING):
+            return Fate.RUNS_ON if status.state is JobState.RUNNING else Fate.REQUEUED
+        if status.reason == "TimeLimit" or status.state is JobState.TIME_LIMIT:
+            return Fate.TIME_LIMIT
+        if status.state is JobState.UNKNOWN:
+            return Fate.UNKNOWN
+        return Fate.CANCELLED
+
+
+def _state(word: str) -> JobState:
+    return _STATES.get(word, JobState.UNKNOWN)
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        return None
+
+
+def _number(job_id: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", job_id))
+
+
+def _file(path: Path) -> str:
+    """Write a file's path for --output, where `%` begins a pattern (sbatch(1), filename pattern).
+
+    sbatch takes quotes as a shell does; no quoting saves a line break or a backslash.
+    """
+    return shlex.quote(str(path).replace("%", "%%"))

@@ -1,0 +1,106 @@
+"""Fixtures for tests that need a real cluster; tests/conftest.py offers them to all tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tests.clusters.machine import ClusterError, account, install_packages
+from tests.clusters.slurm import USER, SlurmCluster
+
+__all__ = ["cluster_python", "slurm", "user_dir"]
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def _unavailable(reason: str) -> NoReturn:
+    """Skip, but never in CI: there a cluster that is missing must not look like tests that passed."""
+    if os.environ.get("CI"):
+        pytest.fail(f"FAILED: {reason}", pytrace=False)
+    pytest.skip(f"SKIPPED: {reason}")
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[SlurmCluster]:
+    """A running Slurm of three nodes, for the whole test run."""
+    cluster = SlurmCluster()
+    try:
+        cluster.install()
+    except ClusterError as error:
+        _unavailable(str(error))
+    cluster.up()
+    try:
+        yield cluster
+    finally:
+        cluster.down()
+
+
+@pytest.fixture
+def user_dir(slurm: SlurmCluster) -> Iterator[Path]:
+    """A new folder of the ordinary user, on all nodes and readable by everybody.
+
+    Afterwards it is removed, and the cluster is whole and without jobs again, whatever the test did.
+    """
+    who = account(USER)
+    folder = Path(tempfile.mkdtemp(prefix="mlxjobs-", dir="/tmp"))
+    os.chown(folder, who.pw_uid, who.pw_gid)
+    folder.chmod(0o755)
+    yield folder
+    slurm.restore()  # first: a job that still writes would bring files back
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def cluster_python() -> Path:
+    """A Python with this project and numpy, that the ordinary user can run: not root's, not editable.
+
+    It is kept for the next test run, which installs only the project again unless its dependencies changed.
+    """
+    base = SlurmCluster().base
+    folder = base.with_name(f"{base.name}-python")
+    python = folder / "bin" / "python"
+    stamp = folder / "dependencies"
+    wanted = _dependencies()
+    try:
+        if not stamp.exists() or stamp.stat().st_uid != os.geteuid() or stamp.read_text() != wanted:
+            _make_environment(folder)
+            _pip(python, "install", str(_CHECKOUT), "numpy")
+            stamp.write_text(wanted)
+        else:
+            _pip(python, "install", "--force-reinstall", "--no-deps", str(_CHECKOUT))
+    except ClusterError as error:
+        _unavailable(str(error))
+    return python
+
+
+def _dependencies() -> str:
+    found = re.search(r"^dependencies = \[.*?^\]", (_CHECKOUT / "pyproject.toml").read_text(), re.M | re.S)
+    if found is None:
+        raise ValueError("pyproject.toml has no dependencies")
+    return found.group()
+
+
+def _make_environment(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    # /usr/bin/python3: an interpreter under /root cannot be read by others
+    make = ["/usr/bin/python3", "-m", "venv", str(folder)]
+    if subprocess.run(make, capture_output=True, check=False).returncode != 0:
+        install_packages(["python3-venv"])
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run(make, check=True)
+
+
+def _pip(python: Path, *args: str) -> None:
+    done = subprocess.run(
+        [python, "-m", "pip", *args], capture_output=True, text=True, umask=0o022, check=False
+    )
+    if done.returncode != 0:
+        raise ClusterError(f"pip {args[0]} failed:\n{done.stderr[-2000:]}")

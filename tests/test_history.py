@@ -1,0 +1,86 @@
+"""A run's state follows from its events, and is never written back in time."""
+
+from typing import Any
+
+import pytest
+
+from mlxjobs.history import Event, RunStatus, fold, render
+
+T = "2026-11-23T10:00:00.000+01:00"
+
+
+def event(kind: str, **more: Any) -> Event:
+    return {"event": kind, "time": T, **more}
+
+
+CREATED = event("created", facts={"user": "ada", "log_id": 5})
+SUBMITTING = event("submitting", scheduler="SLURMScheduler", **{"class": "m:C"})
+ACCEPTED = event("submitted", submission=1, job_id="57")
+
+
+def started(number: int, job_id: str | None = "57") -> Event:
+    return event("started", attempt=number, host="n1", pid=7, job_id=job_id)
+
+
+def ended(number: int, status: str, reason: str | None = None) -> Event:
+    return event("ended", attempt=number, status=status, reason=reason)
+
+
+def test_a_submitted_run_goes_through_its_states() -> None:
+    events = [CREATED, SUBMITTING, ACCEPTED, started(1), event("running", attempt=1), ended(1, "COMPLETE")]
+    statuses = [fold(events[:n]).status.value for n in range(2, 7)]
+    assert statuses == ["SUBMITTED", "SUBMITTED", "STARTING", "RUNNING", "COMPLETE"]
+
+
+def test_a_job_that_starts_before_the_submitter_speaks_is_not_reset() -> None:
+    state = fold([CREATED, SUBMITTING, started(1), event("running", attempt=1), ACCEPTED])
+    assert state.status is RunStatus.RUNNING
+    assert state.job_id == "57"
+
+
+def test_a_refusal_does_not_unmake_a_job_that_started() -> None:
+    refused = event("refused", submission=1, reason="timed out")
+    assert fold([CREATED, SUBMITTING, refused]).status is RunStatus.FAILED
+    assert fold([CREATED, SUBMITTING, started(1), refused]).status is RunStatus.STARTING
+    assert fold([CREATED, SUBMITTING, refused, started(1)]).status is RunStatus.STARTING
+
+
+def test_what_an_older_attempt_adds_is_ignored() -> None:
+    state = fold([CREATED, started(1), started(2), event("running", attempt=2), ended(1, "FAILED", "zombie")])
+    assert state.status is RunStatus.RUNNING
+    assert state.attempts[0].reason == "vanished: killed, or its node failed"
+
+
+def test_a_preempted_attempt_may_still_complete_but_a_complete_one_stays() -> None:
+    state = fold([CREATED, started(1), ended(1, "PREEMPTED", "x"), ended(1, "COMPLETE"), ended(1, "FAILED", "y")])
+    assert state.status is RunStatus.COMPLETE
+
+
+def test_interruptions_and_losses_are_counted_apart() -> None:
+    state = fold([CREATED, started(1), ended(1, "PREEMPTED", "x"), started(2), started(3)])
+    assert (state.interruptions, state.losses) == (1, 1)
+
+
+def test_a_withdrawal_counts_only_while_nothing_started() -> None:
+    cancelled = event("withdrawn", attempts=0, status="CANCELLED", reason="by the user")
+    assert fold([CREATED, SUBMITTING, cancelled]).status is RunStatus.CANCELLED
+    assert fold([CREATED, SUBMITTING, started(1), cancelled]).status is RunStatus.STARTING
+
+
+def test_kinds_of_events_from_a_newer_version_are_skipped() -> None:
+    assert fold([CREATED, event("sang", song="la")]).sequence == 2
+
+
+@pytest.mark.parametrize("status", ["COMPLETE", "FAILED", "RUNNING"])
+def test_a_run_of_mlxp_is_unfinished_unless_it_said_complete(status: str) -> None:
+    state = fold([event("created", facts={}, status=status)])
+    assert (state.status is RunStatus.COMPLETE) == (status == "COMPLETE")
+
+
+def test_the_picture_has_the_seeds_keys_in_the_seeds_formats() -> None:
+    info = render(fold([CREATED, SUBMITTING, ACCEPTED, started(1), ended(1, "FAILED", "ValueError: x")]))
+    assert info["start_date"] == "23/11/2026"
+    assert info["start_time"] == "10:00:00"
+    assert info["status"] == "FAILED"
+    assert info["scheduler"]["job_id"] == "57"
+    assert info["attempts"][0]["reason"] == "ValueError: x"
