@@ -1,4 +1,4 @@
-"""From the name in the settings to a scheduler."""
+"""From a name in the settings to a scheduler or a version manager."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from mlxjobs.errors import InvalidSchedulerError
+from mlxjobs.errors import InvalidSchedulerError, MLXJobsError, SnapshotError
 from mlxjobs.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from mlxjobs.snapshot import VersionManager
 
 GROUP = "mlxjobs.schedulers"
 NONE = "NoScheduler"
+_PACKAGES = ("", "mlxpy", "mlxp", "mlxjobs")  # what may stand before the name of something of ours
 
 
 @cache
@@ -42,7 +47,7 @@ def find(name: str) -> str:
             "+mlxpy.scheduler.name=LocalScheduler"
         )
     package, _, last = name.replace(":", ".").rpartition(".")
-    if last in known() and package in ("", "mlxpy", "mlxp", "mlxjobs"):
+    if last in known() and package in _PACKAGES:
         return known()[last]
     if package:
         return f"{package}:{last}"
@@ -63,20 +68,50 @@ def load(path: str) -> Scheduler:
     Raises:
         InvalidSchedulerError: it cannot be imported, or is no scheduler.
     """
+    scheduler: Scheduler = _make(path, Scheduler, InvalidSchedulerError)
+    return scheduler
+
+
+def load_version_manager(name: str) -> VersionManager:
+    """Import a version manager.
+
+    Args:
+        name: what `version_manager.name` says: `GitVM`, with or without its package, or the import
+            path of a subclass of `mlxpy.VersionManager`.
+
+    Raises:
+        SnapshotError: it cannot be imported, or is no version manager.
+    """
+    from mlxjobs.snapshot import GitVM, VersionManager
+
+    package, _, last = name.replace(":", ".").rpartition(".")
+    if last == "GitVM" and package in _PACKAGES:
+        return GitVM()
+    if not package:
+        raise SnapshotError(
+            f"unknown version manager '{name}': it is GitVM, or the import path of your own subclass "
+            "of mlxpy.VersionManager (version_manager.name)"
+        )
+    manager: VersionManager = _make(f"{package}:{last}", VersionManager, SnapshotError)
+    return manager
+
+
+def _make(path: str, base: type, error_type: type[MLXJobsError]) -> Any:
+    """Import a class of the user's or of ours, check it, and make its object."""
     module_name, _, class_name = path.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - a str, for sys.path
+        sys.path.append(os.getcwd())  # noqa: PTH109
     try:
-        if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - a str, for sys.path
-            sys.path.append(os.getcwd())  # noqa: PTH109
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
-        raise InvalidSchedulerError(f"the scheduler {path} cannot be imported: {error}") from error
-    if not (inspect.isclass(found) and issubclass(found, Scheduler)):
-        raise InvalidSchedulerError(f"{path} is no subclass of mlxpy.Scheduler")
+        raise error_type(f"{path} cannot be imported: {error}") from error
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise error_type(f"{path} is no subclass of mlxpy.{base.__name__}")
     if inspect.isabstract(found):
-        lacking = ", ".join(sorted(found.__abstractmethods__))
-        raise InvalidSchedulerError(f"{path} lacks the methods {lacking}")
-    scheduler: Scheduler = found()
-    return scheduler
+        raise error_type(
+            f"{path} lacks the methods {', '.join(sorted(getattr(found, '__abstractmethods__', ())))}"
+        )
+    return found()
 
 
 def clean_environment(env: Mapping[str, str]) -> dict[str, str]:

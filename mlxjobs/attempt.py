@@ -9,13 +9,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from mlxjobs import compose, history
 from mlxjobs.cluster import Cluster
 from mlxjobs.config_dict import ConfigDict
-from mlxjobs.console import note
 from mlxjobs.context import Context
 from mlxjobs.errors import MLXJobsError, RunError, SchedulerError
 from mlxjobs.history import Attempt, RunState, RunStatus
@@ -70,7 +70,7 @@ def is_alive(attempt: Attempt) -> bool | None:
     try:
         # the process must be older than the attempt's record, or the number was given to another
         started = Path(f"/proc/{attempt.pid}").stat().st_ctime
-        recorded = history.datetime.fromisoformat(attempt.start).timestamp()
+        recorded = datetime.fromisoformat(attempt.start).timestamp()
     except FileNotFoundError:
         return False
     return started <= recorded + 1
@@ -139,13 +139,18 @@ def _refuse(run: Run, last: Attempt, alive: bool | None) -> None:
 
 def _limits(state: RunState, max_requeues: int) -> str | None:
     """Say why a run may not come back once more, or None."""
-    for count, what in ((state.interruptions, "stopped and requeued"), (state.losses, "killed without a word")):
+    for count, what in (
+        (state.interruptions, "stopped and requeued"),
+        (state.losses, "killed without a word"),
+    ):
         if count > max_requeues:
             return f"{what} {count} times, scheduler.max_requeues is {max_requeues}"
     return None
 
 
-def _begin(run: Run, place: Place, facts: dict[str, Any], cluster: Cluster | None) -> tuple[RunState, RunState]:
+def _begin(
+    run: Run, place: Place, facts: dict[str, Any], cluster: Cluster | None
+) -> tuple[RunState, RunState]:
     """Take the next attempt number; return the states before and after."""
     before = RunState()
 
@@ -353,4 +358,3 @@ def _tee(run: Run) -> Iterator[None]:
             yield
         finally:
             sys.stdout, sys.stderr = before
-

@@ -39,6 +39,12 @@ class DamagedCheckpoint(MLXJobsError):
     """A checkpoint cannot be read, and the one before it neither."""
 
 
+def _now() -> str:
+    from datetime import datetime
+
+    return datetime.now().astimezone().isoformat()
+
+
 @dataclass(frozen=True)
 class Record:
     """What a checkpoint remembers beside its object.
@@ -46,20 +52,20 @@ class Record:
     Attributes:
         sequence: 1, 2, 3 ... over all checkpoints of the run.
         attempt: the attempt that wrote it.
-        time: when, ISO 8601 with offset.
         log_name: its name.
         metrics: log name -> bytes of each metrics file at that moment.
         rewinds: how often the metrics had been rewound by then.
+        time: when it was written, ISO 8601 with offset.
         size: bytes of the pickle; set when it is written.
         more: what a later version of this package has added.
     """
 
     sequence: int
     attempt: int
-    time: str
     log_name: str
     metrics: dict[str, int]
     rewinds: int = 0
+    time: str = field(default_factory=_now)
     size: int = 0
     schema: int = 1
     more: dict[str, Any] = field(default_factory=dict)
@@ -316,3 +322,18 @@ def _age(path: Path) -> tuple[int, float]:
 def highest_sequence(folder: Path) -> int:
     """Return the sequence number of the newest checkpoint of a folder, 0 if none has one."""
     return max((_age(path)[0] for path in find(folder)), default=0)
+
+
+def folders(root: Path) -> list[Path]:
+    """Return where checkpoints may be in a run directory, or in a folder that holds some itself."""
+    places = [root / "artifacts" / "Checkpoint", root / "artifacts" / "pickle", root / "Checkpoint"]
+    return [*(place for place in places if place.is_dir()), root]
+
+
+def candidates(folder: Path, log_name: str | None) -> list[Path]:
+    """Return the checkpoints of a folder that have this name, best first; with None all, newest first."""
+    if log_name is None:
+        return find(folder)
+    paths = [folder / f"{log_name.removesuffix(SUFFIX)}{SUFFIX}", folder / f"{log_name}{SUFFIX}"]
+    paths.append(folder / log_name)  # as MLXP 1.0 wrote it
+    return [path for path in paths if path.is_file() or previous(path).is_file()]

@@ -118,7 +118,9 @@ def _last_metrics(run: Run) -> dict[str, Any]:
     for path in sorted(run.metrics.glob("*.json")):
         with path.open("rb") as stream:
             stream.seek(max(0, path.stat().st_size - 65536))
-            lines = [line for line in stream.read().split(b"\n") if line.startswith(b"{") and line.endswith(b"}")]
+            lines = [
+                line for line in stream.read().split(b"\n") if line.startswith(b"{") and line.endswith(b"}")
+            ]
         try:
             last = json.loads(lines[-1]) if lines else {}
         except ValueError:

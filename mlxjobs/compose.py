@@ -147,14 +147,26 @@ def quote_dict(value: Any) -> str:
 
 # -- composition --------------------------------------------------------------------------------
 
-_ACTIONS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--run", "-r")
-_ACTIONS += ("--multirun", "-m", "--shell-completion", "-sc")
+# options with which Hydra answers something and runs nothing
+_QUESTIONS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i")
+_QUESTIONS += ("--shell-completion", "-sc")
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--version",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "--shell-completion",
+    "-sc",
+)
+_ACTIONS = (*_QUESTIONS, "--run", "-r", "--multirun", "-m")
 
 
 def is_question(arguments: Sequence[str]) -> bool:
     """Whether these arguments ask Hydra something (`--cfg job`, `--help`) and run nothing."""
-    asking = {action for action in _ACTIONS if action not in ("--run", "-r", "--multirun", "-m")}
-    return any(argument.split("=")[0] in asking for argument in arguments)
+    return any(argument.split("=")[0] in _QUESTIONS for argument in arguments)
 
 
 def _sweeps(arguments: Sequence[str]) -> bool:
@@ -375,7 +387,9 @@ def override(composed: Composed, overrides: Sequence[str]) -> tuple[Composed, li
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
         return {
-            key: item for name, inner in value.items() for key, item in _flat(inner, f"{prefix}{name}.").items()
+            key: item
+            for name, inner in value.items()
+            for key, item in _flat(inner, f"{prefix}{name}.").items()
         }
     return {prefix.rstrip("."): value}
 

@@ -77,7 +77,7 @@ class ConfigDict(dict[Any, Any]):
     def __or__(self, other: Any) -> ConfigDict:
         return ConfigDict({**self, **other})
 
-    def __ior__(self, other: Any) -> ConfigDict:  # type: ignore[override,misc]
+    def __ior__(self, other: Any) -> ConfigDict:
         self.update(other)
         return self
 

@@ -2,8 +2,8 @@
 
     MLXJobsError
     ├── InvalidConfigFileError      settings or configuration files that cannot be used
-    ├── MissingFieldError           the configuration lacks a field that was asked for (KeyError too)
-    ├── InvalidKeyError             a name that cannot be used for metrics, artifacts or queries (KeyError too)
+    ├── MissingFieldError           the configuration lacks a field (KeyError too)
+    ├── InvalidKeyError             a name that cannot be used for metrics or artifacts (KeyError too)
     ├── InvalidArtifactError        an object that is no artifact, or a type that is not registered
     ├── CheckpointNotFoundError     the run has no such checkpoint (FileNotFoundError too)
     ├── InvalidMapError             an aggregation that cannot be applied

@@ -54,7 +54,7 @@ def replace_file(path: Path, content: bytes | str, *, mode: int = 0o666) -> None
         OSError: the file could not be written; the old one is untouched.
     """
     aside = _write_aside(path, content.encode() if isinstance(content, str) else content, mode)
-    os.replace(aside, path)
+    aside.replace(path)
     sync_directory(path.parent)
 
 

@@ -235,7 +235,7 @@ def _local(stamp: str | None, pattern: str) -> str | None:
 def render(state: RunState) -> dict[str, Any]:
     """Return the content of `info.yaml` for this state: the seed's keys first, then ours."""
     last = state.attempt
-    start = last.start if last else state.facts.get("created")
+    start = state.attempts[0].start if last else state.facts.get("created")
     end = last.end if last else None
     facts = {key: value for key, value in state.facts.items() if key != "created"}
     return {

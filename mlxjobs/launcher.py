@@ -170,7 +170,9 @@ class _Launch:
                 parent = Path(options["logger"]["parent_log_dir"]).absolute()
                 run = Run.create(parent, options["logger"]["forced_log_id"])
                 initialise(run, composed, options, facts)
-            return execute(run, self.task, composed, options, seeding=self.seeding, facts=facts, place=Place())
+            return execute(
+                run, self.task, composed, options, seeding=self.seeding, facts=facts, place=Place()
+            )
 
         try:
             self._compose(options, arguments, quiet=False, run=run_one)
@@ -193,7 +195,7 @@ class _Launch:
         sys.stderr.flush()
         os.chdir(program.work_dir)
         command = [*program.interpreter, program.target, *flat, *arguments]
-        os.execve(command[0], command, {**os.environ, _SNAPSHOT: json.dumps(facts)})
+        os.execve(command[0], command, {**os.environ, _SNAPSHOT: json.dumps(facts)})  # noqa: S606
 
     def _submit_new(self, options: dict[str, Any], arguments: Sequence[str]) -> None:
         from mlxjobs.submit import Submission, freeze_code, this_program
@@ -219,14 +221,14 @@ class _Launch:
 
     def _run_existing(self, run: Run, given: dict[str, Any], arguments: Sequence[str]) -> None:
         from mlxjobs.attempt import AlreadyComplete, TaskFailed, execute
+        from mlxjobs.existing import place_of, stored
         from mlxjobs.preemption import Preempted
-        from mlxjobs.resume import place_of, stored
 
         options, composed = stored(run, given)
         overrides = [argument for argument in arguments if not argument.startswith("-")]
         if len(overrides) != len(arguments):
             raise InvalidConfigFileError(
-                "an existing run keeps its composition: only KEY=VALUE overrides can be given with forced_log_id"
+                "an existing run keeps its composition: with forced_log_id give only KEY=VALUE overrides"
             )
         if overrides:
             composed, changes = compose.override(composed, overrides)

@@ -244,10 +244,10 @@ class Queue:
         self.write(number, job.again("worker lost", job.queued))
         return True
 
-    def revive_lost(self) -> int:
-        """Queue all jobs again whose worker is gone, and return how many."""
+    def revive_lost(self, records: dict[int, Job]) -> int:
+        """Queue all jobs of a scan again whose worker is gone, and return how many."""
         revived = 0
-        for number in [number for number, job in self.scan().items() if job.state == "RUNNING"]:
+        for number in [number for number, job in records.items() if job.state == "RUNNING"]:
             with self.hold(number) as job:
                 if job and job.state == "RUNNING":
                     revived += self.revive(number, job)
@@ -515,7 +515,7 @@ def wait(queue: Queue, arguments: argparse.Namespace) -> int:
             complain(f"still waiting for job {', '.join(map(str, waiting))}")
             return 1
         if tick % 10 == 0:  # dearer than a look at the jobs
-            queue.revive_lost()
+            queue.revive_lost(queue.scan())
             staff(queue)
         time.sleep(0.1)
     return 0
@@ -579,7 +579,7 @@ def main(argv: list[str] | None = None) -> int:
     run = {"submit": submit, "status": status, "wait": wait, "forget": forget}.get(arguments.command, change)
     try:
         queue = open_queue(os.environ)
-        queue.revive_lost()
+        queue.revive_lost(queue.scan())
         try:
             return run(queue, arguments)
         finally:

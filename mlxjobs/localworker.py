@@ -242,10 +242,11 @@ def work(queue: Queue, slot: int) -> None:
     helpers: set[int] = set()
     leaving = False
     while not leaving:
-        if queue.revive_lost():
+        records = queue.scan()
+        if queue.revive_lost(records):
             helpers.update(queue.start_workers(queue.at_once))
-        waiting = [number for number, job in queue.scan().items() if job.state == "PENDING"]
-        for number in waiting:
+            continue
+        for number in [number for number, job in records.items() if job.state == "PENDING"]:
             with queue.hold(number) as job:
                 if job and job.state == "PENDING":
                     leaving = Supervisor(queue, number, job, alarm, helpers).run()

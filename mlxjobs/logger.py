@@ -158,8 +158,6 @@ class DefaultLogger(Logger):
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self.log_dir)
 
-    # --- metrics
-
     def log_metrics(self, metrics_dict: Mapping[str, Any], log_name: str = "metrics") -> None:
         """Append one line to `metrics/<log_name>.json`.
 
@@ -174,8 +172,6 @@ class DefaultLogger(Logger):
             OSError: the line could not be written; nothing of it was.
         """
         self._append(metrics_dict, log_name)
-
-    # --- checkpoints
 
     def log_checkpoint(self, checkpoint: Any, log_name: str = "checkpoint") -> None:
         """Write an object from which the task can go on to `artifacts/Checkpoint/<log_name>.pkl`.
@@ -197,9 +193,8 @@ class DefaultLogger(Logger):
         self._resumption.saves()
         self._metrics.sync()
         sequence = self._newest_sequence() + 1
-        record = Record(
-            sequence, self._attempt, _now(), name, self._metrics.offsets(), self._metrics.rewinds()
-        )
+        offsets, rewinds = self._metrics.offsets(), self._metrics.rewinds()
+        record = Record(sequence, self._attempt, name, offsets, rewinds)
         checkpoints.save(checkpoint, path, record, keep=path not in self._damaged)
         self._sequence = sequence
         self._damaged.discard(path)
@@ -224,9 +219,10 @@ class DefaultLogger(Logger):
             CheckpointNotFoundError: there is none; it says where it was looked for.
             DamagedCheckpoint: there is one, but none that can be read.
         """
-        folders = [self._checkpoints] if root is None else _folders(Path(root))
+        folders = [self._checkpoints] if root is None else checkpoints.folders(Path(root))
+        name = None if log_name is None else artifacts.check_artifact_name(log_name)
         own = self._checkpoints.resolve() in [folder.resolve() for folder in folders]
-        paths = [path for folder in folders for path in _candidates(folder, log_name)]
+        paths = [path for folder in folders for path in checkpoints.candidates(folder, name)]
         if not paths:
             if own and not checkpoints.find(self._checkpoints):
                 self._resumption.begins_from_scratch()
@@ -256,8 +252,6 @@ class DefaultLogger(Logger):
         finally:
             _LOADING.reset(token)
         raise problem if problem is not None else CheckpointNotFoundError("no checkpoint was named")
-
-    # --- artifacts
 
     def log_artifact(self, artifact: Artifact, log_name: str) -> None:
         """Write an artifact to `artifacts/<its class>/<log_name><ext>`.
@@ -336,8 +330,6 @@ class DefaultLogger(Logger):
         """
         artifacts.register_artifact_type(name, save, load)
 
-    # --- the end
-
     def finish(self) -> None:
         """Settle which metrics count and flush them; called when an attempt ends."""
         self._resumption.ends()
@@ -388,26 +380,6 @@ class SilentLogger(DefaultLogger):
 
     def finish(self) -> None:
         """Do nothing."""
-
-
-def _now() -> str:
-    from datetime import datetime
-
-    return datetime.now().astimezone().isoformat()
-
-
-def _folders(root: Path) -> list[Path]:
-    """Where the checkpoints of a run directory are, or of a folder that holds some itself."""
-    places = [root / "artifacts" / "Checkpoint", root / "artifacts" / "pickle", root / "Checkpoint"]
-    return [*(place for place in places if place.is_dir()), root]
-
-
-def _candidates(folder: Path, log_name: str | None) -> list[Path]:
-    if log_name is None:
-        return checkpoints.find(folder)
-    name = artifacts.check_artifact_name(log_name)
-    paths = [folder / f"{name.removesuffix(SUFFIX)}{SUFFIX}", folder / f"{name}{SUFFIX}", folder / name]
-    return [path for path in paths if path.is_file() or checkpoints.previous(path).is_file()]
 
 
 def _restore(cls: type[DefaultLogger], log_dir: str) -> DefaultLogger:

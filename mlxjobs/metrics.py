@@ -159,7 +159,7 @@ class MetricsWriter:
         before = registry.get(log_name, {})
         if before.keys() >= types.keys():
             return
-        registry[log_name] = {**types, **before}
+        registry[log_name] = {**before, **{key: kind for key, kind in types.items() if key not in before}}
         dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
         text = yaml.dump(registry, Dumper=dumper, allow_unicode=True, sort_keys=False)
         with naming(path):

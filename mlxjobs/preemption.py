@@ -24,7 +24,6 @@ from mlxjobs.history import RunState, RunStatus
 from mlxjobs.scheduler import Fate, Here
 from mlxjobs.store import Run
 
-
 _STOP = 0  # no signal has this number
 
 

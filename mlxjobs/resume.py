@@ -69,8 +69,8 @@ class Resumption:
             lines = self._rewind(record.metrics, record.rewinds)
             if lines:
                 note(
-                    f"run {self._name} goes on from {path.name}: {lines} lines of metrics that were "
-                    "written after it are moved to metrics/.superseded"
+                    f"run {self._name} goes on from {path.name}: {lines} line(s) of metrics that "
+                    "were written after it are moved to metrics/.superseded"
                 )
         self._undecided = False
         self._record = record
@@ -88,7 +88,7 @@ class Resumption:
         lines = self._rewind({}, None)
         if lines:
             note(
-                f"run {self._name} begins from scratch, for no checkpoint was loaded: {lines} lines of "
+                f"run {self._name} begins from scratch, for no checkpoint was loaded: {lines} line(s) of "
                 "metrics of earlier attempts are moved to metrics/.superseded"
             )
 

@@ -28,7 +28,9 @@ def render(job: Job, scheduler: Scheduler) -> str:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["quote"] = lambda value: shlex.quote(str(value))
-    template = environment.from_string(files("mlxjobs").joinpath("templates", scheduler.template).read_text("utf-8"))
+    template = environment.from_string(
+        files("mlxjobs").joinpath("templates", scheduler.template).read_text("utf-8")
+    )
     return template.render(
         shell_path=job.shell_path,
         directives=scheduler.directives(job),

@@ -75,6 +75,4 @@ def run(
         raise CommandMissing(f"'{argv[0]}' may not be executed: {error}") from error
     except subprocess.TimeoutExpired as error:
         raise CommandTimeout(f"'{argv[0]}' gave no answer in {timeout_s:g} s and was stopped") from error
-    return Result(
-        done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-    )
+    return Result(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import compose, settings
+from mlxjobs import adapters, compose, settings
 from mlxjobs.attempt import Place, check_startable
 from mlxjobs.cluster import Cluster
 from mlxjobs.console import note, say
@@ -104,7 +104,11 @@ class Submission:
                 job_id, log_id = self._submit_one(run, composed)
             except MLXJobsError as error:
                 left = len(runs) - index - 1
-                also = f"; {index} submitted before it go on, {left} after it were not tried" if index or left else ""
+                also = (
+                    f"; {index} submitted before it go on, {left} after it were not tried"
+                    if index or left
+                    else ""
+                )
                 raise type(error)(f"{error}{also}") from error
             what = " ".join(composed.overrides)
             say(f"run {log_id}: job {job_id}  {what}".rstrip())
@@ -187,12 +191,11 @@ def freeze_code(options: dict[str, Any], program: Program) -> tuple[Program, dic
     Raises:
         SnapshotError: the code cannot be frozen.
     """
-    from mlxjobs import snapshot
+    from mlxjobs.snapshot import Launch
 
     given = options["version_manager"]
-    manager = snapshot.load(given["name"])
-    frozen = manager.freeze(
-        snapshot.Launch(
+    frozen = adapters.load_version_manager(given["name"]).freeze(
+        Launch(
             work_dir=program.work_dir,
             program=program.script,
             parent_work_dir=Path(given["parent_work_dir"]),

@@ -112,7 +112,14 @@ class SLURMScheduler(Scheduler):
         ids = list(job_ids) * 2 if len(job_ids) == 1 else list(job_ids)
         fields = ("JobArrayID", "State", "Reason", "RestartCnt", "SubmitTime")
         form = ",".join(f"{name}:200{_SEPARATOR}" for name in fields)
-        return ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(ids)}", f"--Format={form}"]
+        return [
+            "squeue",
+            "--noheader",
+            "--array",
+            "--states=all",
+            f"--jobs={','.join(ids)}",
+            f"--Format={form}",
+        ]
 
     def parse_status(self, output: str) -> dict[str, JobStatus]:
         """One line a job."""

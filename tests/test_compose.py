@@ -31,11 +31,54 @@ def test_what_only_looks_like_a_setting_is_hydras() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["true", "false", "null", "3", "-3", "+3", "1_000", "0.5", ".5", "5.", "1e3", "1e-3", "inf", "nan", "-inf",
-     "abc", "./logs", "/a/b-c_d.e", "'a b'", '"a b"', "''", "TRUE", "Null", "NaN", "1:2", "a:b", "-", "--x", "_1",
-     "[a,b]", "['--time=1','--mem=2']", "{a:1}", "", "0x10", "1.2.3", "..", "'it\\'s'", "a b", "1-2", "infx",
-     "${oc.env:HOME}", "1__0", "1.0e", "e5", "+x"],
-)  # fmt: skip
+    [
+        "true",
+        "false",
+        "null",
+        "3",
+        "-3",
+        "+3",
+        "1_000",
+        "0.5",
+        ".5",
+        "5.",
+        "1e3",
+        "1e-3",
+        "inf",
+        "nan",
+        "-inf",
+        "abc",
+        "./logs",
+        "/a/b-c_d.e",
+        "'a b'",
+        '"a b"',
+        "''",
+        "TRUE",
+        "Null",
+        "NaN",
+        "1:2",
+        "a:b",
+        "-",
+        "--x",
+        "_1",
+        "[a,b]",
+        "['--time=1','--mem=2']",
+        "{a:1}",
+        "",
+        "0x10",
+        "1.2.3",
+        "..",
+        "'it\\'s'",
+        "a b",
+        "1-2",
+        "infx",
+        "${oc.env:HOME}",
+        "1__0",
+        "1.0e",
+        "e5",
+        "+x",
+    ],
+)
 def test_a_setting_means_what_hydras_grammar_says(text: str) -> None:
     argument = f"+mlxpy.a.b={text}"
     try:
@@ -84,7 +127,14 @@ def test_a_wrong_setting_is_an_error(argument: str, words: str) -> None:
 
 def test_a_kept_configuration_comes_back_as_it_was(tmp_path: Path) -> None:
     composed = Composed(
-        {"a": 1.5, 3: [None, "${a}", b"\0"], "p": Path("/x y"), "e": Colour.RED, "inf": float("inf"), "é": "\n"},
+        {
+            "a": 1.5,
+            3: [None, "${a}", b"\0"],
+            "p": Path("/x y"),
+            "e": Colour.RED,
+            "inf": float("inf"),
+            "é": "\n",
+        },
         {"job": {"num": 1}},
         ["a=1.5"],
     )
@@ -92,7 +142,9 @@ def test_a_kept_configuration_comes_back_as_it_was(tmp_path: Path) -> None:
     assert compose.from_yaml(text.encode(), tmp_path) == composed
 
 
-@pytest.mark.parametrize("text", ["", "a: [", "config: 1", "[1]", "!!python/name:os.system ''", "!enum os:system:x"])
+@pytest.mark.parametrize(
+    "text", ["", "a: [", "config: 1", "[1]", "!!python/name:os.system ''", "!enum os:system:x"]
+)
 def test_a_damaged_kept_configuration_is_an_error_that_names_it(text: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidConfigFileError, match=str(tmp_path)):
         compose.from_yaml(text.encode(), tmp_path)

@@ -52,7 +52,9 @@ def test_what_an_older_attempt_adds_is_ignored() -> None:
 
 
 def test_a_preempted_attempt_may_still_complete_but_a_complete_one_stays() -> None:
-    state = fold([CREATED, started(1), ended(1, "PREEMPTED", "x"), ended(1, "COMPLETE"), ended(1, "FAILED", "y")])
+    state = fold(
+        [CREATED, started(1), ended(1, "PREEMPTED", "x"), ended(1, "COMPLETE"), ended(1, "FAILED", "y")]
+    )
     assert state.status is RunStatus.COMPLETE
 
 

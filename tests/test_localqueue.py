@@ -128,7 +128,8 @@ def test_a_job_runs_where_and_as_it_was_submitted(queue: Cluster) -> None:
     code = "import os,sys,signal; print(sorted(signal.pthread_sigmask(0, [])), os.fstat(0).st_rdev, sys.argv)"
     job = queue.submit(
         "pwd; echo $COLOUR ${MLXJOBS_LOCAL_RESTART_COUNT-unset} $MLXJOBS_LOCAL_JOB_ID; "
-        f'{sys.executable} -c "{code}"; ls /proc/self/fd | wc -l; umask; grep SigIgn /proc/self/status; exit 3',
+        f'{sys.executable} -c "{code}"; ls /proc/self/fd | wc -l; umask; '
+        "grep SigIgn /proc/self/status; exit 3",
         COLOUR="blue  \udcff", MLXJOBS_LOCAL_RESTART_COUNT="9", MLXJOBS_LOCAL_JOB_ID="99",
     )  # fmt: skip
     assert job == 1
@@ -469,13 +470,15 @@ def test_killed_submits_and_workers_lose_no_job_and_run_none_twice(queue: Cluste
         "#!/bin/bash\nexec 9> on.$MLXJOBS_LOCAL_JOB_ID; flock -n 9 || echo twice >> bad\n"
         "sleep 0.05; echo $MLXJOBS_LOCAL_JOB_ID >> ran\n"
     )
-    told: set[str] = set()
+    began = time.monotonic()
+    told = set(re.findall(r"job (\d+)", queue("submit", "s", "s")))
+    took = time.monotonic() - began
     for step in range(12):
         submit = subprocess.Popen(
             [sys.executable, "-m", "mlxjobs.localqueue", "submit", "s", "s"],
             env=queue.env, cwd=queue.path, stdout=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
-        time.sleep(0.02 + 0.006 * step)
+        time.sleep(took * (step + 2) / 8)  # before, in and after its work
         for pid in [submit.pid, *queue.workers()]:
             os.kill(pid, signal.SIGKILL)
         told |= set(re.findall(r"job (\d+)", submit.communicate()[0]))

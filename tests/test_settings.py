@@ -1,6 +1,7 @@
 """Settings: checked, and never skipped."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,7 @@ from mlxjobs import settings
 from mlxjobs.errors import InvalidConfigFileError
 
 
-def merged(given: object) -> dict[str, object]:
+def merged(given: object) -> dict[str, Any]:
     options = settings.defaults()
     settings.merge(options, given, "configs/mlxpy.yaml")
     return options
@@ -45,7 +46,7 @@ def test_later_sources_win_and_keep_the_rest() -> None:
 
 
 def test_an_empty_value_is_the_empty_string() -> None:
-    assert merged({"scheduler": {"env_cmd": None}})["scheduler"]["env_cmd"] == ""  # type: ignore[index]
+    assert merged({"scheduler": {"env_cmd": None}})["scheduler"]["env_cmd"] == ""
 
 
 def test_defaults_are_not_shared() -> None:
@@ -56,10 +57,10 @@ def test_defaults_are_not_shared() -> None:
 def test_a_broken_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "mlxpy.yaml"
     path.write_text("logger: [")
-    with pytest.raises(InvalidConfigFileError, match="mlxpy.yaml: is no valid YAML"):
+    with pytest.raises(InvalidConfigFileError, match=r"mlxpy\.yaml: is no valid YAML"):
         settings.read_file(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InvalidConfigFileError, match="mlxpy.yaml"):
+    with pytest.raises(InvalidConfigFileError, match=r"mlxpy\.yaml"):
         settings.read_file(path)
 
 

@@ -108,7 +108,8 @@ def test_a_reader_never_sees_half_an_info_file(run: Run) -> None:
             "-c",
             "import sys; from pathlib import Path; from mlxjobs.store import Run\n"
             "run = Run(Path(sys.argv[1]))\n"
-            "for n in range(300): run.record(lambda s: {'event': 'created', 'facts': {'n': n, 'long': 'x' * 20000}})",
+            "facts = {'long': 'x' * 20000}\n"
+            "for n in range(300): run.record(lambda s: {'event': 'created', 'facts': {**facts, 'n': n}})",
             str(run.path),
         ]
     )

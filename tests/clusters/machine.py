@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -112,6 +115,50 @@ def account(user: str) -> pwd.struct_passwd:
     command = ["useradd", "--create-home", "--shell", "/bin/bash", user]
     subprocess.run(command, env={"PATH": SYSTEM_PATH}, check=True)
     return pwd.getpwnam(user)
+
+
+def lock_folder(folder: Path) -> int:
+    """Own a folder, which is made, while the descriptor that is returned is open.
+
+    Raises:
+        ClusterError: another process owns it, or another user made it.
+    """
+    advice = "set MLXJOBS_SLURM_DIR to another folder"
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+        raise ClusterError(f"{folder} belongs to somebody else; {advice}")
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise ClusterError(f"{folder} is in use by another process; {advice}") from None
+    return lock
+
+
+def checksum(path: Path) -> int:
+    """Return a number that differs from checkout to checkout, for names and ports that all of them need."""
+    return zlib.crc32(os.fsencode(path))
+
+
+def free_ports(count: int, base: Path) -> int:
+    """Return the first of `count` ports in a row that nobody uses, below those that the kernel gives out."""
+    start = checksum(base) % 500  # so that two clusters that start at once seldom try the same
+    for number in range(500):
+        first = 17000 + (start + number) % 500 * 20
+        if all(_is_free(first + offset) for offset in range(count)):
+            return first
+    raise ClusterError("no free ports from 17000 to 27000")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+        return True
 
 
 class Processes:

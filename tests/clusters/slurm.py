@@ -10,15 +10,12 @@ Slurm that the machine has already, do not meet.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -28,63 +25,24 @@ from tests.clusters.machine import (
     ClusterError,
     Processes,
     account,
+    checksum,
     children,
+    free_ports,
     install_packages,
+    lock_folder,
     require_root,
     say,
     wait_for,
 )
+from tests.clusters.slurm_conf import CLUSTER, render_slurm_conf
 
 USER = "mlxalice"
 """The ordinary account that submits jobs."""
 
 _PROGRAMS = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}
 _FREEZER = Path("/sys/fs/cgroup/freezer")
-_FINAL = {
-    "COMPLETED",
-    "FAILED",
-    "CANCELLED",
-    "TIMEOUT",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "DEADLINE",
-    "BOOT_FAIL",
-}
 _DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld")
 _USABLE = {"idle", "mixed", "allocated", "completing"}
-
-# Each timer is as short as Slurm 22.05 takes it.
-_SETTINGS = {
-    "ClusterName": "mlxjobs",
-    "SlurmUser": "root",
-    "ProctrackType": "proctrack/linuxproc",
-    "TaskPlugin": "task/none",
-    "MpiDefault": "none",
-    "MailProg": "/bin/true",
-    "AccountingStorageType": "accounting_storage/none",
-    "SlurmdParameters": "config_overrides",  # believe CPUs= and RealMemory= below
-    "ReturnToService": "2",  # a node that is back needs nobody to resume it
-    "SlurmdTimeout": "6",
-    "SlurmctldTimeout": "60",
-    # The end of a grace time is looked at KillWait + MessageTimeout after the preempting job's first look.
-    "MessageTimeout": "4",
-    "KillWait": "1",
-    "MinJobAge": "300",
-    "SchedulerType": "sched/backfill",
-    "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1",
-    "SelectType": "select/cons_tres",
-    "SelectTypeParameters": "CR_CPU_Memory",
-    "DefMemPerCPU": "1024",
-    "PriorityType": "priority/basic",
-    "PreemptType": "preempt/partition_prio",
-    "PreemptMode": "REQUEUE",
-    "GresTypes": "gpu",
-}
-_PARTITIONS = {
-    "low": {"Default": "YES", "PriorityTier": "1", "PreemptMode": "REQUEUE", "GraceTime": "1"},
-    "high": {"Default": "NO", "PriorityTier": "10", "PreemptMode": "OFF"},
-}
-_LIMITS = {"Nodes": "ALL", "State": "UP", "DefaultTime": "00:10:00", "MaxTime": "1-00:00:00"}
 
 # The first process of a node. It starts slurmd, does so again at SIGUSR1, and reaps what is orphaned.
 _NODE = """
@@ -103,11 +61,7 @@ while :; do sleep 1000 & wait $!; done
 
 def _default_base() -> Path:
     checkout = Path(__file__).resolve().parents[2]
-    return Path(os.environ.get("MLXJOBS_SLURM_DIR") or f"/tmp/mlxjobs-slurm-{_checksum(checkout):08x}")
-
-
-def _checksum(path: Path) -> int:
-    return zlib.crc32(os.fsencode(path))
+    return Path(os.environ.get("MLXJOBS_SLURM_DIR") or f"/tmp/mlxjobs-slurm-{checksum(checkout):08x}")
 
 
 class SlurmCluster:
@@ -123,7 +77,7 @@ class SlurmCluster:
     wait_for = staticmethod(wait_for)
 
     def __init__(self, base: Path | None = None) -> None:
-        self.base = base or _default_base()
+        self.base = (base or _default_base()).absolute()
         self.nodes: list[str] = []
         self._processes = Processes(self.base / "pids", f"{self.base}/")
         self._storage: dict[str, object] = {}
@@ -133,7 +87,7 @@ class SlurmCluster:
         self._lock: int | None = None
         self._freezer: Path | None = None
         if os.access(_FREEZER / "cgroup.procs", os.W_OK):
-            self._freezer = _FREEZER / f"mlxjobs-{_checksum(self.base):08x}"
+            self._freezer = _FREEZER / f"mlxjobs-{checksum(self.base):08x}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -180,10 +134,10 @@ class SlurmCluster:
         """
         require_root("install and start a real Slurm")
         started = time.monotonic()
-        self._take_folder()
+        if self._lock is None:
+            self._lock = lock_folder(self.base)
         self._end_all()
-        for path in self.base.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._wipe()
         self.nodes = [f"m{number}" for number in range(1, nodes + 1)]
         try:
             self._prepare()
@@ -218,10 +172,7 @@ class SlurmCluster:
         for node, state in self._node_states(self.nodes).items():
             if state.startswith(("drain", "down")):
                 self.root("scontrol", "update", f"nodename={node}", "state=resume", check=False)
-        ids = [job for job, state in self._all_states().items() if state not in _FINAL]
-        if ids:
-            self.root("scancel", "--quiet", *ids)
-        wait_for(lambda: self.root("squeue", "--noheader"), 30, until=lambda out: not out)
+        wait_for(self._cancel_all, 30, until=lambda left: not left)
         self.start(*self.nodes)
 
     # ---- the controller
@@ -361,22 +312,15 @@ class SlurmCluster:
 
     # ---- how it is made
 
-    def _take_folder(self) -> None:
-        """Own the folder while this process lives: another process's `up` would end our daemons."""
-        self.base.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if self.base.is_symlink() or self.base.stat().st_uid != os.geteuid():
-            raise ClusterError(
-                f"{self.base} belongs to somebody else; set MLXJOBS_SLURM_DIR to another folder"
-            )
-        if self._lock is None:
-            self._lock = os.open(self.base, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            self._lock = None
-            message = f"{self.base} is in use by another process; set MLXJOBS_SLURM_DIR to another folder"
-            raise ClusterError(message) from None
+    def _wipe(self) -> None:
+        mine = (self.base / "pids").is_dir()
+        # the sign that the folder is a cluster's goes last: this may be killed
+        for path in sorted(self.base.iterdir(), key=lambda path: path.name == "pids"):
+            if not mine:
+                raise ClusterError(
+                    f"{self.base} holds other things; set MLXJOBS_SLURM_DIR to a folder of its own"
+                )
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _prepare(self) -> None:
         for name in ("pids", "log", "state", "munge", *(f"spool/{node}" for node in self.nodes)):
@@ -389,39 +333,18 @@ class SlurmCluster:
         for number in (0, 1):
             (self.base / f"nvidia{number}").symlink_to("/dev/null")  # Slurm counts devices that are there
         (self.base / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File={self.base}/nvidia[0-1]\n")
-        self._port = _free_ports(len(self.nodes) + 2, self.base)
+        self._port = free_ports(len(self.nodes) + 2, self.base)
         self._storage, self._overrides, self._partition_overrides = {}, {}, {}
         self._write_conf()
 
     def _write_conf(self) -> None:
-        own = {
-            "SlurmctldHost": f"{socket.gethostname().split('.')[0]}(127.0.0.1)",
-            "SlurmctldPort": self._port,
-            # A requeued job may start again after cred_expire + 1 s; under 5 Slurm takes its default, 120.
-            "AuthInfo": f"socket={self.base}/munge/socket,cred_expire=5",
-            "StateSaveLocation": self.base / "state",
-            "SlurmdSpoolDir": self.base / "spool" / "%n",
-            "SlurmctldPidFile": self.base / "state" / "slurmctld.pid",
-            "SlurmdPidFile": self.base / "spool" / "%n.pid",
-            "SlurmctldLogFile": self.base / "log" / "slurmctld.log",
-            "SlurmdLogFile": self.base / "log" / "slurmd.%n.log",
-        }
-        settings = {**_SETTINGS, **own, **self._storage}
+        lines: dict[str, object] = {**self._storage, **self._overrides}
         if self._freezer is not None:
-            settings["ProctrackType"] = "proctrack/cgroup"
-            (self.base / "cgroup.conf").write_text(
-                "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\n"
-            )
-        lines = [f"{key}={value}" for key, value in {**settings, **self._overrides}.items()]
-        for number, node in enumerate(self.nodes, 1):
-            address = f"NodeHostname={node} NodeAddr=127.0.0.1 Port={self._port + number}"
-            lines.append(f"NodeName={node} {address} CPUs=4 RealMemory=65536 Gres=gpu:2 State=UNKNOWN")
-        for name, keys in _PARTITIONS.items():
-            pairs = {**_LIMITS, **keys, **self._partition_overrides.get(name, {})}
-            lines.append(
-                " ".join([f"PartitionName={name}", *(f"{key}={value}" for key, value in pairs.items())])
-            )
-        (self.base / "slurm.conf").write_text("\n".join(lines) + "\n")
+            lines = {"ProctrackType": "proctrack/cgroup", **lines}
+            text = "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\n"
+            (self.base / "cgroup.conf").write_text(text)
+        text = render_slurm_conf(self.base, self.nodes, self._port, lines, self._partition_overrides)
+        (self.base / "slurm.conf").write_text(text)
 
     def _reconfigure(self) -> None:
         self._write_conf()
@@ -445,7 +368,7 @@ class SlurmCluster:
         self._storage = database.start_accounting(self.base, port, self._spawn)
         self._write_conf()
         # slurmctld must find itself known there; fails until slurmdbd has made its tables
-        add = ["sacctmgr", "--immediate", "add", "cluster", _SETTINGS["ClusterName"]]
+        add = ["sacctmgr", "--immediate", "add", "cluster", CLUSTER]
         wait_for(lambda: self.run(add, user="root").returncode, 30, until=lambda code: code == 0)
 
     def _spawn_node(self, node: str) -> None:
@@ -484,6 +407,13 @@ class SlurmCluster:
         states = dict(line.split() for line in out.splitlines())
         return {node: states.get(node, "unknown") for node in (states if nodes is None else nodes)}
 
+    def _cancel_all(self) -> str:
+        # to be repeated: a job that was about to be requeued is there again
+        left = self.root("squeue", "--noheader", "--format=%A")
+        if left:
+            self.root("scancel", "--quiet", *left.split(), check=False)
+        return left
+
     def _all_states(self) -> dict[str, str]:
         # all jobs and no --jobs: with that, one unknown id is an error
         out = self.root("squeue", "--noheader", "--array", "--states=all", "--format=%i %T")
@@ -495,26 +425,6 @@ def _override(target: dict[str, str], changes: Mapping[str, object]) -> None:
         target.pop(key, None)
         if value is not None:
             target[key] = str(value)
-
-
-def _free_ports(count: int, base: Path) -> int:
-    """Return the first of `count` ports in a row that nobody uses, below those that the kernel gives out."""
-    start = _checksum(base) % 500  # so that two clusters that start at once seldom try the same
-    for number in range(500):
-        first = 17000 + (start + number) % 500 * 20
-        if all(_is_free(first + offset) for offset in range(count)):
-            return first
-    raise ClusterError("no free ports from 17000 to 27000")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-        return True
 
 
 def _remove_cgroup(folder: Path) -> None:

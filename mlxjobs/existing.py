@@ -1,0 +1,55 @@
+"""Starting a run that exists: from what it stored, not from what the project says today."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from mlxjobs import compose, settings
+from mlxjobs.attempt import Place
+from mlxjobs.cluster import Cluster
+from mlxjobs.errors import RunError
+from mlxjobs.store import Run
+
+
+def stored(run: Run, given: Mapping[str, Any]) -> tuple[dict[str, Any], compose.Composed]:
+    """Return the settings and the configuration that a run was submitted with.
+
+    Args:
+        run: an existing run; one of MLXP's is taken over.
+        given: settings from the command line, which win.
+
+    Raises:
+        RunError: the run has no configuration.
+        InvalidConfigFileError: its files, or the settings given, are wrong.
+    """
+    run.adopt()
+    options = settings.defaults()
+    path = run.metadata / "mlxpy.yaml"
+    if path.exists():
+        settings.merge(options, run.read_yaml("mlxpy") or {}, str(path))
+    # where it once ran is no reason to run there again: that is for the command line to say
+    options["use_scheduler"] = options["use_version_manager"] = False
+    options["logger"].update(forced_log_id=run.log_id, parent_log_dir=str(run.path.parent))
+    settings.merge(options, given, "the command line")
+    if run.frozen.exists():
+        return options, compose.from_yaml(run.frozen.read_bytes(), run.frozen)
+    config = run.read_yaml("config")
+    if not isinstance(config, dict):
+        raise RunError(f"{run.metadata / 'config.yaml'} holds no configuration")
+    return options, compose.Composed(config)
+
+
+def place_of(run: Run) -> tuple[Place, Cluster | None]:
+    """Return where this process runs, and the cluster that the run was submitted to.
+
+    Only a run that was submitted can be in a job: a program that is started by hand inside some
+    job of the user's is none of the scheduler's business.
+    """
+    path = run.state().scheduler.get("class")
+    if path is None:
+        return Place(), None
+    cluster = Cluster(path)
+    here = cluster.scheduler.here(os.environ)
+    return (Place(cluster, here) if here else Place()), cluster
