@@ -13,11 +13,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import compose, history
+from mlxjobs import compose, frozen, history
 from mlxjobs.cluster import Cluster
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.context import Context
 from mlxjobs.errors import MLXJobsError, RunError, SchedulerError
+from mlxjobs.frozen import Composed
 from mlxjobs.history import Attempt, RunState, RunStatus
 from mlxjobs.logger import DefaultLogger, SilentLogger
 from mlxjobs.preemption import Preempted, Preemption
@@ -176,7 +177,7 @@ def _begin(
 def execute(
     run: Run | None,
     task: Task,
-    composed: compose.Composed,
+    composed: Composed,
     settings: dict[str, Any],
     *,
     seeding: Callable[[Any], Any] | None,
@@ -221,7 +222,7 @@ def execute(
         if stop is not None:
             _end(run, number, RunStatus.FAILED, stop)
             raise RunError(f"run {run.log_id} is not started again: {stop}")
-        run.write_yaml("config", compose.plain(config.to_dict()))
+        run.write_yaml("config", frozen.plain(config.to_dict()))
         preemption = _listen(stack, run, number, place, limit)
         logger = _logger(run, number, before, after, preemption)
         stack.callback(logger.close)

@@ -11,162 +11,16 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from enum import Enum
-from pathlib import Path, PosixPath
+from pathlib import Path
 from typing import Any
 
+from mlxjobs.command_line import ACTIONS, is_question, quote_value
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.errors import InvalidConfigFileError, MissingFieldError
-
-_SETTING = re.compile(r"(?:\+\+|\+|~)?mlxpy(?=[.=@:]|$)")
-# `key=value` whose value means the same to Hydra's grammar and to a reader of eight lines
-_PLAIN = re.compile(r"(?:\+\+|\+)?mlxpy\.([\w.]+)=([\w./:-]*|'[^'\\]*'|\"[^\"\\]*\")", re.ASCII)
-_NUMBER = re.compile(r"[+-]?\d[\d_]*|[+-]?[\d.][\d._]*(?:[eE][+-]?\d+)?|[+-]?(?:inf|nan)", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Composed:
-    """The configuration of one run, as Hydra composed it, before anything is resolved.
-
-    Attributes:
-        config: the user's options; interpolations are still text (`${...}`).
-        hydra: Hydra's own node, the same way.
-        overrides: what was typed, as Hydra lists it: `["lr=0.1", "+seed=2"]`.
-    """
-
-    config: Any
-    hydra: dict[str, Any] = field(default_factory=dict)
-    overrides: list[str] = field(default_factory=list)
-
-
-# -- the command line ---------------------------------------------------------------------------
-
-
-def split_arguments(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Separate the settings from what is Hydra's.
-
-    `+mlxpy.a.b=v`, `++mlxpy.a.b=v` and `mlxpy.a.b=v` mean the same.
-
-    Args:
-        argv: the command line, without the program.
-
-    Returns:
-        The settings as nested dictionaries, and the rest in its order.
-
-    Raises:
-        InvalidConfigFileError: a settings override that Hydra's grammar does not take, or that
-            sweeps over or deletes a setting.
-    """
-    settings: dict[str, Any] = {}
-    rest = []
-    for argument in argv:
-        if not _SETTING.match(argument):
-            rest.append(argument)
-            continue
-        keys, value = _parse_setting(argument)
-        _insert(settings, keys, value)
-    return settings, rest
-
-
-def _insert(settings: dict[str, Any], keys: list[str], value: Any) -> None:
-    if not keys:
-        if not isinstance(value, dict):
-            raise InvalidConfigFileError(
-                f"the command line: 'mlxpy' is a section: use mlxpy.KEY=VALUE, not {value!r}"
-            )
-        settings.update(value)
-        return
-    for key in keys[:-1]:
-        inner = settings.setdefault(key, {})
-        if not isinstance(inner, dict):
-            inner = settings[key] = {}
-        settings = inner
-    settings[keys[-1]] = value
-
-
-def _parse_setting(argument: str) -> tuple[list[str], Any]:
-    plain = _PLAIN.fullmatch(argument)
-    if plain is not None:  # what a job's script says; saves the import of Hydra
-        keys, text = plain.group(1).split("."), plain.group(2)
-        if text[:1] in ("'", '"') and text:
-            return keys, text[1:-1]
-        if text in ("true", "false"):
-            return keys, text == "true"
-        if re.fullmatch(r"-?\d+", text):
-            return keys, int(text)
-        if (
-            text
-            and ":" not in text
-            and not _NUMBER.fullmatch(text)
-            and text.lower() not in ("null", "true", "false")
-        ):
-            return keys, text
-    return _parse_setting_with_hydra(argument)
-
-
-def _parse_setting_with_hydra(argument: str) -> tuple[list[str], Any]:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        override = OverridesParser.create().parse_override(argument)
-    except HydraException as error:
-        raise InvalidConfigFileError(f"the command line: {error}") from error
-    if override.is_delete() or override.is_sweep_override():
-        what = "deleted" if override.is_delete() else "swept over"
-        raise InvalidConfigFileError(f"the command line: {argument}: a setting cannot be {what}")
-    return override.key_or_group.split(".")[1:], override.value()
-
-
-def quote_value(text: str) -> str:
-    """Write a text so that Hydra's grammar reads exactly this text back.
-
-    Source: https://hydra.cc/docs/advanced/override_grammar/basic/#quoted-values
-    """
-    # backslashes count only in front of a quote (and of other backslashes there)
-    escaped = re.sub(r"(\\*)'", lambda match: match.group(1) * 2 + r"\'", text)
-    trailing = len(escaped) - len(escaped.rstrip("\\"))
-    return f"'{escaped}{chr(92) * trailing}'"
-
-
-def quote_dict(value: Any) -> str:
-    """Write nested dictionaries and lists of plain values in Hydra's grammar."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{quote_dict(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(quote_dict(item) for item in value) + "]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return quote_value(value) if isinstance(value, str) else str(value)
-
-
-# -- composition --------------------------------------------------------------------------------
-
-# options with which Hydra answers something and runs nothing
-_QUESTIONS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i")
-_QUESTIONS += ("--shell-completion", "-sc")
-    "--help",
-    "-h",
-    "--hydra-help",
-    "--version",
-    "--cfg",
-    "-c",
-    "--info",
-    "-i",
-    "--shell-completion",
-    "-sc",
-)
-_ACTIONS = (*_QUESTIONS, "--run", "-r", "--multirun", "-m")
-
-
-def is_question(arguments: Sequence[str]) -> bool:
-    """Whether these arguments ask Hydra something (`--cfg job`, `--help`) and run nothing."""
-    return any(argument.split("=")[0] in _QUESTIONS for argument in arguments)
+from mlxjobs.frozen import Composed
 
 
 def _sweeps(arguments: Sequence[str]) -> bool:
@@ -278,7 +132,7 @@ def _hydra_arguments(arguments: Sequence[str], sweep_dir: Path, quiet: bool) -> 
         for group, choice in groups
         if not any(argument.lstrip("+").startswith(f"{group}=") for argument in arguments)
     ]
-    multirun = [] if any(argument in _ACTIONS for argument in arguments) or not _sweeps(arguments) else ["-m"]
+    multirun = [] if any(argument in ACTIONS for argument in arguments) or not _sweeps(arguments) else ["-m"]
     return [*multirun, *ours, *arguments]
 
 
@@ -392,77 +246,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
             for key, item in _flat(inner, f"{prefix}{name}.").items()
         }
     return {prefix.rstrip("."): value}
-
-
-# -- keeping a configuration --------------------------------------------------------------------
-# Plain YAML, and two tags for what Hydra's structured configs hold beside it.
-
-
-def to_yaml(composed: Composed) -> str:
-    """Return a text from which `from_yaml` makes an equal configuration."""
-    import yaml
-
-    class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-        def ignore_aliases(self, data: Any) -> bool:
-            return True
-
-    Dumper.add_multi_representer(Enum, lambda d, v: d.represent_scalar("!enum", _enum_name(v)))
-    Dumper.add_multi_representer(Path, lambda d, v: d.represent_scalar("!path", str(v)))
-    content = {
-        "schema": 1,
-        "config": composed.config,
-        "overrides": list(composed.overrides),
-        "hydra": composed.hydra,
-    }
-    return str(yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True))
-
-
-def from_yaml(text: bytes, source: Path) -> Composed:
-    """Read what `to_yaml` wrote.
-
-    Raises:
-        InvalidConfigFileError: it is something else.
-    """
-    import yaml
-
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-        pass
-
-    Loader.add_constructor("!path", lambda loader, node: PosixPath(node.value))
-    Loader.add_constructor("!enum", lambda loader, node: _enum_value(node.value))
-    try:
-        content = yaml.load(text, Loader=Loader)  # noqa: S506 - a safe loader with two harmless tags
-        return Composed(content["config"], content["hydra"], content["overrides"])
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InvalidConfigFileError(f"{source}: is no stored configuration: {error!r}") from error
-
-
-def _enum_name(value: Enum) -> str:
-    return f"{type(value).__module__}:{type(value).__qualname__}:{value.name}"
-
-
-def _enum_value(name: str) -> Any:
-    """Find an enumeration's member in the modules of the program; nothing is imported for it."""
-    module, qualname, member = name.split(":")
-    found: Any = sys.modules[module]
-    for part in qualname.split("."):
-        found = getattr(found, part)
-    if not (isinstance(found, type) and issubclass(found, Enum)):
-        raise ValueError(f"{name} is no enumeration")
-    return found[member]
-
-
-def plain(value: Any) -> Any:
-    """Return a configuration as plain YAML types: what `config.yaml` shows."""
-    if isinstance(value, dict):
-        return {(key.name if isinstance(key, Enum) else key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, Enum):
-        return value.name
-    if value is None or isinstance(value, (bool, int, float, str, bytes)):
-        return value
-    return str(value)
 
 
 def seed_of(config: Mapping[str, Any]) -> Any:

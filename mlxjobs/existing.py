@@ -6,14 +6,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from mlxjobs import compose, settings
+from mlxjobs import frozen, settings
 from mlxjobs.attempt import Place
 from mlxjobs.cluster import Cluster
 from mlxjobs.errors import RunError
+from mlxjobs.frozen import Composed
 from mlxjobs.store import Run
 
 
-def stored(run: Run, given: Mapping[str, Any]) -> tuple[dict[str, Any], compose.Composed]:
+def stored(run: Run, given: Mapping[str, Any]) -> tuple[dict[str, Any], Composed]:
     """Return the settings and the configuration that a run was submitted with.
 
     Args:
@@ -34,11 +35,11 @@ def stored(run: Run, given: Mapping[str, Any]) -> tuple[dict[str, Any], compose.
     options["logger"].update(forced_log_id=run.log_id, parent_log_dir=str(run.path.parent))
     settings.merge(options, given, "the command line")
     if run.frozen.exists():
-        return options, compose.from_yaml(run.frozen.read_bytes(), run.frozen)
+        return options, frozen.from_yaml(run.frozen.read_bytes(), run.frozen)
     config = run.read_yaml("config")
     if not isinstance(config, dict):
         raise RunError(f"{run.metadata / 'config.yaml'} holds no configuration")
-    return options, compose.Composed(config)
+    return options, Composed(config)
 
 
 def place_of(run: Run) -> tuple[Place, Cluster | None]:

@@ -16,10 +16,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import adapters, compose, settings
+from mlxjobs import adapters, command_line, compose, settings
 from mlxjobs.console import note
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
 from mlxjobs.files import create_file
+from mlxjobs.frozen import Composed
 from mlxjobs.store import Run
 
 # carries what is known of the snapshot into the program that is started from it
@@ -84,14 +85,14 @@ class _Launch:
 
     def run(self, argv: Sequence[str]) -> None:
         """Do what the command line asks for."""
-        given, arguments = compose.split_arguments(argv)
+        given, arguments = command_line.split_arguments(argv)
         settings.merge(settings.defaults(), given, "the command line")  # before anything else is done
-        existing = self._existing_run(given) if not compose.is_question(arguments) else None
+        existing = self._existing_run(given) if not command_line.is_question(arguments) else None
         if existing is not None:
             self._run_existing(existing, given, arguments)
             return
         options = self._settings(given)
-        if options["use_scheduler"] and not compose.is_question(arguments):
+        if options["use_scheduler"] and not command_line.is_question(arguments):
             self._submit_new(options, arguments)
         else:
             self._run_here(options, arguments)
@@ -161,10 +162,10 @@ class _Launch:
         from mlxjobs.submit import initialise
 
         facts = _facts(self.task, Path.cwd())
-        if options["use_version_manager"] and not compose.is_question(arguments):
+        if options["use_version_manager"] and not command_line.is_question(arguments):
             facts["version_manager"] = self._in_snapshot(options, arguments)
 
-        def run_one(composed: compose.Composed) -> Any:
+        def run_one(composed: Composed) -> Any:
             run = None
             if options["use_logger"]:
                 parent = Path(options["logger"]["parent_log_dir"]).absolute()
@@ -190,7 +191,7 @@ class _Launch:
         program, facts = freeze_code(options, this_program())
         options["logger"]["parent_log_dir"] = str(Path(options["logger"]["parent_log_dir"]).absolute())
         # the settings file may be untracked, so the snapshot may lack it: all settings are handed on
-        flat = [f"mlxpy={compose.quote_dict(options)}"]
+        flat = [f"mlxpy={command_line.quote_dict(options)}"]
         sys.stdout.flush()
         sys.stderr.flush()
         os.chdir(program.work_dir)
@@ -206,7 +207,7 @@ class _Launch:
             )
         scheduler = adapters.find(options["scheduler"]["name"])
         program = this_program()
-        composed: list[compose.Composed] = []
+        composed: list[Composed] = []
         Submission(options, program, {}, scheduler)
         self._compose(options, arguments, quiet=True, run=composed.append)
         if not composed:
@@ -259,7 +260,7 @@ class _Launch:
             code = place.cluster.scheduler.requeue_exit_code() if place.cluster else 1
             raise SystemExit(code) from left
 
-    def _submit_existing(self, run: Run, options: dict[str, Any], composed: compose.Composed) -> None:
+    def _submit_existing(self, run: Run, options: dict[str, Any], composed: Composed) -> None:
         from mlxjobs.submit import Submission, freeze_code, this_program
 
         scheduler = adapters.find(options["scheduler"]["name"])

@@ -81,7 +81,7 @@ class MetricsWriter:
             line = self._dumps(metrics, unwrap, self._options)
             # orjson turns NaN into null silently; asking for single bytes first is 10 times faster
             if (_BYTE_U in line and _BYTE_N in line and b"null" in line) or not (
-                metrics and known.issuperset(metrics)
+                known.issuperset(metrics) and len(metrics)
             ):
                 descriptor, line = self._prepare(metrics, log_name)
         except (KeyError, TypeError):

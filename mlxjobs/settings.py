@@ -75,9 +75,8 @@ def _near(key: str, prefix: str) -> str:
     near = get_close_matches(full, names, n=1, cutoff=0.5)
     # "mlxpy.use_sheduler" is near a whole name, "mlxpy.parent_log_dir" is only the end of one
     ends = [name for name in names if name.rpartition(".")[2] == key]
-    nearest = (ends or near or get_close_matches(key, [n.rpartition(".")[2] for n in names], n=1) or [None])[
-        0
-    ]
+    last_parts = [name.rpartition(".")[2] for name in names]
+    nearest = next(iter(ends or near or get_close_matches(key, last_parts, n=1)), None)
     return f"did you mean '{nearest}'?" if nearest else f"valid keys: {', '.join(names)}"
 
 

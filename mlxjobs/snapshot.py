@@ -242,7 +242,7 @@ def _list_tree(commit: _Commit) -> _Tree:
     """List what the commit holds."""
     files: list[str] = []
     submodules: list[str] = []
-    for entry in _ask(commit.top, "ls-tree", "-r", "-z", "--full-tree", commit.hash).split("\0")[:-1]:
+    for entry in _ask(commit.top, "ls-tree", "-r", "-z", commit.hash).split("\0")[:-1]:
         (submodules if entry.startswith("160000 ") else files).append(entry.partition("\t")[2])
     return _Tree(frozenset(files), tuple(submodules))
 
@@ -250,9 +250,9 @@ def _list_tree(commit: _Commit) -> _Tree:
 def _list_left_out(top: Path, *ignore: Path) -> list[tuple[str, bool]]:
     """List what differs from the latest commit, tracked files (True) before untracked ones."""
     inside = (_relative(path.resolve(), top) for path in ignore)
-    excluded = [f":(top,exclude,literal){path}" for path in inside if path not in (None, ".")]
+    excluded = [f":(exclude,literal){path}" for path in inside if path not in (None, ".")]
     options = ("--porcelain=v1", "-z", "--no-renames", "-unormal", "--ignore-submodules=dirty")
-    lines = _ask(top, "status", *options, "--", ":(top)", *excluded).split("\0")[:-1]
+    lines = _ask(top, "status", *options, "--", ".", *excluded).split("\0")[:-1]
     return sorted(((line[3:], not line.startswith("??")) for line in lines), key=lambda item: not item[1])
 
 
@@ -320,8 +320,7 @@ def _hide_from_git(folder: Path) -> None:
     ours = re.compile(rf"{re.escape(folder.name)}|\.?[0-9a-f]{{40,64}}(\..*)?|\.?\.gitignore.*")
     for place in (folder.parent, folder):
         if all(ours.fullmatch(path.name) for path in place.iterdir()):
-            if not (place / ".gitignore").exists():
-                create_file(place / ".gitignore", "*\n")
+            create_file(place / ".gitignore", "*\n")
             return
 
 

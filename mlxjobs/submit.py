@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import adapters, compose, settings
+from mlxjobs import adapters, command_line, frozen, settings
 from mlxjobs.attempt import Place, check_startable
 from mlxjobs.cluster import Cluster
 from mlxjobs.console import note, say
 from mlxjobs.errors import InvalidShellPathError, JobSubmissionError, MLXJobsError, RunError
 from mlxjobs.files import replace_file
+from mlxjobs.frozen import Composed
 from mlxjobs.history import RunState, RunStatus
 from mlxjobs.scheduler import Job
 from mlxjobs.script import render
@@ -89,7 +90,7 @@ class Submission:
         # a wrong option is found before anything is created
         self._script(self._parent / "0")
 
-    def submit(self, runs: Sequence[tuple[Run | None, compose.Composed]]) -> None:
+    def submit(self, runs: Sequence[tuple[Run | None, Composed]]) -> None:
         """Submit runs, in their order; print a line for each.
 
         Args:
@@ -114,12 +115,12 @@ class Submission:
             say(f"run {log_id}: job {job_id}  {what}".rstrip())
         say(f"{len(runs)} submitted to {self._cluster.name}; look with: mlxjobs ls {self._parent}")
 
-    def _submit_one(self, run: Run | None, composed: compose.Composed) -> tuple[str, int]:
+    def _submit_one(self, run: Run | None, composed: Composed) -> tuple[str, int]:
         if run is None:
             run = Run.create(self._parent, self._options["logger"]["forced_log_id"])
             initialise(run, composed, self._options, self._facts)
         else:
-            run.keep(compose.to_yaml(composed), self._options)
+            run.keep(frozen.to_yaml(composed), self._options)
         known = [attempt.job_id for attempt in run.state().attempts if attempt.job_id]
         state = run.record(lambda state: self._claim(run, state))
         number = state.submissions
@@ -171,13 +172,13 @@ class Submission:
 
 def _setting(text: str) -> str:
     """Write a value for the command line: as it is where Hydra's grammar needs no quotes."""
-    return text if re.fullmatch(r"/[A-Za-z_][A-Za-z0-9_./-]*", text) else compose.quote_value(text)
+    return text if re.fullmatch(r"/[A-Za-z_][A-Za-z0-9_./-]*", text) else command_line.quote_value(text)
 
 
-def initialise(run: Run, composed: compose.Composed, options: dict[str, Any], facts: dict[str, Any]) -> None:
+def initialise(run: Run, composed: Composed, options: dict[str, Any], facts: dict[str, Any]) -> None:
     """Write what a new run is: its configuration, its settings, and its first event."""
-    run.write_yaml("config", compose.plain(composed.config))
-    run.keep(compose.to_yaml(composed), options)
+    run.write_yaml("config", frozen.plain(composed.config))
+    run.keep(frozen.to_yaml(composed), options)
     about = {**facts, "log_dir": str(run.path), "log_id": run.log_id}
     run.record(lambda state: {"event": "created", "facts": about})
 
@@ -194,7 +195,7 @@ def freeze_code(options: dict[str, Any], program: Program) -> tuple[Program, dic
     from mlxjobs.snapshot import Launch
 
     given = options["version_manager"]
-    frozen = adapters.load_version_manager(given["name"]).freeze(
+    copy = adapters.load_version_manager(given["name"]).freeze(
         Launch(
             work_dir=program.work_dir,
             program=program.script,
@@ -203,7 +204,7 @@ def freeze_code(options: dict[str, Any], program: Program) -> tuple[Program, dic
             ignore=(Path(options["logger"]["parent_log_dir"]).absolute(),),
         )
     )
-    for warning in frozen.warnings:
+    for warning in copy.warnings:
         note(warning)
-    target = program.target if frozen.program is None else str(frozen.program)
-    return Program(program.interpreter, target, frozen.work_dir), dict(frozen.facts)
+    target = program.target if copy.program is None else str(copy.program)
+    return Program(program.interpreter, target, copy.work_dir), dict(copy.facts)

@@ -8,9 +8,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxjobs import compose
-from mlxjobs.compose import Composed
+from mlxjobs import command_line, compose, frozen
 from mlxjobs.errors import InvalidConfigFileError
+from mlxjobs.frozen import Composed
 
 
 class Colour(enum.Enum):
@@ -19,14 +19,14 @@ class Colour(enum.Enum):
 
 def test_three_spellings_of_a_setting_mean_the_same() -> None:
     for prefix in ("", "+", "++"):
-        found, rest = compose.split_arguments([f"{prefix}mlxpy.logger.forced_log_id=5", "lr=0.1", "-m"])
+        found, rest = command_line.split_arguments([f"{prefix}mlxpy.logger.forced_log_id=5", "lr=0.1", "-m"])
         assert found == {"logger": {"forced_log_id": 5}}
         assert rest == ["lr=0.1", "-m"]
 
 
 def test_what_only_looks_like_a_setting_is_hydras() -> None:
     arguments = ["mlxpy_x=1", "+mlxpyx.a=2", "lr=mlxpy.x", "~model"]
-    assert compose.split_arguments(arguments) == ({}, arguments)
+    assert command_line.split_arguments(arguments) == ({}, arguments)
 
 
 @pytest.mark.parametrize(
@@ -82,18 +82,18 @@ def test_what_only_looks_like_a_setting_is_hydras() -> None:
 def test_a_setting_means_what_hydras_grammar_says(text: str) -> None:
     argument = f"+mlxpy.a.b={text}"
     try:
-        expected = compose._parse_setting_with_hydra(argument)
+        expected = command_line._parse_setting_with_hydra(argument)
     except InvalidConfigFileError:
         with pytest.raises(InvalidConfigFileError):
-            compose._parse_setting(argument)
+            command_line._parse_setting(argument)
     else:
-        found = compose._parse_setting(argument)
+        found = command_line._parse_setting(argument)
         assert repr(found) == repr(expected)
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), max_size=30))
 def test_a_quoted_value_is_read_back_as_it_was(text: str) -> None:
-    found, _ = compose.split_arguments([f"+mlxpy.a={compose.quote_value(text)}"])
+    found, _ = command_line.split_arguments([f"+mlxpy.a={command_line.quote_value(text)}"])
     assert found == {"a": text}
 
 
@@ -106,7 +106,7 @@ plain_values = st.recursive(
 
 @given(st.dictionaries(st.sampled_from("abc"), plain_values, min_size=1, max_size=3))
 def test_quoted_dictionaries_are_read_back(settings: dict[str, object]) -> None:
-    found, _ = compose.split_arguments([f"mlxpy={compose.quote_dict(settings)}"])
+    found, _ = command_line.split_arguments([f"mlxpy={command_line.quote_dict(settings)}"])
     assert found == settings
 
 
@@ -121,7 +121,7 @@ def test_quoted_dictionaries_are_read_back(settings: dict[str, object]) -> None:
 )
 def test_a_wrong_setting_is_an_error(argument: str, words: str) -> None:
     with pytest.raises(InvalidConfigFileError) as caught:
-        compose.split_arguments([argument])
+        command_line.split_arguments([argument])
     assert words in str(caught.value)
 
 
@@ -138,8 +138,8 @@ def test_a_kept_configuration_comes_back_as_it_was(tmp_path: Path) -> None:
         {"job": {"num": 1}},
         ["a=1.5"],
     )
-    text = compose.to_yaml(composed)
-    assert compose.from_yaml(text.encode(), tmp_path) == composed
+    text = frozen.to_yaml(composed)
+    assert frozen.from_yaml(text.encode(), tmp_path) == composed
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_kept_configuration_comes_back_as_it_was(tmp_path: Path) -> None:
 )
 def test_a_damaged_kept_configuration_is_an_error_that_names_it(text: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidConfigFileError, match=str(tmp_path)):
-        compose.from_yaml(text.encode(), tmp_path)
+        frozen.from_yaml(text.encode(), tmp_path)
 
 
 def test_overrides_of_a_stored_configuration_tell_what_changed() -> None:
@@ -169,5 +169,5 @@ def test_what_cannot_be_overridden_later_says_so(argument: str, words: str) -> N
 
 
 def test_plain_yaml_holds_no_tags() -> None:
-    text = yaml.safe_dump(compose.plain({"p": Path("/x"), "e": Colour.RED, Colour.RED: (1, 2)}))
+    text = yaml.safe_dump(frozen.plain({"p": Path("/x"), "e": Colour.RED, Colour.RED: (1, 2)}))
     assert yaml.safe_load(text) == {"p": "/x", "e": "RED", "RED": [1, 2]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -40,6 +41,13 @@ def processes_with(text: str) -> list[int]:
             if text.encode() in told:
                 found.append(int(path.name))
     return found
+
+
+def kill(*pids: int) -> None:
+    """Kill processes, some of which may have ended."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 class Cluster:
@@ -91,9 +99,7 @@ class Cluster:
         return processes_with(str(self.state))
 
     def workers(self) -> list[int]:
-        return [
-            pid for pid in self.processes() if b"localworker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
+        return sorted({*self.processes()} & {*processes_with("mlxjobs.localworker")})
 
     def finish(self, *numbers: int) -> None:
         self("wait", *numbers, "--timeout", "30")
@@ -103,11 +109,7 @@ class Cluster:
 def queue(tmp_path: Path) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path)
     yield cluster
-    for pid in cluster.processes():
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    kill(*cluster.processes())
     log = cluster.state / "log"
     assert not log.exists() or log.read_text() == ""
 
@@ -435,8 +437,7 @@ def test_all_jobs_come_back_when_everything_is_killed(queue: Cluster) -> None:
     for _ in range(4):
         queue.submit(LOST)
     until(lambda: queue.log().count("run 0") == 2)
-    for pid in queue.processes():
-        os.kill(pid, signal.SIGKILL)
+    kill(*queue.processes())
     until(lambda: not queue.processes())
     told = queue("status", MLXJOBS_LOCAL_JOBS="0")
     assert told == "1|PENDING|worker lost|1|\n2|PENDING|worker lost|1|\n3|PENDING||0|\n4|PENDING||0|\n"
@@ -479,8 +480,7 @@ def test_killed_submits_and_workers_lose_no_job_and_run_none_twice(queue: Cluste
             env=queue.env, cwd=queue.path, stdout=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         time.sleep(took * (step + 2) / 8)  # before, in and after its work
-        for pid in [submit.pid, *queue.workers()]:
-            os.kill(pid, signal.SIGKILL)
+        kill(submit.pid, *queue.workers())
         told |= set(re.findall(r"job (\d+)", submit.communicate()[0]))
     queue.finish()
     rows = [line.split("|") for line in queue("status").splitlines()]

@@ -8,7 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ print(frozen.root.stat().st_ino, len([path for path in frozen.root.rglob("*") if
 
 
 @pytest.fixture(autouse=True)
-def _git_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def _git_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
@@ -37,6 +37,9 @@ def _git_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for who in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{who}_NAME", "A")
         monkeypatch.setenv(f"GIT_{who}_EMAIL", "a@example.org")
+    yield
+    for directory, _, _ in os.walk(tmp_path):  # pytest cannot remove read-only folders
+        Path(directory).chmod(0o700)
 
 
 @pytest.fixture
@@ -189,15 +192,18 @@ def test_a_sparse_checkout_gives_the_whole_commit(repo: Path) -> None:
 
 
 def test_submodules_are_named_in_a_warning(repo: Path) -> None:
-    head = git(repo, "rev-parse", "HEAD")
-    git(repo, "config", "submodule.recurse", "true")
-    git(repo, "update-index", "--add", "--cacheinfo", f"160000,{head},libs/sub")
+    library = new_repo(repo.parent / "library")
+    git(repo, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(library), "libs/sub")
     git(repo, "commit", "-qm", "submodule")
-    (repo / "libs" / "sub").mkdir(parents=True)  # as a clone without --recurse-submodules leaves it
-    for frozen in (freeze(repo), freeze(repo)):
+    git(repo, "config", "submodule.recurse", "true")
+    write(repo, {"libs/sub/new.py": "in the submodule"})
+    before = contents(repo / ".git")
+    for frozen in (freeze(repo), freeze(repo / "libs" / "sub", "../../main.py", str(repo / ".workdir"))):
         assert len(frozen.warnings) == 1
         assert "libs/sub" in frozen.warnings[0]
         assert list((frozen.root / "libs" / "sub").iterdir()) == []
+    assert frozen.work_dir == frozen.root / "libs" / "sub"
+    assert contents(repo / ".git") == before
 
 
 def test_nothing_in_a_snapshot_can_be_written(repo: Path) -> None:
@@ -226,7 +232,8 @@ def test_python_runs_in_a_snapshot_and_cannot_add_to_it(repo: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["a b", "it's", 'q"q', "$HOME", "a\nb", "ends\n", "é中", os.fsdecode(b"\xff"), "-n", "a:(x)*"]
+    "name",
+    ["a b", "it's", 'q"q', "$HOME", "a\nb", "ends\n", "é中", os.fsdecode(b"\xff"), "-n", "a:(x)*", "[ab]"],
 )
 def test_any_folder_name_works(tmp_path: Path, name: str) -> None:
     repo = new_repo(tmp_path / name / name)
@@ -496,7 +503,8 @@ def test_only_what_dead_launches_left_is_removed(repo: Path) -> None:
     dead.wait()
     host, folder, old = os.uname().nodename, repo / ".workdir" / "proj", "a" * 40
     removed = [f".{old}.{host}.{dead.pid}.00000000.tmp", f".{old}.elsewhere.1.00000001.tmp"]
-    kept = [f".{old}.{host}.{os.getpid()}.00000002.tmp", f".{old}.elsewhere.1.00000003.tmp", "mine", old]
+    kept = [f".{old}.{host}.{os.getpid()}.00000002.tmp", f".{old}.elsewhere.{dead.pid}.00000003.tmp"]
+    kept += ["mine", old]
     for name in removed + kept:
         write(folder, {f"{name}/sub/file": "x"})
         (folder / name / "sub").chmod(0o555)
@@ -603,10 +611,22 @@ def test_a_directory_that_is_not_committed_is_refused(repo: Path) -> None:
         freeze(repo / "scratch", None)
 
 
-def test_no_repository_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+NO_REPOSITORY = r"(?s)in no git repository.*git init.*use_version_manager=false"
+
+
+def test_no_repository_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SnapshotError, match=NO_REPOSITORY):
+        freeze(tmp_path, None)
+
+
+def test_git_is_understood_whatever_the_users_language(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LC_ALL", "fr_FR.UTF-8")
     monkeypatch.setenv("LANGUAGE", "fr")
-    with pytest.raises(SnapshotError, match=r"(?s)in no git repository.*git init.*use_version_manager=false"):
+    in_french = '{ echo "fatal: ni ceci ni aucun de ses parents n\'est un depot git" >&2; exit 128; }'
+    fake_git(tmp_path / "x", monkeypatch, f'[ "$LC_ALL$LANGUAGE" = C.UTF-8 ] || {in_french}')
+    with pytest.raises(SnapshotError, match=NO_REPOSITORY):
         freeze(tmp_path, None)
 
 
@@ -694,7 +714,9 @@ def test_a_failing_filter_leaves_nothing(repo: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    full = 'case "$*" in *read-tree*) echo half > "$GIT_INDEX_FILE.lock"; mkdir -p "${GIT_INDEX_FILE%.index}/d"\n'
+    full = (
+        'case "$*" in *read-tree*) echo half > "$GIT_INDEX_FILE.lock"; mkdir "${GIT_INDEX_FILE%.index}/d"\n'
+    )
     full += 'echo "error: unable to write file d/x: No space left on device" >&2; exit 128;; esac'
     fake_git(repo, monkeypatch, full)
     with pytest.raises(SnapshotError, match=r"(?s)parent_work_dir.*enough free space.*No space left"):

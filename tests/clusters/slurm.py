@@ -369,7 +369,7 @@ class SlurmCluster:
         self._write_conf()
         # slurmctld must find itself known there; fails until slurmdbd has made its tables
         add = ["sacctmgr", "--immediate", "add", "cluster", CLUSTER]
-        wait_for(lambda: self.run(add, user="root").returncode, 30, until=lambda code: code == 0)
+        wait_for(lambda: self.run(add, user="root"), 30, until=lambda done: done.returncode == 0)
 
     def _spawn_node(self, node: str) -> None:
         flags = ["--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]

@@ -1,0 +1,49 @@
+# Everything sets itself up: `make demo` and `make test` work after a clone, with Python >= 3.10, git and make.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.ready
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint type fmt golden bench build check clean
+
+help:  ## show this help
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP)  ## make the virtual environment
+
+$(STAMP): pyproject.toml
+	@PYTHON="$(PYTHON)" sh tests/setup.sh $(VENV)
+	@touch $@
+
+demo: setup  ## show the main job: a sweep, a preemption, a resumption
+	@$(BIN)/python examples/demo.py
+
+test: setup  ## run all tests (as root: on a real Slurm too, which is installed and started)
+	$(BIN)/python -m pytest
+
+lint: setup  ## check style, layers and the job scripts' templates
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+type: setup  ## check types
+	$(BIN)/mypy
+
+fmt: setup  ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: setup  ## write the golden scripts anew; look at the difference before you commit it
+	MLXJOBS_WRITE_GOLDEN=1 $(BIN)/python -m pytest -q tests/test_script.py
+
+bench: setup  ## measure, and print the tables of docs/performance.md
+	$(BIN)/python -m benchmarks
+
+build: setup  ## build sdist and wheel into dist/
+	$(BIN)/python -m build
+
+check: test lint type  ## what CI runs
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

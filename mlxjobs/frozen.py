@@ -1,0 +1,93 @@
+"""The configuration of a run as it was composed, and its form on the disk: plain YAML and two tags."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path, PosixPath
+from typing import Any
+
+from mlxjobs.errors import InvalidConfigFileError
+
+
+@dataclass(frozen=True)
+class Composed:
+    """The configuration of one run, as Hydra composed it, before anything is resolved.
+
+    Attributes:
+        config: the user's options; interpolations are still text (`${...}`).
+        hydra: Hydra's own node, the same way.
+        overrides: what was typed, as Hydra lists it: `["lr=0.1", "+seed=2"]`.
+    """
+
+    config: Any
+    hydra: dict[str, Any] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+
+
+def to_yaml(composed: Composed) -> str:
+    """Return a text from which `from_yaml` makes an equal configuration."""
+    import yaml
+
+    class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    Dumper.add_multi_representer(Enum, lambda d, v: d.represent_scalar("!enum", _enum_name(v)))
+    Dumper.add_multi_representer(Path, lambda d, v: d.represent_scalar("!path", str(v)))
+    content = {
+        "schema": 1,
+        "config": composed.config,
+        "overrides": list(composed.overrides),
+        "hydra": composed.hydra,
+    }
+    return str(yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True))
+
+
+def from_yaml(text: bytes, source: Path) -> Composed:
+    """Read what `to_yaml` wrote.
+
+    Raises:
+        InvalidConfigFileError: it is something else.
+    """
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        pass
+
+    Loader.add_constructor("!path", lambda loader, node: PosixPath(node.value))
+    Loader.add_constructor("!enum", lambda loader, node: _enum_value(node.value))
+    try:
+        content = yaml.load(text, Loader=Loader)  # noqa: S506 - a safe loader with two harmless tags
+        return Composed(content["config"], content["hydra"], content["overrides"])
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InvalidConfigFileError(f"{source}: is no stored configuration: {error!r}") from error
+
+
+def _enum_name(value: Enum) -> str:
+    return f"{type(value).__module__}:{type(value).__qualname__}:{value.name}"
+
+
+def _enum_value(name: str) -> Any:
+    """Find an enumeration's member in the modules of the program; nothing is imported for it."""
+    module, qualname, member = name.split(":")
+    found: Any = sys.modules[module]
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    if not (isinstance(found, type) and issubclass(found, Enum)):
+        raise ValueError(f"{name} is no enumeration")
+    return found[member]
+
+
+def plain(value: Any) -> Any:
+    """Return a configuration as plain YAML types: what `config.yaml` shows."""
+    if isinstance(value, dict):
+        return {(key.name if isinstance(key, Enum) else key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Enum):
+        return value.name
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+        return value
+    return str(value)
