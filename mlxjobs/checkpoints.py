@@ -16,6 +16,7 @@ import struct
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -155,9 +156,9 @@ def _keep_previous(path: Path) -> None:
         return
     try:
         link.replace(previous(path))
-    except OSError:
-        link.unlink()
-        raise
+    finally:
+        # still there after a failure, and where both are one file already: rename(2) then does nothing
+        link.unlink(missing_ok=True)
 
 
 def _writer() -> str:
@@ -248,23 +249,28 @@ def load(path: Path) -> Any:
 def _load(path: Path) -> Loaded:
     import pickle
 
-    with open(path, "rb") as file:
-        try:
+    try:
+        with open(path, "rb") as file:
             record = _read_trailer(file)
             file.seek(0)
-            checkpoint = pickle.load(file)  # noqa: S301 - the user's own checkpoint
+            checkpoint = _unpickle(pickle.load, file)
             rest = file.read(len(_MARKER)) if record is None else b""
-        except MemoryError:
-            raise
-        except DamagedCheckpoint as error:
-            raise DamagedCheckpoint(f"the checkpoint {path} is damaged: {error}") from error
-        except Exception as error:
-            raise DamagedCheckpoint(
-                f"the checkpoint {path} cannot be read: {type(error).__name__}: {error}"
-            ) from error
-    if rest and _MARKER.startswith(rest):
-        raise DamagedCheckpoint(f"the checkpoint {path} is damaged: its record was cut off")
+        if rest and _MARKER.startswith(rest):
+            raise DamagedCheckpoint("its record was cut off")
+    except DamagedCheckpoint as error:
+        raise DamagedCheckpoint(f"the checkpoint {path} cannot be read: {error}") from error.__cause__
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DamagedCheckpoint(f"the checkpoint {path} cannot be read: {error}") from error
     return Loaded(checkpoint, path, record)
+
+
+def _unpickle(read: Callable[[Any], Any], file: Any) -> Any:
+    try:
+        return read(file)
+    except Exception as error:  # damaged bytes raise anything, MemoryError included
+        raise DamagedCheckpoint(f"{type(error).__name__}: {error}") from error
 
 
 def load_newest(path: Path, *, stacklevel: int = 1) -> Loaded:

@@ -39,6 +39,7 @@ class Resumption:
         self._attempt = attempt
         self._unfinished = unfinished
         self._undecided = unfinished
+        self._pending = False
         self._settled = False
         self._record: Record | None = None
         self._start: dict[str, int] = {}
@@ -56,25 +57,32 @@ class Resumption:
 
         Returns:
             True if the attempt now goes on from this checkpoint.
-
-        Raises:
-            OSError: the metrics could not be moved.
         """
         last = self._record
         if self._settled or (last is not None and (record is None or record.sequence <= last.sequence)):
             return False
         if record is None and self._undecided:
             note(f"{path} does not say which metrics belong to it: all are kept")
-        if record is not None and self._unfinished:
-            lines = self._rewind(record.metrics, record.rewinds)
-            if lines:
-                note(
-                    f"run {self._name} goes on from {path.name}: {lines} line(s) of metrics that "
-                    "were written after it are moved to metrics/.superseded"
-                )
         self._undecided = False
         self._record = record
+        if record is not None and self._unfinished:
+            self._pending = True
+            try:
+                self._take_back()
+            except OSError as error:
+                # the object is good; failing here would make many a task begin from scratch
+                note(f"metrics written after {path.name} are not moved away yet: {error}")
         return True
+
+    def _take_back(self) -> None:
+        if self._pending and self._record is not None:
+            lines = self._rewind(self._record.metrics, self._record.rewinds)
+            self._pending = False
+            if lines:
+                note(
+                    f"run {self._name} goes on from {self._record.log_name}: {lines} line(s) of metrics "
+                    "that were written after it are moved to metrics/.superseded"
+                )
 
     def begins_from_scratch(self) -> None:
         """Note that there is no checkpoint to go on from, unless one was loaded.
@@ -84,8 +92,8 @@ class Resumption:
         """
         if not self._undecided:
             return
-        self._undecided = False
         lines = self._rewind({}, None)
+        self._undecided = False
         if lines:
             note(
                 f"run {self._name} begins from scratch, for no checkpoint was loaded: {lines} line(s) of "
@@ -99,6 +107,7 @@ class Resumption:
             OSError: the metrics could not be moved.
         """
         self.begins_from_scratch()
+        self._take_back()
         self._settled = True
 
     def ends(self) -> None:
@@ -110,6 +119,7 @@ class Resumption:
         sizes = self._metrics.offsets()
         if any(size > self._start.get(log_name, 0) for log_name, size in sizes.items()):
             self.begins_from_scratch()
+        self._take_back()
         self._settled = True
 
     def _rewind(self, offsets: Mapping[str, int], rewinds: int | None) -> int:

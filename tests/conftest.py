@@ -2,6 +2,30 @@
 
 from __future__ import annotations
 
-from tests.clusters.fixtures import cluster_python, slurm, user_dir
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
-__all__ = ["cluster_python", "slurm", "user_dir"]
+import pytest
+
+from tests.clusters.fixtures import cluster_python, slurm, user_dir
+from tests.project import Project
+
+__all__ = ["cluster_python", "project", "slurm", "user_dir"]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    """A project with the seed's program; its jobs are ended with the test."""
+    project = Project(tmp_path / "project")
+    yield project
+    project.let_pass(10**6)
+    if (tmp_path / "queue").exists():
+        jobs = [line.partition("|")[0] for line in project.queue("status").splitlines()]
+        if jobs:
+            project.env["MLXJOBS_LOCAL_GRACE"] = "1"
+            subprocess.run(
+                [project.python, "-m", "mlxjobs.localqueue", "cancel", *jobs],
+                env=project.env, capture_output=True, check=True,
+            )  # fmt: skip
+            project.queue("wait", "--timeout", "60", *jobs)

@@ -37,7 +37,7 @@ def start_accounting(base: Path, port: int, spawn: Callable[..., None]) -> dict[
         "StorageType=accounting_storage/mysql\nStorageUser=root\nStorageLoc=slurm\n"
     )
     # slurmdbd has no argument that could name this cluster in the process list, so its path does
-    (base / "slurmdbd").symlink_to(shutil.which("slurmdbd", path=SYSTEM_PATH) or "slurmdbd")
+    (base / "slurmdbd").symlink_to(shutil.which("slurmdbd", path=SYSTEM_PATH) or "/usr/sbin/slurmdbd")
     spawn("slurmdbd", "env", f"MYSQL_UNIX_PORT={folder}/socket", f"{base}/slurmdbd", "-D")
     return {
         "AccountingStorageType": "accounting_storage/slurmdbd",

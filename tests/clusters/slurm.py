@@ -115,9 +115,8 @@ class SlurmCluster:
             ClusterError: not root, or apt-get failed.
         """
         require_root("install and start a real Slurm")
-        missing = [
-            package for program, package in _PROGRAMS.items() if not shutil.which(program, path=SYSTEM_PATH)
-        ]
+        programs = {**_PROGRAMS, **(database.PROGRAMS if accounting else {})}
+        missing = [package for name, package in programs.items() if not shutil.which(name, path=SYSTEM_PATH)]
         if missing:
             install_packages(missing)
         account(USER)

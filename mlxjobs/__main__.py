@@ -1,0 +1,5 @@
+"""`python -m mlxjobs`: the command, where its script is not on the PATH."""
+
+from mlxjobs.cli import main
+
+main()
