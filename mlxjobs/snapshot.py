@@ -17,6 +17,7 @@ import re
 import subprocess
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,12 +109,13 @@ class GitVM(VersionManager):
             program = program.parent.resolve() / program.name
         work_dir = launch.work_dir.resolve()
         commit = _find_commit(work_dir if program is None else program.parent)
-        tree = _list_tree(commit)
-        _check_committed(commit, tree, work_dir, program)
+        wanted = [path for path in (program, work_dir) if path is not None]
         parent_work_dir = (launch.work_dir / launch.parent_work_dir.expanduser()).absolute()
         root = parent_work_dir / (commit.top.name or "root") / commit.hash
-        if not root.is_dir():
-            _make_snapshot(commit, tree, root)
+        if root.is_dir():
+            _check_committed(commit, wanted, lambda path: os.path.lexists(root / path))
+        else:
+            _make_snapshot(commit, wanted, root)
         ignore = (launch.work_dir / path for path in launch.ignore)
         left_out = _list_left_out(commit.top, root.parent, *ignore)
         facts = {
@@ -126,13 +128,10 @@ class GitVM(VersionManager):
             "requirements": requirements() if launch.compute_requirements else [],
         }
         inside = _relative(work_dir, commit.top)
-        return Frozen(
-            root=root,
-            work_dir=root / inside if inside is not None else launch.work_dir,
-            program=program and root / program.relative_to(commit.top),
-            facts=facts,
-            warnings=_warn(commit, tree, [path for path, _ in left_out]),
-        )
+        place = root / inside if inside is not None else launch.work_dir
+        script = program and root / program.relative_to(commit.top)
+        warnings = _warn(commit, [path for path, _ in left_out], _read_submodules(root))
+        return Frozen(root, place, script, facts, warnings)
 
 
 def requirements() -> list[str]:
@@ -168,16 +167,6 @@ class _Commit:
     top: Path  # of the user's work tree, without symbolic links
     hash: str
     branch: str | None  # None: detached
-
-
-@dataclass(frozen=True)
-class _Tree:
-    files: frozenset[str]
-    submodules: tuple[str, ...]
-
-    def has_folder(self, path: str) -> bool:
-        inside = (name.startswith(f"{path}/") for name in (*self.files, *self.submodules))
-        return path == "." or path in self.submodules or any(inside)
 
 
 def _git(place: Path, *arguments: str, wait_s: float = _ANSWER_S, **env: str) -> _Result:
@@ -238,13 +227,12 @@ def _find_commit(place: Path) -> _Commit:
     return _Commit(Path(top[:-1]), commit, None if ref == "HEAD" else ref.removeprefix("refs/heads/"))
 
 
-def _list_tree(commit: _Commit) -> _Tree:
-    """List what the commit holds."""
-    files: list[str] = []
-    submodules: list[str] = []
-    for entry in _ask(commit.top, "ls-tree", "-r", "-z", commit.hash).split("\0")[:-1]:
-        (submodules if entry.startswith("160000 ") else files).append(entry.partition("\t")[2])
-    return _Tree(frozenset(files), tuple(submodules))
+def _list_tree(commit: _Commit) -> tuple[set[str], list[str]]:
+    """List all files and folders of the commit, and which of them are submodules."""
+    lines = _ask(commit.top, "ls-tree", "-r", "-t", "-z", commit.hash).split("\0")[:-1]
+    entries = [line.partition("\t") for line in lines]
+    submodules = [path for mode, _, path in entries if mode.startswith("160000 ")]
+    return {".", *(path for _, _, path in entries)}, submodules
 
 
 def _list_left_out(top: Path, *ignore: Path) -> list[tuple[str, bool]]:
@@ -265,17 +253,17 @@ def _show(path: Path | str) -> str:
     return str(path) if str(path).isprintable() else repr(str(path))
 
 
-def _check_committed(commit: _Commit, tree: _Tree, work_dir: Path, program: Path | None) -> None:
-    where = f"is not in the latest commit ({commit.hash[:12]}) of {_show(commit.top)}"
-    hint = "and `git commit`, or set use_version_manager=false."
-    if program is not None and _relative(program, commit.top) not in tree.files:
-        raise SnapshotError(f"The program {_show(program)} {where}.\nRun `git add` on it {hint}")
-    inside = _relative(work_dir, commit.top)
-    if inside is not None and not tree.has_folder(inside):
-        raise SnapshotError(f"The directory {_show(work_dir)} {where}.\nRun `git add` on a file in it {hint}")
+def _check_committed(commit: _Commit, wanted: list[Path], is_held: Callable[[str], bool]) -> None:
+    for path in wanted:
+        inside = _relative(path, commit.top)
+        if inside is not None and not is_held(inside):
+            raise SnapshotError(
+                f"{_show(path)} is not in the latest commit ({commit.hash[:12]}) of {_show(commit.top)}.\n"
+                "Run `git add` and `git commit` to have it in the snapshot, or set use_version_manager=false."
+            )
 
 
-def _warn(commit: _Commit, tree: _Tree, left_out: list[str]) -> tuple[str, ...]:
+def _warn(commit: _Commit, left_out: list[str], submodules: list[str]) -> tuple[str, ...]:
     """Say what the snapshot lacks, one text for each reason."""
     what = f"the snapshot of commit {commit.hash[:12]} of {_show(commit.top)}"
     named = ", ".join(map(_show, left_out[:_NAMED]))
@@ -283,16 +271,17 @@ def _warn(commit: _Commit, tree: _Tree, left_out: list[str]) -> tuple[str, ...]:
     texts = []
     if left_out:
         texts.append(f"Not committed, so not in {what}: {named}{more}. Commit what the run needs.")
-    if tree.submodules:
-        texts.append(f"Submodules are empty folders in {what}: {', '.join(map(_show, tree.submodules))}.")
+    if submodules:
+        texts.append(f"Submodules are empty folders in {what}: {', '.join(map(_show, submodules))}.")
     return tuple(texts)
 
 
-def _make_snapshot(commit: _Commit, tree: _Tree, root: Path) -> None:
+def _make_snapshot(commit: _Commit, wanted: list[Path], root: Path) -> None:
     """Make `root`, whole and read-only, by writing aside and renaming; nothing is left behind on failure."""
     folder = root.parent
-    inside = _relative(folder.resolve(), commit.top)
-    if inside is not None and tree.has_folder(inside):
+    paths, submodules = _list_tree(commit)
+    _check_committed(commit, wanted, paths.__contains__)
+    if _relative(folder.resolve(), commit.top) in paths:
         raise SnapshotError(f"Snapshots cannot be kept in {_show(folder)}, which holds code.\n{_HINT}")
     aside = _name_aside(root)
     try:
@@ -303,11 +292,20 @@ def _make_snapshot(commit: _Commit, tree: _Tree, root: Path) -> None:
         _check_out(commit, aside)
         _protect(aside)
         _flush(aside)
+        if submodules:
+            create_file(root.with_name(f".{root.name}.submodules"), os.fsencode("\0".join(submodules)))
         _publish(aside, root)
     except OSError as error:
         raise SnapshotError(f"The snapshot {_show(root)} cannot be made: {error}\n{_HINT}") from error
     finally:
         _remove_aside(aside)  # gone already when all went well
+
+
+def _read_submodules(root: Path) -> list[str]:
+    """The submodules noted when the snapshot was made, as asking git anew each time would take longer."""
+    with suppress(FileNotFoundError):
+        return os.fsdecode(root.with_name(f".{root.name}.submodules").read_bytes()).split("\0")
+    return []
 
 
 def _name_aside(root: Path) -> Path:
