@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from mlxjobs.config_dict import ConfigDict as ConfigDict
     from mlxjobs.context import Context as Context
     from mlxjobs.errors import MLXJobsError as MLXJobsError
+    from mlxjobs.history import Preempted as Preempted
     from mlxjobs.history import RunStatus as RunStatus
     from mlxjobs.launcher import launch as launch
     from mlxjobs.logger import DefaultLogger as DefaultLogger
     from mlxjobs.logger import Logger as Logger
-    from mlxjobs.preemption import Preempted as Preempted
     from mlxjobs.scheduler import Scheduler as Scheduler
     from mlxjobs.schedulers.local import LocalScheduler as LocalScheduler
     from mlxjobs.schedulers.slurm import SLURMScheduler as SLURMScheduler
@@ -38,7 +38,7 @@ _MODULES = {
     "LocalScheduler": "schedulers.local",
     "Logger": "logger",
     "MLXJobsError": "errors",
-    "Preempted": "preemption",
+    "Preempted": "history",
     "RunStatus": "history",
     "SLURMScheduler": "schedulers.slurm",
     "Scheduler": "scheduler",

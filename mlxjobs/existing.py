@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlxjobs import frozen, settings
-from mlxjobs.attempt import Place
 from mlxjobs.cluster import Cluster
 from mlxjobs.errors import RunError
 from mlxjobs.frozen import Composed
+from mlxjobs.startable import Place
 from mlxjobs.store import Run
 
 

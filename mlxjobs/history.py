@@ -36,6 +36,15 @@ class RunStatus(str, Enum):
         return self in (RunStatus.COMPLETE, RunStatus.FAILED, RunStatus.CANCELLED)
 
 
+class Preempted(BaseException):
+    """Unwinds a task that leaves at a safe point; no `except Exception` of the task stops it."""
+
+    def __init__(self, status: RunStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
 @dataclass
 class Attempt:
     """One execution of a run.
@@ -178,7 +187,9 @@ def _started(state: RunState, event: Event) -> None:
     )
     if event.get("job_id") is not None:
         state.scheduler["job_id"] = event["job_id"]
-    state.facts.update(event.get("facts", {}))
+    typed = {key: state.facts[key] for key in ("cmd",) if key in state.facts}
+    # the command that was typed says more than that of a job's script
+    state.facts = {**state.facts, **event.get("facts", {}), **typed}
     state.status, state.reason = RunStatus.STARTING, None
 
 

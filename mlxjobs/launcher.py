@@ -20,7 +20,7 @@ from mlxjobs import adapters, command_line, compose, settings
 from mlxjobs.console import note
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
 from mlxjobs.files import create_file
-from mlxjobs.frozen import Composed
+from mlxjobs.frozen import Composed, to_yaml
 from mlxjobs.store import Run
 
 # carries what is known of the snapshot into the program that is started from it
@@ -158,21 +158,22 @@ class _Launch:
             )
 
     def _run_here(self, options: dict[str, Any], arguments: Sequence[str]) -> None:
-        from mlxjobs.attempt import Place, TaskFailed, execute
-        from mlxjobs.submit import initialise
+        from mlxjobs.attempt import TaskFailed, execute
+        from mlxjobs.startable import Place
 
         facts = _facts(self.task, Path.cwd())
         if options["use_version_manager"] and not command_line.is_question(arguments):
             facts["version_manager"] = self._in_snapshot(options, arguments)
 
         def run_one(composed: Composed) -> Any:
-            run = None
+            run, about = None, facts
             if options["use_logger"]:
                 parent = Path(options["logger"]["parent_log_dir"]).absolute()
                 run = Run.create(parent, options["logger"]["forced_log_id"])
-                initialise(run, composed, options, facts)
+                run.keep(to_yaml(composed), options)
+                about = {**facts, "log_dir": str(run.path), "log_id": run.log_id}
             return execute(
-                run, self.task, composed, options, seeding=self.seeding, facts=facts, place=Place()
+                run, self.task, composed, options, seeding=self.seeding, facts=about, place=Place()
             )
 
         try:
@@ -221,9 +222,10 @@ class _Launch:
     # -- an existing run --------------------------------------------------------------------
 
     def _run_existing(self, run: Run, given: dict[str, Any], arguments: Sequence[str]) -> None:
-        from mlxjobs.attempt import AlreadyComplete, TaskFailed, execute
+        from mlxjobs.attempt import TaskFailed, execute
         from mlxjobs.existing import place_of, stored
-        from mlxjobs.preemption import Preempted
+        from mlxjobs.history import Preempted
+        from mlxjobs.startable import AlreadyComplete
 
         options, composed = stored(run, given)
         overrides = [argument for argument in arguments if not argument.startswith("-")]

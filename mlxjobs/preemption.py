@@ -20,20 +20,11 @@ from typing import Any
 from mlxjobs.cluster import Cluster
 from mlxjobs.console import note
 from mlxjobs.errors import SchedulerError
-from mlxjobs.history import RunState, RunStatus
+from mlxjobs.history import Preempted, RunState, RunStatus
 from mlxjobs.scheduler import Fate, Here
 from mlxjobs.store import Run
 
 _STOP = 0  # no signal has this number
-
-
-class Preempted(BaseException):
-    """Unwinds a task that leaves at a safe point; no `except Exception` of the task stops it."""
-
-    def __init__(self, status: RunStatus, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.reason = reason
 
 
 class Preemption:

@@ -1,4 +1,4 @@
-"""Frozen copies of the user's code: a git commit becomes a read-only folder, made once for all its runs.
+"""Frozen copies of the user's code: a git commit becomes a folder of read-only files, made once for all its runs.
 
 The copy is made by one `git read-tree --reset -u` whose work tree is the new, empty folder and whose
 index is a private file, so that nothing of the user's is written. Chosen over the other ways because:
@@ -335,9 +335,12 @@ def _check_out(commit: _Commit, aside: Path) -> None:
 
 
 def _protect(aside: Path) -> None:
-    """Take the right to write from files and folders, so that no run changes what others run."""
+    """Take the right to write from the files, so that no run changes what others run.
+
+    Folders stay writable: programs leave files beside their code (`__pycache__`, lightning_logs).
+    """
     for directory, _, names in os.walk(aside):
-        for path in (Path(directory), *(Path(directory, name) for name in names)):
+        for path in (Path(directory, name) for name in names):
             if not path.is_symlink():
                 path.chmod(path.stat().st_mode & 0o555)
 
@@ -388,9 +391,6 @@ def _is_abandoned(path: Path, host: str, pid: int) -> bool:
 def _remove_aside(aside: Path) -> None:
     import shutil  # with its compression libraries, which finding an existing snapshot never needs
 
-    for directory, _, _ in os.walk(aside):
-        with suppress(OSError):
-            Path(directory).chmod(0o700)
     shutil.rmtree(aside, ignore_errors=True)
     for path in (aside, Path(f"{aside}.index"), Path(f"{aside}.index.lock")):
         with suppress(OSError):  # what is left is an abandoned name, tried again by the next copy

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs import adapters, command_line, frozen, settings
-from mlxjobs.attempt import Place, check_startable
 from mlxjobs.cluster import Cluster
 from mlxjobs.console import note, say
 from mlxjobs.errors import InvalidShellPathError, JobSubmissionError, MLXJobsError, RunError
@@ -20,6 +19,7 @@ from mlxjobs.frozen import Composed
 from mlxjobs.history import RunState, RunStatus
 from mlxjobs.scheduler import Job
 from mlxjobs.script import render
+from mlxjobs.startable import Place, check_startable
 from mlxjobs.store import Run
 
 
@@ -118,7 +118,10 @@ class Submission:
     def _submit_one(self, run: Run | None, composed: Composed) -> tuple[str, int]:
         if run is None:
             run = Run.create(self._parent, self._options["logger"]["forced_log_id"])
-            initialise(run, composed, self._options, self._facts)
+            run.write_yaml("config", frozen.plain(composed.config))
+            run.keep(frozen.to_yaml(composed), self._options)
+            about = {**self._facts, "log_dir": str(run.path), "log_id": run.log_id}
+            run.record(lambda state: {"event": "created", "facts": about})
         else:
             run.keep(frozen.to_yaml(composed), self._options)
         known = [attempt.job_id for attempt in run.state().attempts if attempt.job_id]
@@ -173,14 +176,6 @@ class Submission:
 def _setting(text: str) -> str:
     """Write a value for the command line: as it is where Hydra's grammar needs no quotes."""
     return text if re.fullmatch(r"/[A-Za-z_][A-Za-z0-9_./-]*", text) else command_line.quote_value(text)
-
-
-def initialise(run: Run, composed: Composed, options: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Write what a new run is: its configuration, its settings, and its first event."""
-    run.write_yaml("config", frozen.plain(composed.config))
-    run.keep(frozen.to_yaml(composed), options)
-    about = {**facts, "log_dir": str(run.path), "log_id": run.log_id}
-    run.record(lambda state: {"event": "created", "facts": about})
 
 
 def freeze_code(options: dict[str, Any], program: Program) -> tuple[Program, dict[str, Any]]:

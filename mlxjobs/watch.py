@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxjobs.attempt import is_alive
 from mlxjobs.cluster import Cluster
 from mlxjobs.errors import MLXJobsError, RunError, SchedulerError
 from mlxjobs.history import Attempt, RunState, RunStatus
 from mlxjobs.scheduler import JobState, JobStatus
+from mlxjobs.startable import is_alive
 from mlxjobs.store import Run, runs_in
 
 

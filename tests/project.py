@@ -147,7 +147,9 @@ class Project:
             state = self.state(log_id)
             return state if state.status.value in statuses and len(state.attempts) >= attempts else None
 
-        return await_value(arrived, f"run {log_id} to be {statuses}, attempt {attempts}")
+        state = await_value(arrived, f"run {log_id} to be {statuses}, attempt {attempts}")
+        assert state is not None
+        return state
 
     def epochs(self, log_id: int = 1) -> list[int]:
         """The epochs in train.json, in their order."""

@@ -8,7 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ print(frozen.root.stat().st_ino, len([path for path in frozen.root.rglob("*") if
 
 
 @pytest.fixture(autouse=True)
-def _git_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _git_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
@@ -37,9 +37,6 @@ def _git_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     for who in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{who}_NAME", "A")
         monkeypatch.setenv(f"GIT_{who}_EMAIL", "a@example.org")
-    yield
-    for directory, _, _ in os.walk(tmp_path):  # pytest cannot remove read-only folders
-        Path(directory).chmod(0o700)
 
 
 @pytest.fixture
@@ -206,26 +203,23 @@ def test_submodules_are_named_in_a_warning(repo: Path) -> None:
     assert contents(repo / ".git") == before
 
 
-def test_nothing_in_a_snapshot_can_be_written(repo: Path) -> None:
+def test_no_file_of_a_snapshot_can_be_written(repo: Path) -> None:
     (repo / "link").symlink_to("/etc/hostname")
     commit(repo, {"run.sh": "#!/bin/sh\n"})
     root = freeze(repo).root
-    paths = [root, *root.rglob("*")]
-    assert len(paths) == 6
-    assert [path for path in paths if not path.is_symlink() and path.stat().st_mode & 0o222] == []
+    files = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(files) == 3
+    assert [path for path in files if path.stat().st_mode & 0o222] == []
 
 
-def test_python_runs_in_a_snapshot_and_cannot_add_to_it(repo: Path) -> None:
-    commit(repo, {"main.py": "import pkg.part; print(pkg.part.x)\n", "pkg/__init__.py": ""})
+def test_a_program_may_leave_files_beside_its_code(repo: Path) -> None:
+    commit(repo, {"main.py": "open('out.txt', 'w').write('x'); import pkg.part; print(pkg.part.x)\n"})
     frozen = freeze(repo)
-    before = contents(frozen.root)
     assert frozen.program is not None
-    done = subprocess.run(
-        [sys.executable, frozen.program], cwd=frozen.work_dir, capture_output=True, text=True, check=True
-    )
+    argv = [sys.executable, frozen.program]
+    done = subprocess.run(argv, cwd=frozen.work_dir, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("1\n", "")
-    if os.getuid():  # root may write anywhere
-        assert contents(frozen.root) == before
+    assert (frozen.work_dir / "out.txt").read_text() == "x"
 
 
 # ---- where the repository is, and where the command was typed ----
@@ -582,6 +576,11 @@ def test_ignored_folders_are_not_missed(repo: Path) -> None:
     assert freeze(repo, ignore=(Path("logs"), repo / "exp" / "logs", Path("/elsewhere"))).warnings == ()
     assert "exp/." in freeze(repo, ignore=(Path("logs"),)).warnings[0]
     assert "exp/, logs/." in freeze(repo, ignore=(repo, repo.parent)).warnings[0]  # all cannot be ignored
+
+
+def test_an_ignored_folder_with_the_name_of_a_pattern_hides_nothing_else(repo: Path) -> None:
+    write(repo, {"new.py": "", "*/log": ""})
+    assert ": new.py." in freeze(repo, ignore=(Path("*"),)).warnings[0]
 
 
 def test_renamed_and_deleted_files_are_told(repo: Path) -> None:

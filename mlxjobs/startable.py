@@ -1,0 +1,118 @@
+"""Whether a process may be the next attempt of a run, which only one may be at a time."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlxjobs.errors import RunError, SchedulerError
+from mlxjobs.history import Attempt, RunState, RunStatus
+from mlxjobs.store import Run
+
+if TYPE_CHECKING:  # a run outside of a job does not pay for what only jobs need
+    from mlxjobs.cluster import Cluster
+    from mlxjobs.scheduler import Here
+
+
+class AlreadyComplete(Exception):
+    """The scheduler started a job again whose run is complete: there is nothing to do."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an attempt runs.
+
+    Attributes:
+        cluster: the cluster whose job this is; None: no job of a scheduler.
+        here: that job.
+    """
+
+    cluster: Cluster | None = None
+    here: Here | None = None
+
+    @property
+    def rank(self) -> int:
+        """This process' number among the job's tasks; 0 outside of a job."""
+        return self.here.rank if self.here else 0
+
+
+def boot_id() -> str:
+    """Identify this machine's present boot, as process ids mean nothing after the next one."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    return ""
+
+
+def is_alive(attempt: Attempt) -> bool | None:
+    """Whether the process of an attempt lives; None if that cannot be seen from here."""
+    if attempt.host != socket.gethostname() or attempt.boot != boot_id() or attempt.pid is None:
+        return False if attempt.host == socket.gethostname() else None
+    try:
+        # the process must be older than the attempt's record, or the number was given to another
+        started = Path(f"/proc/{attempt.pid}").stat().st_ctime
+        recorded = datetime.fromisoformat(attempt.start).timestamp()
+    except FileNotFoundError:
+        return False
+    return started <= recorded + 1
+
+
+def _job_lives(cluster: Cluster | None, job_id: str) -> bool | None:
+    """Whether a scheduler's job waits or runs; None if nobody can say."""
+    if cluster is None:
+        return None
+    try:
+        status = cluster.status([job_id]).get(job_id)
+    except SchedulerError:
+        return None
+    return status is not None and not status.state.ended
+
+
+def check_startable(run: Run, state: RunState, place: Place, cluster: Cluster | None) -> None:
+    """Raise unless this process may be the run's next attempt.
+
+    Args:
+        run: the run.
+        state: what is known of it.
+        place: where this process runs.
+        cluster: the cluster that the run was submitted to, to ask about its job.
+
+    Raises:
+        RunError: the run is running, or waits in a queue, elsewhere.
+        AlreadyComplete: the scheduler started the job of a complete run again.
+    """
+    here_id = place.here.job_id if place.here else None
+    last = state.attempt
+    if state.status is RunStatus.COMPLETE and here_id is not None and last and last.job_id == here_id:
+        raise AlreadyComplete
+    if state.status.ended:
+        return
+    if last is not None and state.status in (RunStatus.STARTING, RunStatus.RUNNING):
+        alive = is_alive(last)
+        if last.job_id is not None and last.job_id != here_id and alive is not True:
+            alive = _job_lives(cluster, last.job_id)
+        elif last.job_id is not None and alive is None:
+            alive = False  # the scheduler starts a job again only when its last start is over
+        if alive or alive is None:
+            _refuse(run, last, alive)
+        return
+    job_id = state.job_id
+    if job_id is not None and job_id != here_id and _job_lives(cluster, job_id) is not False:
+        raise RunError(
+            f"run {run.log_id} waits in the queue as job {job_id}; "
+            f"cancel that first: mlxjobs cancel {run.log_id} --logs {run.path.parent}"
+        )
+
+
+def _refuse(run: Run, last: Attempt, alive: bool | None) -> None:
+    job = f", job {last.job_id}" if last.job_id else ""
+    where = f"on {last.host} (process {last.pid}{job}) since {last.start}"
+    if alive:
+        raise RunError(f"run {run.log_id} is running {where}; two processes cannot share a run")
+    raise RunError(
+        f"run {run.log_id} was started {where} and nobody can tell from here whether it still runs; "
+        f"if it does not: mlxjobs cancel {run.log_id} --logs {run.path.parent}"
+    )
