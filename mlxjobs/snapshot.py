@@ -1,4 +1,6 @@
-"""Frozen copies of the user's code: a git commit becomes a folder of read-only files, made once for all its runs.
+"""Frozen copies of the user's code: a git commit becomes a folder, made once for all its runs.
+
+Files of the folder are read-only.
 
 The copy is made by one `git read-tree --reset -u` whose work tree is the new, empty folder and whose
 index is a private file, so that nothing of the user's is written. Chosen over the other ways because:

@@ -216,7 +216,7 @@ def test_a_program_may_leave_files_beside_its_code(repo: Path) -> None:
     commit(repo, {"main.py": "open('out.txt', 'w').write('x'); import pkg.part; print(pkg.part.x)\n"})
     frozen = freeze(repo)
     assert frozen.program is not None
-    argv = [sys.executable, frozen.program]
+    argv = [sys.executable, str(frozen.program)]
     done = subprocess.run(argv, cwd=frozen.work_dir, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("1\n", "")
     assert (frozen.work_dir / "out.txt").read_text() == "x"
