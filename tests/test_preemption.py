@@ -1,0 +1,225 @@
+"""What a warning does: asked at once, left at the safe point, put back afterwards."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlxjobs.errors import SchedulerError
+from mlxjobs.history import Preempted, RunStatus
+from mlxjobs.preemption import Preemption
+from mlxjobs.scheduler import Fate, Here, JobState, JobStatus
+from mlxjobs.store import Run
+from tests.project import await_value
+
+WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass
+class FakeCluster:
+    """A scheduler that answers what the test wants."""
+
+    fate: Fate = Fate.RUNS_ON
+    refuses: bool = False
+    silent: bool = False
+    requeued: list[str] = field(default_factory=list)
+    asked: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def scheduler(self) -> Any:
+        return SimpleNamespace(warning_signals=WARNINGS, fate=lambda status, here: self.fate)
+
+    def status(self, job_ids: list[str]) -> dict[str, JobStatus]:
+        self.asked.set()
+        if self.silent:
+            raise SchedulerError("nobody answers")
+        return dict.fromkeys(job_ids, JobStatus(JobState.RUNNING, "RUNNING"))
+
+    def requeue(self, job_id: str) -> None:
+        if self.refuses:
+            raise SchedulerError("requeue is disabled")
+        self.requeued.append(job_id)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run.create(tmp_path)
+    run.record(lambda state: {"event": "started", "attempt": 1, "job_id": "57"})
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _handlers_are_put_back() -> Iterator[None]:
+    before = [signal.getsignal(number) for number in WARNINGS]
+    fd = signal.set_wakeup_fd(-1)
+    yield
+    for number, handler in zip(WARNINGS, before, strict=True):
+        signal.signal(number, handler)
+    signal.set_wakeup_fd(fd)
+
+
+def preemption(run: Run, cluster: FakeCluster, max_requeues: int = 100, rank: int = 0) -> Preemption:
+    return Preemption(run, 1, cluster, Here("57", rank=rank), max_requeues)  # type: ignore[arg-type]
+
+
+def nothing() -> None:
+    """No callback."""
+
+
+def warn(cluster: FakeCluster, number: signal.Signals = signal.SIGUSR2) -> None:
+    os.kill(os.getpid(), number)
+    assert cluster.asked.wait(30)
+
+
+def test_without_a_warning_the_safe_point_is_passed(run: Run) -> None:
+    cluster = FakeCluster()
+    one = preemption(run, cluster)
+    with one.listen():
+        one.at_safe_point(nothing)
+    assert not cluster.asked.is_set()
+    assert [signal.getsignal(number) for number in WARNINGS] == [signal.SIG_DFL] * 3
+
+
+def test_a_warned_run_requeues_itself_at_the_safe_point_not_before(run: Run) -> None:
+    cluster = FakeCluster()
+    one = preemption(run, cluster)
+    called: list[int] = []
+    with one.listen():
+        warn(cluster)
+        assert one.requested
+        assert cluster.requeued == []
+        with pytest.raises(Preempted) as caught:
+            one.at_safe_point(lambda: called.append(1))
+    assert cluster.requeued == ["57"]
+    assert called == [1]
+    assert caught.value.status is RunStatus.PREEMPTED
+    assert run.state().reason == "warned by SIGUSR2, requeued 1 of 100"
+    # Slurm will signal the job that has been requeued: that must not cut its exit short
+    assert [signal.getsignal(number) for number in WARNINGS] == [signal.SIG_IGN] * 3
+
+
+@pytest.mark.parametrize(
+    ("fate", "status", "requeued"),
+    [
+        (Fate.CANCELLED, RunStatus.CANCELLED, []),
+        (Fate.REQUEUED, RunStatus.PREEMPTED, []),
+        (Fate.TIME_LIMIT, RunStatus.PREEMPTED, ["57"]),
+    ],
+)
+def test_what_cannot_wait_for_a_safe_point_is_done_at_once(
+    run: Run, fate: Fate, status: RunStatus, requeued: list[str]
+) -> None:
+    cluster = FakeCluster(fate)
+    one = preemption(run, cluster)
+    with one.listen():
+        warn(cluster, signal.SIGTERM)
+        await_value(lambda: run.state().status is status, "the record")
+        assert cluster.requeued == requeued
+        with pytest.raises(Preempted):
+            one.at_safe_point(nothing)
+    assert cluster.requeued == requeued
+
+
+@pytest.mark.parametrize("cluster", [FakeCluster(refuses=True), FakeCluster(silent=True, refuses=True)])
+def test_a_run_that_cannot_come_back_goes_on(
+    run: Run, cluster: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = preemption(run, cluster)
+    with one.listen():
+        warn(cluster)
+        one.at_safe_point(nothing)
+        cluster.refuses = cluster.silent = False
+        with pytest.raises(Preempted):  # the next safe point tries again
+            one.at_safe_point(nothing)
+    assert "requeue is disabled" in capsys.readouterr().err
+
+
+def test_a_silent_scheduler_does_not_keep_a_run_from_coming_back(run: Run) -> None:
+    cluster = FakeCluster(silent=True)
+    one = preemption(run, cluster)
+    with one.listen():
+        warn(cluster)
+        with pytest.raises(Preempted):
+            one.at_safe_point(nothing)
+    assert cluster.requeued == ["57"]
+
+
+def test_max_requeues_ends_a_run_whose_time_is_over(run: Run) -> None:
+    cluster = FakeCluster(Fate.TIME_LIMIT)
+    one = preemption(run, cluster, max_requeues=0)
+    with one.listen():
+        warn(cluster)
+        with pytest.raises(Preempted):
+            one.at_safe_point(nothing)
+    assert cluster.requeued == []
+    assert run.state().status is RunStatus.CANCELLED
+    assert "max_requeues" in str(run.state().reason)
+
+
+def test_a_callback_that_fails_does_not_keep_the_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = FakeCluster()
+    one = preemption(run, cluster)
+
+    def fail() -> None:
+        raise RuntimeError("no space for my own files")
+
+    with one.listen():
+        warn(cluster)
+        with pytest.raises(Preempted):
+            one.at_safe_point(fail)
+    assert "no space for my own files" in capsys.readouterr().err
+
+
+def test_other_ranks_see_the_warning_and_leave_the_rest_to_the_first(run: Run) -> None:
+    cluster = FakeCluster()
+    one = preemption(run, cluster, rank=1)
+    with one.listen():
+        os.kill(os.getpid(), signal.SIGUSR2)
+        await_value(lambda: one.requested, "the warning")
+        one.at_safe_point(nothing)
+    assert not cluster.asked.is_set()
+    assert cluster.requeued == []
+
+
+def _worker(ready: Any) -> None:
+    ready.set()
+    threading.Event().wait(60)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_worker_can_be_terminated_and_its_signals_are_its_own(run: Run) -> None:
+    cluster = FakeCluster()
+    one = preemption(run, cluster)
+    context = multiprocessing.get_context("fork")
+    with one.listen():
+        ready = context.Event()
+        worker = context.Process(target=_worker, args=(ready,))
+        worker.start()
+        assert ready.wait(30)
+        worker.terminate()
+        worker.join(30)
+        assert worker.exitcode == -signal.SIGTERM
+        assert not one.requested
+    assert not cluster.asked.is_set()
+
+
+def test_a_task_in_a_thread_is_not_listened_for(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    one = preemption(run, FakeCluster())
+
+    def task() -> None:
+        with one.listen():
+            pass
+
+    thread = threading.Thread(target=task)
+    thread.start()
+    thread.join()
+    assert "runs in a thread" in capsys.readouterr().err
