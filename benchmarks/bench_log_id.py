@@ -10,22 +10,34 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from interleaved import HEADER, interleave, row
 
-from mlxjobs.store import Run
+from mlxjobs.store import Run, take_log_id
 
 
-def bare(parent: Path) -> None:
+def bare(parent: Path) -> Path:
     parent.mkdir(exist_ok=True)
     number = 1
     while True:
         try:
             (parent / str(number)).mkdir()
-            return
+            return parent / str(number)
         except FileExistsError:
             number += 1
+
+
+def bare_with_folders(parent: Path) -> None:
+    run = bare(parent)
+    for name in ("metadata", "metadata/.history", "metrics", "artifacts"):
+        (run / name).mkdir()
+
+
+def ours(parent: Path) -> None:
+    parent.mkdir(exist_ok=True)
+    take_log_id(str(parent))
 
 
 def at_once(processes: int, parent: Path, take: Callable[[Path], object]) -> None:
@@ -54,15 +66,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        timing = interleave(
-            {
-                "bare": lambda: at_once(given.processes, Path(name) / "bare", bare),
-                "ours": lambda: at_once(given.processes, Path(name) / "ours", Run.create),
-            },
-            given.rounds,
-        )
-    print(HEADER)
-    print(row(f"{given.processes} log_ids at once", timing, "ours", 1.5, 0.001, "ms"))
+        print(HEADER)
+        for what, limit, call in (
+            ("log_ids", bare, ours),
+            ("run directories with their folders", bare_with_folders, Run.create),
+        ):
+            timing = interleave(
+                {
+                    "limit": partial(at_once, given.processes, Path(name) / "limit", limit),
+                    "ours": partial(at_once, given.processes, Path(name) / "ours", call),
+                },
+                given.rounds,
+            )
+            print(row(f"{given.processes} {what} at once", timing, "ours", 1.5, 0.001, "ms"))
 
 
 if __name__ == "__main__":

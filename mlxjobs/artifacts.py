@@ -32,13 +32,9 @@ from mlxjobs.artifact_types import (
     save_text,
     save_torch,
 )
-from mlxjobs.errors import InvalidArtifactError, InvalidKeyError
+from mlxjobs.errors import ArtifactNotFoundError, InvalidArtifactError, InvalidKeyError
 from mlxjobs.files import sync_directory
 from mlxjobs.paths import is_file_name, naming
-
-
-class ArtifactNotFoundError(InvalidArtifactError, FileNotFoundError):
-    """The run has no such artifact."""
 
 
 @dataclass
@@ -161,10 +157,16 @@ def check_artifact_name(name: object) -> str:
     """
     if not is_file_name(name):
         raise InvalidKeyError(
-            f"{name!r} cannot name an artifact: use a text without path separators, not empty, and "
-            "not beginning with a dot"
+            f"{name!r} cannot name an artifact: use a text that is not empty and does not begin with a "
+            "dot, or several of them joined by '/'"
         )
     return str(name)
+
+
+def _split(folder: Path, name: object) -> tuple[Path, str]:
+    """Return the folder and the file name of an artifact; `best/model` is a file in a folder, as in MLXP."""
+    *folders, file_name = name.split("/") if isinstance(name, str) else [name]
+    return folder.joinpath(*map(check_artifact_name, folders)), check_artifact_name(file_name)
 
 
 def write_artifact(artifact: Any, folder: Path, name: str) -> None:
@@ -180,7 +182,8 @@ def write_artifact(artifact: Any, folder: Path, name: str) -> None:
             f"{type(artifact).__name__} is no artifact: derive the class from mlxpy.Artifact, or give "
             f"log_artifacts an artifact_type, one of {', '.join(_TYPES)}"
         )
-    publish(folder / type(artifact).__name__, check_artifact_name(name), artifact._save)
+    place, file_name = _split(folder / type(artifact).__name__, name)
+    publish(place, file_name, artifact._save)
 
 
 def write_typed(obj: Any, folder: Path, name: str, artifact_type: str) -> None:
@@ -192,7 +195,8 @@ def write_typed(obj: Any, folder: Path, name: str, artifact_type: str) -> None:
         OSError: the file could not be written.
     """
     save, _ = _functions(artifact_type)
-    publish(folder / artifact_type, check_artifact_name(name), lambda path: save(obj, path))
+    place, file_name = _split(folder / artifact_type, name)
+    publish(place, file_name, lambda path: save(obj, path))
 
 
 def publish(folder: Path, name: str, write: Callable[[str], object]) -> None:
@@ -258,21 +262,21 @@ def read_artifact(folder: Path, name: str, artifact_type: str | type[Artifact] |
         InvalidArtifactError: the type is not known, or several types have the name.
         InvalidKeyError: no artifact can have this name.
     """
-    check_artifact_name(name)
+    _split(folder, name)
     kind = artifact_type.__name__ if isinstance(artifact_type, type) else artifact_type
     folders = [folder / check_artifact_name(kind)] if kind is not None else list(_type_folders(folder))
-    found = [path for place in folders if (path := _find(place, name)) is not None]
+    found = [(place.name, path) for place in folders if (path := _find(*_split(place, name))) is not None]
     if not found:
         raise ArtifactNotFoundError(f"there is no artifact {name!r} in {' or '.join(map(str, folders))}")
     if len(found) > 1:
-        types = ", ".join(path.parent.name for path in found)
+        types = ", ".join(kind for kind, _ in found)
         raise InvalidArtifactError(
             f"{name!r} is the name of several artifacts: give artifact_type, one of {types}"
         )
     if isinstance(artifact_type, type):
-        return artifact_type.load(str(found[0]))
-    _, load = _functions(found[0].parent.name)
-    return load(str(found[0]))
+        return artifact_type.load(str(found[0][1]))
+    _, load = _functions(found[0][0])
+    return load(str(found[0][1]))
 
 
 def _type_folders(folder: Path) -> Iterator[Path]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs.console import note
-from mlxjobs.errors import CheckpointNotFoundError, InvalidArtifactError, MLXJobsError
+from mlxjobs.errors import CheckpointNotFoundError, DamagedCheckpointError, InvalidArtifactError
 from mlxjobs.files import sync_directory
 from mlxjobs.paths import naming
 from mlxjobs.pickling import EarlyWriter, dump
@@ -34,10 +34,6 @@ _MARKER = b"\nmlxjobs checkpoint "
 _FOOTER = struct.Struct("<I8s")
 _MAGIC = b"MLXJCKP\n"
 _IDLE_S = 3600
-
-
-class DamagedCheckpoint(MLXJobsError):
-    """A checkpoint cannot be read, and the one before it neither."""
 
 
 def _now() -> str:
@@ -204,12 +200,12 @@ def read_record(path: Path) -> Record | None:
     try:
         with open(path, "rb", buffering=0) as file:
             return _read_trailer(file)
-    except (OSError, DamagedCheckpoint):
+    except (OSError, DamagedCheckpointError):
         return None
 
 
 def _read_trailer(file: Any) -> Record | None:
-    """None if there is no trailer; DamagedCheckpoint if it does not belong to the file before it."""
+    """None if there is no trailer; DamagedCheckpointError if it does not belong to the file before it."""
     import json
 
     end = file.seek(0, os.SEEK_END) - _FOOTER.size
@@ -221,7 +217,7 @@ def _read_trailer(file: Any) -> Record | None:
         return None
     begin = end - length - len(_MARKER)
     if begin < 0:
-        raise DamagedCheckpoint("its record is longer than the file")
+        raise DamagedCheckpointError("its record is longer than the file")
     file.seek(begin)
     trailer = file.read(end - begin)
     try:
@@ -230,9 +226,9 @@ def _read_trailer(file: Any) -> Record | None:
         more = {key: value for key, value in content.items() if key not in known}
         record = Record(**{key: content[key] for key in known & content.keys()}, more=more)
     except (ValueError, TypeError, AttributeError) as error:
-        raise DamagedCheckpoint("its record cannot be read") from error
+        raise DamagedCheckpointError("its record cannot be read") from error
     if record.size != begin or not trailer.startswith(_MARKER):
-        raise DamagedCheckpoint(f"it has {begin} bytes where {record.size} were written")
+        raise DamagedCheckpointError(f"it has {begin} bytes where {record.size} were written")
     return record
 
 
@@ -241,7 +237,7 @@ def load(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedCheckpoint: it is there but cannot be read.
+        DamagedCheckpointError: it is there but cannot be read.
     """
     return _load(path).checkpoint
 
@@ -256,13 +252,13 @@ def _load(path: Path) -> Loaded:
             checkpoint = _unpickle(pickle.load, file)
             rest = file.read(len(_MARKER)) if record is None else b""
         if rest and _MARKER.startswith(rest):
-            raise DamagedCheckpoint("its record was cut off")
-    except DamagedCheckpoint as error:
-        raise DamagedCheckpoint(f"the checkpoint {path} cannot be read: {error}") from error.__cause__
+            raise DamagedCheckpointError("its record was cut off")
+    except DamagedCheckpointError as error:
+        raise DamagedCheckpointError(f"the checkpoint {path} cannot be read: {error}") from error.__cause__
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise DamagedCheckpoint(f"the checkpoint {path} cannot be read: {error}") from error
+        raise DamagedCheckpointError(f"the checkpoint {path} cannot be read: {error}") from error
     return Loaded(checkpoint, path, record)
 
 
@@ -270,7 +266,7 @@ def _unpickle(read: Callable[[Any], Any], file: Any) -> Any:
     try:
         return read(file)
     except Exception as error:  # damaged bytes raise anything, MemoryError included
-        raise DamagedCheckpoint(f"{type(error).__name__}: {error}") from error
+        raise DamagedCheckpointError(f"{type(error).__name__}: {error}") from error
 
 
 def load_newest(path: Path, *, stacklevel: int = 1) -> Loaded:
@@ -282,7 +278,7 @@ def load_newest(path: Path, *, stacklevel: int = 1) -> Loaded:
 
     Raises:
         CheckpointNotFoundError: there is neither.
-        DamagedCheckpoint: none of them can be read.
+        DamagedCheckpointError: none of them can be read.
     """
     problem: Exception | None = None
     for candidate in (path, previous(path)):
@@ -290,7 +286,7 @@ def load_newest(path: Path, *, stacklevel: int = 1) -> Loaded:
             loaded = _load(candidate)
         except FileNotFoundError:
             continue
-        except DamagedCheckpoint as error:
+        except DamagedCheckpointError as error:
             problem = problem or error
             continue
         if candidate != path:
@@ -301,7 +297,7 @@ def load_newest(path: Path, *, stacklevel: int = 1) -> Loaded:
         return loaded
     if problem is None:
         raise CheckpointNotFoundError(f"there is no checkpoint {path}")
-    raise DamagedCheckpoint(
+    raise DamagedCheckpointError(
         f"{problem}; no earlier one can be read either. Remove {path} to start over"
     ) from problem
 

@@ -4,8 +4,11 @@
     ├── InvalidConfigFileError      settings or configuration files that cannot be used
     ├── MissingFieldError           the configuration lacks a field (KeyError too)
     ├── InvalidKeyError             a name that cannot be used for metrics or artifacts (KeyError too)
+    ├── InvalidMetricError          a metric that cannot be written as JSON (TypeError too)
     ├── InvalidArtifactError        an object that is no artifact, or a type that is not registered
+    │   └── ArtifactNotFoundError   the run has no such artifact (FileNotFoundError too)
     ├── CheckpointNotFoundError     the run has no such checkpoint (FileNotFoundError too)
+    ├── DamagedCheckpointError      neither a checkpoint nor the one before it can be read
     ├── InvalidMapError             an aggregation that cannot be applied
     ├── RunError                    a run directory that cannot be used as asked
     ├── SnapshotError               the code cannot be frozen
@@ -47,6 +50,18 @@ class InvalidKeyError(MLXJobsError, KeyError):
 
 class InvalidArtifactError(MLXJobsError):
     """An object is no artifact, or its type is not registered."""
+
+
+class ArtifactNotFoundError(InvalidArtifactError, FileNotFoundError):
+    """The run has no such artifact."""
+
+
+class InvalidMetricError(MLXJobsError, TypeError):
+    """A metric cannot be written as JSON, or what should be logged is no dictionary."""
+
+
+class DamagedCheckpointError(MLXJobsError):
+    """A checkpoint cannot be read, and the one before it neither."""
 
 
 class CheckpointNotFoundError(MLXJobsError, FileNotFoundError):

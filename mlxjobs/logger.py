@@ -11,9 +11,9 @@ from weakref import WeakValueDictionary
 
 from mlxjobs import artifacts, checkpoints
 from mlxjobs.artifacts import Artifact
-from mlxjobs.checkpoints import SUFFIX, DamagedCheckpoint, Loaded, Record
+from mlxjobs.checkpoints import SUFFIX, Loaded, Record
 from mlxjobs.console import note
-from mlxjobs.errors import CheckpointNotFoundError
+from mlxjobs.errors import CheckpointNotFoundError, DamagedCheckpointError
 from mlxjobs.metrics import MetricsWriter
 from mlxjobs.resume import Resumption
 
@@ -217,7 +217,7 @@ class DefaultLogger(Logger):
 
         Raises:
             CheckpointNotFoundError: there is none; it says where it was looked for.
-            DamagedCheckpoint: there is one, but none that can be read.
+            DamagedCheckpointError: there is one, but none that can be read.
         """
         folders = [self._checkpoints] if root is None else checkpoints.folders(Path(root))
         name = None if log_name is None else artifacts.check_artifact_name(log_name)
@@ -235,13 +235,13 @@ class DefaultLogger(Logger):
 
     def _load(self, paths: list[Path], own: bool) -> Loaded:
         """The first that can be read."""
-        problem: DamagedCheckpoint | None = None
+        problem: DamagedCheckpointError | None = None
         token = _LOADING.set(self if own else None)
         try:
             for path in paths:
                 try:
-                    loaded = checkpoints.load_newest(path, stacklevel=4)
-                except DamagedCheckpoint as error:
+                    loaded = checkpoints.load_newest(path, stacklevel=3)
+                except DamagedCheckpointError as error:
                     note(str(error))  # a bare `except:` around load_checkpoint must not hide it
                     self._damaged.add(path)
                     problem = problem or error

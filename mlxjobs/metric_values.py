@@ -6,13 +6,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from mlxjobs.errors import MLXJobsError
+from mlxjobs.errors import InvalidMetricError
 
 _NON_FINITE = {float("inf"): "Infinity", float("-inf"): "-Infinity"}
-
-
-class InvalidMetricError(MLXJobsError, TypeError):
-    """A metric cannot be written as JSON, or what should be logged is no dictionary."""
 
 
 def unwrap(value: Any) -> Any:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs import rewind as rewinding
-from mlxjobs.errors import InvalidKeyError
+from mlxjobs.errors import InvalidKeyError, InvalidMetricError
 from mlxjobs.files import replace_file, sync_directory
-from mlxjobs.metric_values import InvalidMetricError, json_object, key_text, type_name, unwrap
+from mlxjobs.metric_values import json_object, key_text, type_name, unwrap
 from mlxjobs.paths import is_file_name, naming
 
 RESERVED_NAMES = ("info", "config", "mlxpy", "artifacts")

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mlxjobs.errors import MLXJobsError
+
 
 def is_file_name(name: object) -> bool:
     """Tell whether `name` is the plain name of a file that is not hidden."""
@@ -29,6 +31,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        if error.filename is not None or isinstance(error, MLXJobsError):
             raise
+        if error.errno is None:  # numpy's
+            raise OSError(f"{path}: {error}") from error
         raise OSError(error.errno, error.strerror, str(path)) from error

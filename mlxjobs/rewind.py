@@ -52,6 +52,10 @@ class _Plan:
     def restores(self) -> bool:
         return self.kept < sum(length for _, length in self.pieces)
 
+    @property
+    def changes(self) -> bool:
+        return self.kept < self.start or self.restores
+
 
 def log_names(directory: Path) -> list[str]:
     """Return the names of the metrics files in a folder, sorted and without `.json`."""
@@ -117,13 +121,11 @@ def rewind(
     past = sorted(_read_rewinds(directory), key=lambda entry: entry.number)
     later = [] if rewinds is None else [entry for entry in past if entry.number > rewinds]
     names = {*log_names(directory), *(name for entry in later for name in entry.cuts)}
-    plans = []
-    for name in sorted(names):
-        path = directory / f"{name}.json"
-        cut_torn_line(path)
-        plan = _plan(path, offsets.get(name, 0), start.get(name, 0), later)
-        if plan.kept < plan.start or plan.restores:
-            plans.append(plan)
+    plans = [
+        _plan(directory / f"{name}.json", offsets.get(name, 0), start.get(name, 0), later)
+        for name in sorted(names)
+    ]
+    plans = [plan for plan in plans if plan.changes]
     if not plans:
         return 0
     lines = _set_aside(directory / SUPERSEDED, plans, attempt, past[-1].number + 1 if past else 1)

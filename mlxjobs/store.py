@@ -53,10 +53,27 @@ def _is_number(name: str) -> bool:
     return name.isdecimal() and str(int(name)) == name
 
 
-def _taken(parent: Path) -> int:
+def _taken(parent: str) -> int:
     """The highest number that a folder in `parent` has."""
     with os.scandir(parent) as entries:
         return max((int(entry.name) for entry in entries if _is_number(entry.name)), default=0)
+
+
+def take_log_id(parent: str) -> str:
+    """Create the folder with the next free number, and return its path.
+
+    Each process walks up from what it saw and moves on only over numbers that are taken: so no number
+    is skipped, however many start at once, and no lock is needed. (Strings, as paths are slow here.)
+    """
+    number = _taken(parent)
+    while True:
+        number += 1
+        path = f"{parent}/{number}"
+        try:
+            os.mkdir(path)  # noqa: PTH102
+        except FileExistsError:
+            continue
+        return path
 
 
 class Run:
@@ -98,20 +115,11 @@ class Run:
         """
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            number = log_id if log_id >= 0 else _taken(parent) + 1
-            # each process walks up from what it saw and moves on only over numbers that are
-            # taken: so no number is skipped, however many start at once, and no lock is needed
-            while True:
-                try:
-                    (parent / str(number)).mkdir()
-                    break
-                except FileExistsError:
-                    if log_id >= 0:
-                        raise
-                    number += 1
-            run = cls(parent / str(number))
-            for folder in (run.metadata, run.history_dir, run.metrics, run.artifacts):
-                folder.mkdir()
+            path = f"{parent}/{log_id}" if log_id >= 0 else take_log_id(str(parent))
+            if log_id >= 0:
+                os.mkdir(path)  # noqa: PTH102 - as in take_log_id
+            for folder in ("metadata", "metadata/.history", "metrics", "artifacts"):
+                os.mkdir(f"{path}/{folder}")  # noqa: PTH102
         except FileExistsError as error:
             if parent.is_dir():
                 raise RunError(f"{parent / str(log_id)} exists already") from error
@@ -121,7 +129,7 @@ class Run:
                 f"the log directory {parent} cannot be written: {os.strerror(error.errno or errno.EIO)}; "
                 "set another one with +mlxpy.logger.parent_log_dir=..."
             ) from error
-        return run
+        return cls(Path(path))
 
     def adopt(self) -> None:
         """Take over a run directory that MLXP made: from now on it has a history."""

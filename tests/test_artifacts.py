@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from mlxjobs import artifacts
-from mlxjobs.artifacts import Artifact, ArtifactNotFoundError, Checkpoint, NumpyArray, PNGImage, TorchModel
-from mlxjobs.errors import InvalidArtifactError, InvalidKeyError
+from mlxjobs.artifacts import Artifact, Checkpoint, NumpyArray, PNGImage, TorchModel
+from mlxjobs.errors import ArtifactNotFoundError, InvalidArtifactError, InvalidKeyError
 
 
 @dataclass
@@ -62,7 +62,7 @@ def files(folder: Path) -> list[str]:
 def test_an_artifact_is_written_to_the_folder_of_its_class(tmp_path: Path) -> None:
     artifacts.write_artifact(Words(["a", "b"], ".txt"), tmp_path, "words")
     artifacts.write_artifact(Report("title"), tmp_path, "report.md")
-    artifacts.write_artifact(Old("text"), tmp_path, "old")
+    artifacts.write_artifact(Old("text"), tmp_path, "old")  # type: ignore[abstract]  # `_save` is made
     assert files(tmp_path) == ["Old/old.old", "Report/report.md", "Words/words.txt"]
     assert (tmp_path / "Words" / "words.txt").read_text() == "a b"
 
@@ -238,7 +238,9 @@ def test_a_pickle_artifact_may_hold_lambdas(tmp_path: Path) -> None:
 # --- names
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/a", "../a", "a\0", None, 3])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".hidden", "a/", "a//b", "a/.b", "/a", "../a", "a\0", None, 3]
+)
 def test_names_that_no_artifact_can_have_are_refused(tmp_path: Path, name: Any) -> None:
     with pytest.raises(InvalidKeyError, match="cannot name an artifact"):
         artifacts.write_typed(1, tmp_path, name, "pickle")
@@ -247,6 +249,12 @@ def test_names_that_no_artifact_can_have_are_refused(tmp_path: Path, name: Any) 
     with pytest.raises(InvalidKeyError):
         artifacts.read_artifact(tmp_path, name)
     assert files(tmp_path) == []
+
+
+def test_a_name_may_have_folders_as_in_mlxp(tmp_path: Path) -> None:
+    artifacts.write_typed([1], tmp_path, "best/of/model", "json")
+    assert files(tmp_path) == ["json/best/of/model"]
+    assert artifacts.read_artifact(tmp_path, "best/of/model") == [1]
 
 
 def test_a_missing_artifact_says_where_it_was_looked_for(tmp_path: Path) -> None:
@@ -259,7 +267,7 @@ def test_a_missing_artifact_says_where_it_was_looked_for(tmp_path: Path) -> None
 def test_a_name_that_several_have_needs_its_type(tmp_path: Path) -> None:
     for kind in ("json", "text"):
         artifacts.write_typed("x", tmp_path, "a", kind)
-    with pytest.raises(InvalidArtifactError, match="artifact_type is one of json, text"):
+    with pytest.raises(InvalidArtifactError, match="give artifact_type, one of json, text"):
         artifacts.read_artifact(tmp_path, "a")
     artifacts.write_typed("x", tmp_path, "b.1", "text")
     artifacts.write_typed("x", tmp_path, "b.2", "text")
@@ -311,6 +319,20 @@ for kind, small, large in (
     assert [path.name for path in (folder / kind).iterdir()] == ["a"]
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_it_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    rename = os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: calls.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name))
+
+    def move(source: Any, target: Any) -> None:
+        calls.append("replace")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", move)
+    artifacts.write_typed("x", tmp_path, "a", "text")
+    assert calls == ["a", "replace", "text"]
 
 
 def test_a_reader_sees_whole_files_only(tmp_path: Path) -> None:

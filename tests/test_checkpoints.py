@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from mlxjobs import checkpoints, pickling
-from mlxjobs.checkpoints import DamagedCheckpoint, Record, previous
-from mlxjobs.errors import CheckpointNotFoundError, InvalidArtifactError
+from mlxjobs.checkpoints import Record, previous
+from mlxjobs.errors import CheckpointNotFoundError, DamagedCheckpointError, InvalidArtifactError
 
 RECORD = Record(7, 2, "last", {"train": 120, "val": 8}, rewinds=1)
 
@@ -226,7 +226,7 @@ def test_lambdas_and_local_classes_are_saved_and_read_by_plain_pickle(path: Path
     class Local:
         factor = 3
 
-    save(path, {"schedule": lambda step: step * 2, "local": Local(), "weights": np.arange(100_000)})
+    save(path, {"weights": np.arange(100_000), "schedule": lambda step: step * 2, "local": Local()})
     loaded = plain(path)
     assert loaded["schedule"](4) == 8
     assert loaded["local"].factor == 3
@@ -408,9 +408,12 @@ def test_a_file_that_only_lost_its_record_is_loaded(path: Path, pair: bytes) -> 
 
 
 def test_a_file_with_a_hole_or_more_bytes_is_damaged(path: Path, pair: bytes) -> None:
-    for content in (pair[:1000] + pair[2000:], pair[:1000] + b"more" + pair[1000:], b"", b"\0" * len(pair)):
+    record = checkpoints.read_record(path)
+    assert record is not None
+    contents = [pair[:at] + b"more" + pair[at:] for at in (1000, record.size)]
+    for content in (*contents, pair[:1000] + pair[2000:], b"", b"\0" * len(pair)):
         path.write_bytes(content)
-        with pytest.raises(DamagedCheckpoint, match=r"last\.pkl"):
+        with pytest.raises(DamagedCheckpointError, match=r"last\.pkl"):
             checkpoints.load(path)
 
 
@@ -436,7 +439,7 @@ def test_bytes_that_make_no_sense_fall_back(path: Path, pair: bytes, good: bytes
 def test_two_damaged_files_are_an_error_that_says_so(path: Path, pair: bytes) -> None:
     path.write_bytes(pair[:100])
     previous(path).write_bytes(pair[:100])
-    with pytest.raises(DamagedCheckpoint, match=r"last\.pkl .*no earlier one") as caught:
+    with pytest.raises(DamagedCheckpointError, match=r"last\.pkl .*no earlier one") as caught:
         checkpoints.load_newest(path)
     assert not isinstance(caught.value, FileNotFoundError)
 
@@ -456,7 +459,7 @@ def test_a_class_that_is_gone_is_named(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"cno_such_module\nThing\n.")
     with pytest.raises(
-        DamagedCheckpoint, match=r"last\.pkl cannot be read: ModuleNotFoundError: .*no_such_module"
+        DamagedCheckpointError, match=r"last\.pkl cannot be read: ModuleNotFoundError: .*no_such_module"
     ):
         checkpoints.load_newest(path)
 
@@ -465,7 +468,7 @@ def test_a_file_that_may_not_be_read_is_an_error_of_its_own(path: Path, pair: by
     for file in (path, previous(path)):
         file.unlink()
         file.mkdir()  # as unreadable to root as to anyone
-    with pytest.raises(DamagedCheckpoint, match=r"cannot be read: .*Is a directory"):
+    with pytest.raises(DamagedCheckpointError, match=r"cannot be read: .*Is a directory"):
         checkpoints.load_newest(path)
 
 

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,12 @@ from hypothesis import strategies as st
 
 from mlxjobs import artifacts, checkpoints
 from mlxjobs.artifacts import Artifact, Checkpoint
-from mlxjobs.checkpoints import DamagedCheckpoint
-from mlxjobs.errors import CheckpointNotFoundError, InvalidArtifactError, InvalidKeyError
+from mlxjobs.errors import (
+    CheckpointNotFoundError,
+    DamagedCheckpointError,
+    InvalidArtifactError,
+    InvalidKeyError,
+)
 from mlxjobs.logger import DefaultLogger, Logger, SilentLogger
 
 
@@ -123,10 +128,10 @@ def test_a_name_with_its_extension_is_the_same_name(run: Path) -> None:
 
 def test_no_checkpoint_is_an_error_that_says_where_it_looked(run: Path) -> None:
     logger = DefaultLogger(run)
-    with pytest.raises(CheckpointNotFoundError, match="no checkpoint in .*/5/artifacts/Checkpoint"):
+    with pytest.raises(CheckpointNotFoundError, match=r"no checkpoint in .*/5/artifacts/Checkpoint"):
         logger.load_checkpoint()
     logger.log_checkpoint(1, "last")
-    with pytest.raises(FileNotFoundError, match="no checkpoint 'best' in .*/5/artifacts/Checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 'best' in .*/5/artifacts/Checkpoint"):
         logger.load_checkpoint("best")
     with pytest.raises(CheckpointNotFoundError, match="nowhere"):
         logger.load_checkpoint(root=run / "nowhere")
@@ -180,10 +185,20 @@ def test_a_damaged_checkpoint_falls_back_with_a_warning_on_the_users_line(
         assert logger.load_checkpoint() == {"epoch": 0}
     assert caught[0].filename == __file__
     assert "going on from the one before it" in capsys.readouterr().err
-    logger.log_checkpoint({"epoch": 4}, "last_ckpt")  # the good one stays the previous one
-    path.write_bytes(b"")
-    with pytest.warns(UserWarning, match="going on"):
-        assert logger.load_checkpoint() == {"epoch": 0}
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:10], lambda content: b"??" + content[2:]])
+def test_a_damaged_checkpoint_never_becomes_the_one_before(
+    run: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    logger = DefaultLogger(run)
+    path = run / "artifacts" / "Checkpoint" / "last.pkl"
+    logger.log_checkpoint("first", "last")
+    for name in ("second", "third"):
+        logger.log_checkpoint(name, "last")
+        path.write_bytes(damage(path.read_bytes()))
+        with pytest.warns(UserWarning, match="going on"):
+            assert logger.load_checkpoint() == "first"
 
 
 def test_metrics_follow_the_checkpoint_that_a_damaged_one_fell_back_to(run: Path) -> None:
@@ -215,7 +230,7 @@ def test_no_good_checkpoint_is_loud_and_not_a_missing_one(
     path.write_bytes(b"\x80\x05damaged")
     again = attempt(run, 2)
     for name in (None, "last_ckpt"):
-        with pytest.raises(DamagedCheckpoint, match=r"last_ckpt\.pkl .*Remove") as caught:
+        with pytest.raises(DamagedCheckpointError, match=r"last_ckpt\.pkl .*Remove") as caught:
             again.load_checkpoint(name)
         assert not isinstance(caught.value, FileNotFoundError)
         assert "last_ckpt.pkl" in capsys.readouterr().err
@@ -346,11 +361,14 @@ def test_a_start_given_by_the_launcher_is_used_but_never_beyond_whole_lines(run:
     train(attempt(run, 1), 0, 3, save=1)
     path = run / "metrics" / "train.json"
     with open(path, "ab") as file:
-        file.write(b'{"torn')
+        file.write(b'{"torn":' + b"1" * 1000)
     logger = attempt(run, 2, start={"train": path.stat().st_size})
     train(logger, 100, 101)
     logger.load_checkpoint()
     assert epochs(run) == [0, 1, 100, 101]
+    logger.log_metrics({"epoch": 0}, "new")
+    assert attempt(run, 3, start={}).load_checkpoint() == {"epoch": 1}
+    assert epochs(run, "new") == [0]
 
 
 def test_a_checkpoint_without_a_record_keeps_all_lines_and_says_so(
@@ -471,8 +489,6 @@ def test_any_sequence_of_kills_gives_the_undisturbed_curve(
             break
     if not finished:
         last = attempt(disturbed, len(kills) + 1)
-        import warnings
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             task(last, plan, -1, len(plan))

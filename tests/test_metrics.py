@@ -21,8 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxjobs import metrics as metrics_module
-from mlxjobs.errors import InvalidKeyError, MLXJobsError
-from mlxjobs.metric_values import InvalidMetricError
+from mlxjobs.errors import InvalidKeyError, InvalidMetricError, MLXJobsError
 from mlxjobs.metrics import MetricsWriter
 
 
@@ -507,6 +506,12 @@ def test_an_offset_inside_a_line_goes_back_to_the_line_before(
     log(writer, 0, 1, 2)
     assert writer.rewind({"train": offset}, writer.offsets(), attempt=2) == 2
     assert epochs(tmp_path) == [0]
+
+
+def test_a_start_inside_a_line_counts_the_line_as_its_own(writer: MetricsWriter, tmp_path: Path) -> None:
+    log(writer, 0, 1, 2)
+    assert writer.rewind({}, {"train": 30}, attempt=2) == 2
+    assert epochs(tmp_path) == [2]
 
 
 def test_a_second_rewind_of_an_attempt_has_a_folder_of_its_own(writer: MetricsWriter, tmp_path: Path) -> None:
