@@ -56,7 +56,8 @@ def at_once(processes: int, parent: Path, take: Callable[[Path], object]) -> Non
     os.close(write)
     failed = [pid for pid in children if os.waitpid(pid, 0)[1] != 0]
     numbers = sorted(int(name) for name in os.listdir(parent) if name.isdecimal())
-    assert not failed and numbers == list(range(1, processes + 1))
+    assert not failed
+    assert numbers == list(range(1, processes + 1))
     shutil.rmtree(parent)
 
 

@@ -41,14 +41,15 @@ def main() -> None:
         sys.exit("the demo freezes code with git, which is not installed")
     home = Path(tempfile.mkdtemp(prefix="mlxjobs-demo-"))
     project = home / "tutorial"
-    shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns("logs", ".workdir", "__pycache__", "mlxpy.yaml"))
+    ours = shutil.ignore_patterns("logs", ".workdir", "__pycache__", "mlxpy.yaml")
+    shutil.copytree(PROJECT, project, ignore=ours)
     os.chdir(project)
     # a queue of the demo's own, so that it meets nobody's jobs
     os.environ.update(MLXJOBS_LOCAL_DIR=str(home / "queue"), MLXJOBS_LOCAL_JOBS="3")
     for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message=The tutorial"]):
         subprocess.run([*GIT, *command], check=True)
 
-    print("The tutorial's program, in a git repository of its own. A sweep of 3 runs goes to the local queue:")
+    print("The tutorial's program, in a git repository of its own. A sweep of 3 runs is submitted:")
     arguments = [
         "optimizer.lr=0.1,0.01,0.001", "num_epoch=30", "seconds_per_epoch=0.2", "+mlxpy.use_scheduler=true",
         "+mlxpy.scheduler.name=LocalScheduler", "+mlxpy.use_version_manager=true",
@@ -69,11 +70,12 @@ def main() -> None:
     wait_until(lambda: runs()[2]["attempts"] == 2, "the second attempt of run 2")
     show([*MLXJOBS, "ls"], "mlxjobs ls")
 
-    wait_until(lambda: all(run["status"] in ("COMPLETE", "FAILED") for run in runs().values()), "the end of all runs")
+    wait_until(lambda: {run["status"] for run in runs().values()} <= {"COMPLETE", "FAILED"}, "the end")
     print("\nWhat run 2 printed, over both attempts, and the end of the story:")
     show(["cat", "logs/2/log.stdout"], "cat logs/2/log.stdout")
     show([*MLXJOBS, "ls"], "mlxjobs ls")
-    epochs = [json.loads(line)["epoch"] for line in Path("logs/2/metrics/train.json").open()]
+    lines = Path("logs/2/metrics/train.json").read_text().splitlines()
+    epochs = [json.loads(line)["epoch"] for line in lines]
     once = epochs == list(range(30))
     print(f"\nEach epoch of run 2 is recorded once: {once}")
     print(f"The logs: {project / 'logs'}")
@@ -82,4 +84,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:  # nothing is left running, however it ended
+        subprocess.run([*MLXJOBS, "cancel", "1-3"], capture_output=True, check=False)

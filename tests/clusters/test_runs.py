@@ -162,7 +162,9 @@ def test_the_time_limit(remote: ClusterProject) -> None:
 # epoch 2 of the first attempt lasts until the warning comes
 WAITS_FOR_WARNING = MAIN.replace(
     "wait_for_leave(epoch)\n        logger",
-    "while epoch == 2 and start_epoch == 0 and not logger.preempted:\n            time.sleep(0.01)\n        logger",
+    "while epoch == 2 and start_epoch == 0 and not logger.preempted:\n"
+    "            time.sleep(0.01)\n"
+    "        logger",
 )
 
 
@@ -224,7 +226,8 @@ def test_scancel_of_a_waiting_run_is_seen(remote: ClusterProject) -> None:
 
 RANKS = MAIN.replace(
     "    for epoch in range(start_epoch",
-    "    print(f'rank {ctx.info.rank} of {ctx.info.world_size}', flush=True)\n    for epoch in range(start_epoch",
+    "    print(f'rank {ctx.info.rank} of {ctx.info.world_size}', flush=True)\n"
+    "    for epoch in range(start_epoch",
 )
 
 

@@ -39,9 +39,16 @@ def test_an_output_without_id_is_an_error(output: str) -> None:
 
 @pytest.mark.parametrize(
     ("line", "option"),
-    [("-J x", "--job-name"), ("-Jx", "--job-name"), ("--job-name x", "--job-name"), ("--job-name=x", "--job-name"),
-     ("-o /x", "--output"), ("--no-requeue", "--requeue"), ("--signal=USR1", "--signal")],
-)  # fmt: skip
+    [
+        ("-J x", "--job-name"),
+        ("-Jx", "--job-name"),
+        ("--job-name x", "--job-name"),
+        ("--job-name=x", "--job-name"),
+        ("-o /x", "--output"),
+        ("--no-requeue", "--requeue"),
+        ("--signal=USR1", "--signal"),
+    ],
+)
 def test_the_users_line_wins_over_ours_of_the_same_option(line: str, option: str) -> None:
     lines = slurm.directives(job(option_lines=[line]))
     assert lines[-1] == f"#SBATCH {line}"
@@ -63,7 +70,9 @@ def test_an_option_that_is_none_or_several_is_an_error(line: str, words: str) ->
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("line", ["-p low", "--comment='-x -y'", "--nice=-5", "--begin now", "--array=0-3", "-N 2"])
+@pytest.mark.parametrize(
+    "line", ["-p low", "--comment='-x -y'", "--nice=-5", "--begin now", "--array=0-3", "-N 2"]
+)
 def test_one_option_is_taken_as_it_is(line: str) -> None:
     assert f"#SBATCH {line}" in slurm.directives(job(option_lines=[line]))
 
