@@ -49,9 +49,9 @@ def find(name: str) -> str:
     package, _, last = name.replace(":", ".").rpartition(".")
     if last in known() and package in _PACKAGES:
         return known()[last]
-    if package:
+    if package not in _PACKAGES:
         return f"{package}:{last}"
-    near = get_close_matches(name, known(), n=1, cutoff=0.4)
+    near = get_close_matches(last, known(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
     raise InvalidSchedulerError(
         f"unknown scheduler '{name}'; {hint}Known ones: {', '.join(known())}, "
@@ -114,13 +114,20 @@ def _make(path: str, base: type, error_type: type[MLXJobsError]) -> Any:
     return found()
 
 
+def _environment_of(path: str) -> tuple[str, ...]:
+    try:
+        return load(path).environment
+    except MLXJobsError:  # a package of somebody else's that is broken, and not in use here
+        return ()
+
+
 def clean_environment(env: Mapping[str, str]) -> dict[str, str]:
     """Return an environment without what schedulers set inside their jobs.
 
     A job that is submitted from inside another would inherit its rank, its processors' mask and
     its restart count otherwise.
     """
-    patterns = [pattern for path in known().values() for pattern in load(path).environment]
+    patterns = [pattern for path in known().values() for pattern in _environment_of(path)]
     kept = {pattern[1:] for pattern in patterns if pattern.startswith("!")}
     exact = {pattern for pattern in patterns if not pattern.endswith("*")} - kept
     begins = tuple(pattern[:-1] for pattern in patterns if pattern.endswith("*"))

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mlxjobs import compose, frozen, history
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.context import Context
-from mlxjobs.errors import MLXJobsError, RunError
-from mlxjobs.frozen import Composed
+from mlxjobs.errors import RunError
 from mlxjobs.history import Preempted, RunState, RunStatus
 from mlxjobs.logger import DefaultLogger, SilentLogger
 from mlxjobs.startable import Place, boot_id, check_startable
@@ -74,7 +73,7 @@ def _begin(
 def execute(
     run: Run | None,
     task: Task,
-    composed: Composed,
+    config: ConfigDict,
     settings: dict[str, Any],
     *,
     seeding: Callable[[Any], Any] | None,
@@ -87,7 +86,7 @@ def execute(
     Args:
         run: the run; None with `use_logger: false`, when nothing is recorded.
         task: the user's function.
-        composed: its configuration.
+        config: its configuration, resolved.
         settings: the settings in force.
         seeding: called with the seed before the task.
         facts: what `info.yaml` says of this process: `executable`, `cmd`, `work_dir` ...
@@ -103,16 +102,16 @@ def execute(
         AlreadyComplete: there is nothing to do.
         MLXJobsError: it could not be started.
     """
-    config = compose.resolve(composed)
     if run is None:
-        return _call(task, Context(config, ConfigDict(settings), ConfigDict(facts), None), seeding)
+        context = Context(config, ConfigDict(settings), ConfigDict(facts), None)
+        return _reporting(lambda: _call(task, context, seeding))
     limit = settings["scheduler"]["max_requeues"]
     with ExitStack() as stack:
         if place.rank > 0:
             preemption = _listen(stack, run, 0, place, limit)
             silent = SilentLogger(run.path, preempted=_flag(preemption))
             context = Context(config, ConfigDict(settings), _info(run, run.state(), place), silent)
-            return _call(task, context, seeding)
+            return _reporting(lambda: _call(task, context, seeding))
         before, after = _begin(run, place, facts, cluster)
         stop = _limits(before, limit)
         number = len(after.attempts)
@@ -181,6 +180,17 @@ def _call(task: Task, context: Context, seeding: Callable[[Any], Any] | None) ->
     return task(context)
 
 
+def _reporting(call: Callable[[], Any]) -> Any:
+    """Call the task where nothing is recorded."""
+    try:
+        return call()
+    except (Preempted, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        _print_traceback(error)
+        raise TaskFailed from error
+
+
 def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any]) -> Any:
     """Call the task and record how it ended, whatever it was."""
     run.record(lambda state: {"event": "running", "attempt": number})
@@ -189,9 +199,6 @@ def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any
         logger.finish()
     except Preempted:
         logger.finish()  # recorded when the decision was made
-        raise
-    except MLXJobsError as error:
-        _end(run, number, RunStatus.FAILED, _last_line(error))
         raise
     except KeyboardInterrupt:
         _end(run, number, RunStatus.CANCELLED, "interrupted from the keyboard")

@@ -8,21 +8,50 @@ from typing import Any
 
 from mlxjobs.errors import InvalidConfigFileError
 
-_SETTING = re.compile(r"(?:\+\+|\+|~)?mlxpy(?=[.=@:]|$)")
+# `mlxpy` is MLXPy's name for the settings, `mlxp` that of MLXP 1.0; a user may expect ours too
+_SETTING = re.compile(r"(?:\+\+|\+|~)?(?:mlxpy|mlxp|mlxjobs)(?=[.=@:]|$)")
 # `key=value` whose value means the same to Hydra's grammar and to a reader of eight lines
-_PLAIN = re.compile(r"(?:\+\+|\+)?mlxpy\.([\w.]+)=([\w./:-]*|'[^'\\]*'|\"[^\"\\]*\")", re.ASCII)
-_NUMBER = re.compile(r"[+-]?\d[\d_]*|[+-]?[\d.][\d._]*(?:[eE][+-]?\d+)?|[+-]?(?:inf|nan)", re.IGNORECASE)
-# options with which Hydra answers something and runs nothing
-_QUESTIONS = (
-    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"),
-    *("--shell-completion", "-sc"),
+_PLAIN = re.compile(
+    r"(?:\+\+|\+)?(?:mlxpy|mlxp|mlxjobs)\.([\w.]+)=([\w./:-]*|'[^'\\]*'|\"[^\"\\]*\")", re.ASCII
 )
-ACTIONS = (*_QUESTIONS, "--run", "-r", "--multirun", "-m")
+_NUMBER = re.compile(r"[+-]?\d[\d_]*|[+-]?[\d.][\d._]*(?:[eE][+-]?\d+)?|[+-]?(?:inf|nan)", re.IGNORECASE)
+# options with which Hydra answers something and runs nothing; argparse takes any clear beginning
+_QUESTIONS = ("--help", "--hydra-help", "--version", "--cfg", "--info", "--shell-completion")
+_SHORT_QUESTIONS = re.compile(r"-h|-sc|-c(job|hydra|all)?|-i\w*")
+_VALUED = (
+    *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    *("--cfg", "-c", "--info", "-i", "--package", "-p", "--experimental-rerun"),
+)
+_MODES = ("--run", "--multirun")
+
+
+def _is_option(argument: str, long: Sequence[str]) -> bool:
+    name = argument.partition("=")[0]
+    return name.startswith("--") and len(name) > 2 and any(option.startswith(name) for option in long)
 
 
 def is_question(arguments: Sequence[str]) -> bool:
     """Whether these arguments ask Hydra something (`--cfg job`, `--help`) and run nothing."""
-    return any(argument.split("=")[0] in _QUESTIONS for argument in arguments)
+    return any(
+        _is_option(argument, _QUESTIONS) or _SHORT_QUESTIONS.fullmatch(argument) for argument in arguments
+    )
+
+
+def names_action(arguments: Sequence[str]) -> bool:
+    """Whether these arguments say themselves what Hydra is to do: answer, run, or sweep."""
+    return is_question(arguments) or any(
+        _is_option(argument, _MODES) or argument in ("-r", "-m") for argument in arguments
+    )
+
+
+def separate_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate Hydra's options, with their values, from the overrides: Hydra wants no mixture of them."""
+    options: list[str] = []
+    overrides: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        is_option = argument.startswith("-") or before in _VALUED
+        (options if is_option else overrides).append(argument)
+    return options, overrides
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

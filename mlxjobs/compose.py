@@ -12,23 +12,23 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from mlxjobs.command_line import ACTIONS, is_question, quote_value
-from mlxjobs.config_dict import ConfigDict
-from mlxjobs.errors import InvalidConfigFileError, MissingFieldError
+from mlxjobs.command_line import is_question, names_action, quote_value, separate_options
+from mlxjobs.config_dict import MISSING, ConfigDict
+from mlxjobs.errors import InvalidConfigFileError, MissingFieldError, MLXJobsError, RunError
 from mlxjobs.frozen import Composed
 
 
-def _sweeps(arguments: Sequence[str]) -> bool:
+def _sweeps(overrides: Sequence[str]) -> bool:
     """Whether an override holds several values, or a range of them."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     if not any(mark in override for override in overrides for mark in ",("):
         return False
     parser = OverridesParser.create()
@@ -55,12 +55,21 @@ def _set_environment(name: str, value: str | None) -> None:
         os.environ[name] = value
 
 
+class _Refused(BaseException):
+    """Carries an error of ours out of Hydra, which would take it for the failure of one run of many."""
+
+    def __init__(self, error: MLXJobsError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 def compose_runs(
     task: Callable[..., Any],
     arguments: Sequence[str],
     *,
     config_dir: Path,
     config_name: str,
+    scratch: Path,
     sweep_dir: Path,
     quiet: bool,
     run: Callable[[Composed], Any],
@@ -72,38 +81,83 @@ def compose_runs(
         arguments: the command line without settings.
         config_dir: the absolute folder of the configuration files.
         config_name: the primary one.
+        scratch: an empty folder for what Hydra writes beside; the caller removes it.
         sweep_dir: where Hydra's sweepers may leave their files.
-        quiet: leave Python's logging alone, as nothing is run here.
-        run: called for each run, in the sweeper's order; what it returns is handed to the sweeper.
+        quiet: nothing runs here, so Hydra is silent and calls no callbacks.
+        run: called for each run, in the sweeper's order; what it returns or raises is handed to the
+            sweeper, but an error of ours ends it all.
 
     Raises:
         InvalidConfigFileError: what Hydra says about a wrong configuration or override.
         SystemExit: Hydra answered a question, such as `--help`.
+        BaseException: what `run` raised.
     """
     import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+    import hydra._internal.hydra  # which hydra.main imports anyway, later
 
-    full_error = os.environ.get("HYDRA_FULL_ERROR")
+    argv, full_error = list(sys.argv), os.environ.get("HYDRA_FULL_ERROR")
+    raised: list[Exception] = []
 
     @functools.wraps(task)
     def job(config: Any) -> Any:
         with _arguments(argv), _environment("HYDRA_FULL_ERROR", full_error):
-            return run(_capture(config))
+            try:
+                return run(_capture(config))
+            except MLXJobsError as error:
+                raise _Refused(error) from error
+            except Exception as error:
+                raised.append(error)
+                raise
 
-    argv = list(sys.argv)
     # with HYDRA_FULL_ERROR Hydra raises what went wrong instead of printing it and leaving
     with (
-        _arguments([argv[0], *_hydra_arguments(arguments, sweep_dir, quiet)]),
+        _arguments([argv[0], *_hydra_arguments(arguments, scratch, sweep_dir, quiet)]),
         _environment("HYDRA_FULL_ERROR", "1"),
+        _without_callbacks() if quiet else nullcontext(),
     ):
         try:
             hydra.main(version_base=None, config_path=str(config_dir), config_name=config_name)(job)()
-        except (HydraException, OmegaConfBaseException, YAMLError) as error:
-            cause = error.__cause__
-            detail = f"\n{cause}" if isinstance(cause, (OmegaConfBaseException, YAMLError)) else ""
-            raise InvalidConfigFileError(f"{error}{detail}") from error
+        except _Refused as refused:
+            raise refused.error from refused.error.__cause__
+        except Exception as error:
+            if any(error is one for one in raised):
+                raise
+            _explain(error, quiet=quiet, question=is_question(arguments))
+            raise
+
+
+def _explain(error: Exception, *, quiet: bool, question: bool) -> None:
+    """Raise `InvalidConfigFileError` if this is an error of the configuration or the command line."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if isinstance(error, (HydraException, OmegaConfBaseException, YAMLError)):
+        cause = error.__cause__
+        detail = f"\n{cause}" if isinstance(cause, (OmegaConfBaseException, YAMLError)) else ""
+        raise InvalidConfigFileError(f"{error}{detail}") from error
+    if isinstance(error, OSError):
+        raise RunError(f"{error}; set another log directory with +mlxpy.logger.parent_log_dir=...") from error
+    if question or isinstance(error, UnicodeError):
+        raise InvalidConfigFileError(str(error)) from error
+    if quiet:  # nothing of the user's has run yet, so it was the sweeper
+        raise InvalidConfigFileError(
+            f"the sweeper failed: {error}. One that needs the results of its runs cannot be used with "
+            "use_scheduler=true, as the runs are only submitted"
+        ) from error
+
+
+@contextmanager
+def _without_callbacks() -> Iterator[None]:
+    """Let Hydra call no callbacks: they belong to the job, where the run begins and ends."""
+    from hydra._internal.callbacks import Callbacks
+
+    engine: Any = sys.modules["hydra._internal.hydra"]  # where Hydra looks the class up
+    before, engine.Callbacks = Callbacks, lambda config=None: Callbacks()
+    try:
+        yield
+    finally:
+        engine.Callbacks = before
 
 
 @contextmanager
@@ -115,36 +169,27 @@ def _arguments(argv: list[str]) -> Iterator[None]:
         sys.argv = before
 
 
-def _hydra_arguments(arguments: Sequence[str], sweep_dir: Path, quiet: bool) -> list[str]:
+def _hydra_arguments(arguments: Sequence[str], scratch: Path, sweep_dir: Path, quiet: bool) -> list[str]:
+    options, overrides = separate_options(arguments)
     if is_question(arguments):
-        return list(arguments)
+        return [*options, *overrides]
     # ours come first: of two overrides of one key Hydra takes the last, the user's
     ours = [
         "hydra.output_subdir=null",
-        "hydra.run.dir=.",
+        f"hydra.run.dir={quote_value(str(scratch))}",
         f"hydra.sweep.dir={quote_value(str(sweep_dir))}",
-        "hydra.sweep.subdir=.",
+        f"hydra.sweep.subdir={quote_value(str(scratch))}",
     ]
-    logging = "none" if quiet else "stdout"  # "stdout": the console, but no file
-    groups = [("hydra/job_logging", logging)] + ([("hydra/hydra_logging", "none")] if quiet else [])
-    ours += [
-        f"{group}={choice}"
-        for group, choice in groups
-        if not any(argument.lstrip("+").startswith(f"{group}=") for argument in arguments)
-    ]
-    multirun = [] if any(argument in ACTIONS for argument in arguments) or not _sweeps(arguments) else ["-m"]
-    return [*multirun, *ours, *arguments]
+    if quiet and not any(override.lstrip("+").startswith("hydra/hydra_logging=") for override in overrides):
+        ours.append("hydra/hydra_logging=none")
+    multirun = [] if names_action(options) or not _sweeps(overrides) else ["-m"]
+    return [*multirun, *options, *ours, *overrides]
 
 
 def _capture(config: Any) -> Composed:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise InvalidConfigFileError(
-            f"mandatory values are missing: {', '.join(missing)}; give them: {missing[0]}=..."
-        )
     node = OmegaConf.to_container(HydraConfig.instance().cfg, resolve=False, enum_to_str=True)
     assert isinstance(node, dict)  # noqa: S101 - for the type checker
     return Composed(
@@ -154,44 +199,55 @@ def _capture(config: Any) -> Composed:
     )
 
 
+def is_registered(config_name: str) -> bool:
+    """Whether the program has registered a structured configuration of this name."""
+    if "hydra.core.config_store" not in sys.modules:
+        return False
+    from hydra.core.config_store import ConfigStore
+
+    return f"{config_name}.yaml" in ConfigStore.instance().repo
+
+
+def missing_values(config: Any, prefix: str = "") -> list[str]:
+    """Return the keys of mandatory values (`???`) that nobody gave."""
+    if isinstance(config, dict):
+        items: Iterable[tuple[Any, Any]] = config.items()
+    elif isinstance(config, list):
+        items = enumerate(config)
+    else:
+        return [prefix] if config == MISSING else []
+    return [key for name, value in items for key in missing_values(value, f"{prefix}.{name}".lstrip("."))]
+
+
 def resolve(composed: Composed) -> ConfigDict:
     """Resolve interpolations and return the configuration that the task sees.
 
-    OmegaConf is imported only if there is something to resolve, or if the program uses Hydra
-    itself; then `hydra.core.hydra_config.HydraConfig` is set as it would be by `hydra.main`.
+    OmegaConf is imported only if there is something to resolve.
 
     Raises:
         InvalidConfigFileError: an interpolation cannot be resolved.
     """
-    if "hydra" in sys.modules or _has_interpolation(composed.config):
-        return ConfigDict(_resolve_with_omegaconf(composed))
-    return ConfigDict(composed.config)
-
-
-def _has_interpolation(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_has_interpolation(item) for item in value.values())
-    if isinstance(value, list):
-        return any(_has_interpolation(item) for item in value)
-    return isinstance(value, str) and "${" in value
-
-
-def _resolve_with_omegaconf(composed: Composed) -> Any:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.core.utils import setup_globals
+    if not has_interpolation(composed.config):
+        return ConfigDict(composed.config)
+    from hydra.core.utils import setup_globals  # importing Hydra sets HydraConfig, see hydra_job
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     setup_globals()
-    if composed.hydra and not HydraConfig.initialized():
-        node = OmegaConf.create({"hydra": composed.hydra})
-        OmegaConf.update(node, "hydra.runtime.cwd", str(Path.cwd()))
-        OmegaConf.set_readonly(node, True)
-        HydraConfig.instance().cfg = node  # type: ignore[assignment]
     try:
-        return OmegaConf.to_container(OmegaConf.create(composed.config), resolve=True)
+        resolved: Any = OmegaConf.to_container(OmegaConf.create(composed.config), resolve=True)
     except OmegaConfBaseException as error:
         raise InvalidConfigFileError(f"the configuration cannot be resolved: {error}") from error
+    return ConfigDict(resolved)
+
+
+def has_interpolation(value: Any) -> bool:
+    """Whether there is something to resolve in a configuration."""
+    if isinstance(value, dict):
+        return any(has_interpolation(item) for item in value.values())
+    if isinstance(value, list):
+        return any(has_interpolation(item) for item in value)
+    return isinstance(value, str) and "${" in value
 
 
 def override(composed: Composed, overrides: Sequence[str]) -> tuple[Composed, list[str]]:
@@ -212,30 +268,57 @@ def override(composed: Composed, overrides: Sequence[str]) -> tuple[Composed, li
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    config = OmegaConf.create(composed.config)
-    OmegaConf.set_struct(config, True)
+    whole = OmegaConf.create({**composed.config, "hydra": composed.hydra})
+    OmegaConf.set_struct(whole, True)
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         for item in parsed:
-            if item.is_sweep_override():
-                raise InvalidConfigFileError(f"{item.input_line}: an existing run cannot be swept over")
-            node = OmegaConf.select(config, item.key_or_group.replace("/", "."))
-            if "/" in item.key_or_group or (OmegaConf.is_dict(node) and isinstance(item.value(), str)):
-                raise InvalidConfigFileError(
-                    f"{item.input_line}: an existing run keeps its config groups; "
-                    f"override single values ({item.key_or_group}.KEY=...), or start a new run"
-                )
-        ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
+            _check_later_override(item, whole)
+        ConfigLoaderImpl._apply_overrides_to_config(parsed, whole)
     except HydraException as error:
         raise InvalidConfigFileError(str(error)) from error
-    result = OmegaConf.to_container(config, resolve=False)
+    result = OmegaConf.to_container(whole, resolve=False)
+    assert isinstance(result, dict)  # noqa: S101 - for the type checker
+    hydra = result.pop("hydra")
+    result = _keep_types(composed.config, result, "")
     before, after = _flat(composed.config), _flat(result)
     changes = [
         f"{key}: {before.get(key, '(none)')} -> {after.get(key, '(none)')}"
-        for key in sorted({*before, *after})
+        for key in {**before, **after}
         if before.get(key, before) != after.get(key, before)
     ]
-    return Composed(result, composed.hydra, [*composed.overrides, *overrides]), changes
+    return Composed(result, hydra, [*composed.overrides, *overrides]), changes
+
+
+def _check_later_override(item: Any, whole: Any) -> None:
+    from omegaconf import OmegaConf
+
+    if item.is_sweep_override():
+        raise InvalidConfigFileError(f"{item.input_line}: an existing run cannot be swept over")
+    is_group = "/" in item.key_or_group
+    node = None if is_group else OmegaConf.select(whole, item.key_or_group, throw_on_resolution_failure=False)
+    if is_group or (OmegaConf.is_dict(node) and isinstance(item.value(), str)):
+        raise InvalidConfigFileError(
+            f"{item.input_line}: an existing run keeps its config groups; "
+            f"override single values ({item.key_or_group}.KEY=...), or start a new run"
+        )
+
+
+def _keep_types(before: Any, after: Any, key: str) -> Any:
+    """Give values that took the place of an enumeration's member or a path that type again."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return {
+            name: _keep_types(before.get(name), value, f"{key}.{name}".lstrip("."))
+            for name, value in after.items()
+        }
+    if isinstance(before, Path) and isinstance(after, str):
+        return Path(after)
+    if isinstance(before, Enum) and isinstance(after, str) and "${" not in after:
+        kind = type(before)
+        if after not in kind.__members__:
+            raise InvalidConfigFileError(f"{key}={after}: it is one of {', '.join(kind.__members__)}")
+        return kind[after]
+    return after
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -254,7 +337,7 @@ def seed_of(config: Mapping[str, Any]) -> Any:
     Raises:
         MissingFieldError: the configuration has no key `seed`.
     """
-    if "seed" not in config:
+    if "seed" not in config or config.get("seed") == MISSING:
         raise MissingFieldError(
             "a seeding_function is given but the configuration has no key 'seed': "
             "add `seed: 0` to the configuration file, or +seed=0 to the command line"

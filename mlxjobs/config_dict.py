@@ -7,6 +7,10 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from mlxjobs.errors import MissingFieldError
+
+MISSING = "???"  # OmegaConf's mark of a mandatory value that nobody has given
+
 
 def _convert(value: Any) -> Any:
     """Make every dictionary inside `value` a `ConfigDict`; everything else is kept as it is."""
@@ -31,6 +35,8 @@ class ConfigDict(dict[Any, Any]):
 
     An item named like a method of `dict` (`items`, `keys`, `copy`, ...) is reached as
     `config["items"]`; the methods stay what they are, so that `**config.model` works.
+
+    To read a mandatory value that nobody has given (`???`) is a `MissingFieldError`, as with Hydra.
     """
 
     def __init__(self, *args: Mapping[Any, Any] | Iterable[tuple[Any, Any]], **kwargs: Any) -> None:
@@ -40,11 +46,20 @@ class ConfigDict(dict[Any, Any]):
     def __setitem__(self, key: Any, value: Any) -> None:
         super().__setitem__(key, _convert(value))
 
+    def __getitem__(self, key: Any) -> Any:
+        value = super().__getitem__(key)
+        if type(value) is str and value == MISSING:
+            raise MissingFieldError(f"the mandatory value {key!r} is missing: give it, as {key}=... does")
+        return value
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return `self[key]`, or `default` if there is none or it is a missing mandatory value."""
+        value = super().get(key, default)
+        return default if type(value) is str and value == MISSING else value
+
     def __getattr__(self, name: str) -> Any:
-        try:
+        if name in self:
             return self[name]
-        except KeyError:
-            pass
         near = get_close_matches(name, [key for key in self if isinstance(key, str)], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; it has {sorted(map(str, self))}"
         raise AttributeError(f"no key {name!r} here{hint}")

@@ -6,10 +6,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from mlxjobs import frozen, settings
+from mlxjobs import compose, frozen, settings
 from mlxjobs.cluster import Cluster
-from mlxjobs.errors import RunError
+from mlxjobs.config_dict import ConfigDict
+from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.frozen import Composed
+from mlxjobs.history import RunStatus
 from mlxjobs.startable import Place
 from mlxjobs.store import Run
 
@@ -40,6 +42,22 @@ def stored(run: Run, given: Mapping[str, Any]) -> tuple[dict[str, Any], Composed
     if not isinstance(config, dict):
         raise RunError(f"{run.metadata / 'config.yaml'} holds no configuration")
     return options, Composed(config)
+
+
+def resolve(run: Run, composed: Composed, place: Place) -> ConfigDict:
+    """Resolve a stored configuration, where the task runs.
+
+    Raises:
+        InvalidConfigFileError: it cannot be resolved here; a job's run is recorded as FAILED.
+    """
+    try:
+        return compose.resolve(composed)
+    except MLXJobsError as error:
+        if place.here is not None and place.rank == 0:
+            reason = str(error).splitlines()[0]
+            event = {"event": "withdrawn", "status": RunStatus.FAILED.value, "reason": reason}
+            run.record(lambda state: {**event, "attempts": len(state.attempts)})
+        raise
 
 
 def place_of(run: Run) -> tuple[Place, Cluster | None]:

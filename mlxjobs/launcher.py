@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,11 +20,11 @@ from typing import Any
 from mlxjobs import adapters, command_line, compose, settings
 from mlxjobs.console import note
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
-from mlxjobs.files import create_file
+from mlxjobs.files import create_file, replace_file
 from mlxjobs.frozen import Composed, to_yaml
-from mlxjobs.store import Run
+from mlxjobs.store import Run, dump_yaml
 
-# carries what is known of the snapshot into the program that is started from it
+# carries what is known of a run into the program that is started for it from the snapshot
 _SNAPSHOT = "MLXJOBS_SNAPSHOT"
 _CONFIG = "# The options of this project: `python main.py seed=1` overrides them.\nseed: null\n"
 
@@ -56,7 +57,7 @@ def launch(
     def decorate(task: Callable[..., Any]) -> Callable[[], None]:
         @functools.wraps(task)
         def main() -> None:
-            folder = (Path(inspect.getfile(task)).parent / config_path).absolute()
+            folder = (_file_of(task).parent / config_path).absolute()
             _guard(lambda: _Launch(task, folder, config_name, seeding_function).run(sys.argv[1:]))
 
         return main
@@ -72,6 +73,22 @@ def _guard(call: Callable[[], None]) -> None:
         sys.stdout.flush()
         note(f"error: {error}")
         raise SystemExit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        note("interrupted")
+        raise SystemExit(130) from error
+
+
+def _file_of(task: Callable[..., Any]) -> Path:
+    """The file that defines a function; other decorators do not hide it."""
+    return Path(inspect.getfile(inspect.unwrap(task))).absolute()
+
+
+class _Failed(Exception):
+    """Carries the exit code of a task that failed through Hydra, which goes on with the other runs."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"the task failed with exit code {code}")
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -86,16 +103,26 @@ class _Launch:
     def run(self, argv: Sequence[str]) -> None:
         """Do what the command line asks for."""
         given, arguments = command_line.split_arguments(argv)
-        settings.merge(settings.defaults(), given, "the command line")  # before anything else is done
-        existing = self._existing_run(given) if not command_line.is_question(arguments) else None
-        if existing is not None:
-            self._run_existing(existing, given, arguments)
+        typed = settings.defaults()
+        settings.merge(typed, given, "the command line")  # before anything else is done
+        if command_line.is_question(arguments):
+            self._prepare()
+            self._compose(typed, arguments, quiet=True, run=lambda composed: None)
             return
-        options = self._settings(given)
-        if options["use_scheduler"] and not command_line.is_question(arguments):
+        inherited = json.loads(os.environ.pop(_SNAPSHOT, "null"))
+        # a job's command line says it all: what the project says today is none of its business
+        project = None if _says_it_all(given) else self._settings(given)
+        options = typed if project is None else project
+        run = _existing_run(options)
+        if run is not None:
+            self._run_existing(run, given, project, arguments, inherited)
+        elif project is None and inherited is None:
+            log_id = options["logger"]["forced_log_id"]
+            raise RunError(f"there is no run {log_id} in {settings.log_dir(options)} any more")
+        elif options["use_scheduler"]:
             self._submit_new(options, arguments)
         else:
-            self._run_here(options, arguments)
+            self._run_new(options, arguments, inherited)
 
     # -- settings ---------------------------------------------------------------------------
 
@@ -110,94 +137,117 @@ class _Launch:
         return options
 
     def _prepare(self) -> None:
-        from mlxjobs.store import dump_yaml
-
-        files = {settings.FILE_NAME: dump_yaml(settings.defaults())}
-        if self.config_name == "config":
-            files["config.yaml"] = _CONFIG
         try:
             self.config_dir.mkdir(parents=True, exist_ok=True)
-            for name, text in files.items():
-                if not (self.config_dir / name).exists():
-                    create_file(self.config_dir / name, text)
+            if not (self.config_dir / settings.FILE_NAME).exists():
+                create_file(self.config_dir / settings.FILE_NAME, dump_yaml(settings.defaults()))
+            path = self.config_dir / "config.yaml"
+            if self.config_name == "config" and not path.exists() and not compose.is_registered("config"):
+                create_file(path, _CONFIG)
         except OSError as error:
             # a project that cannot be written works with the defaults, if it has a configuration
             if not (self.config_dir / f"{self.config_name}.yaml").exists():
                 raise InvalidConfigFileError(f"{self.config_dir} cannot be created: {error}") from error
 
-    def _existing_run(self, given: dict[str, Any]) -> Run | None:
-        """Return the run that `forced_log_id` names, if it exists."""
-        logger = given.get("logger", {})
-        if not isinstance(logger, dict):
-            return None
-        log_id, parent = logger.get("forced_log_id"), logger.get("parent_log_dir")
-        if log_id is None or parent is None:
-            options = self._settings(given)
-            log_id, parent = options["logger"]["forced_log_id"], options["logger"]["parent_log_dir"]
-        run = Run(Path(parent).absolute() / str(log_id))
-        return run if log_id >= 0 and run.metadata.is_dir() else None
+    def _check_seed(self, composed: Composed) -> None:
+        if self.seeding is not None:
+            compose.seed_of(composed.config)
 
     # -- a new run --------------------------------------------------------------------------
 
     def _compose(
         self, options: dict[str, Any], arguments: Sequence[str], *, quiet: bool, run: Callable[..., Any]
     ) -> None:
-        with tempfile.TemporaryDirectory(prefix="mlxjobs-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="mlxjobs-") as folder:
+            scratch = Path(folder)
             # sweepers may leave results there; what Hydra alone writes is kept in the runs anyway
             keep = options["use_logger"] and not quiet
-            stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-            sweeps = Path(options["logger"]["parent_log_dir"]).absolute() / ".sweeps" / stamp
+            stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
             compose.compose_runs(
                 self.task,
                 arguments,
                 config_dir=self.config_dir,
                 config_name=self.config_name,
-                sweep_dir=sweeps if keep else Path(scratch),
+                scratch=scratch,
+                sweep_dir=settings.log_dir(options) / ".sweeps" / stamp if keep else scratch,
                 quiet=quiet,
                 run=run,
             )
 
-    def _run_here(self, options: dict[str, Any], arguments: Sequence[str]) -> None:
-        from mlxjobs.attempt import TaskFailed, execute
-        from mlxjobs.startable import Place
+    def _run_new(
+        self, options: dict[str, Any], arguments: Sequence[str], inherited: dict[str, Any] | None
+    ) -> None:
+        """Run here what the command line composes."""
+        from mlxjobs.attempt import TaskFailed
 
-        facts = _facts(self.task, Path.cwd())
-        if options["use_version_manager"] and not command_line.is_question(arguments):
-            facts["version_manager"] = self._in_snapshot(options, arguments)
+        if options["use_version_manager"] and inherited is None:
+            self._restart_in_snapshot(options, arguments)
+        # relative paths mean what they meant when the command was typed, wherever the task goes
+        options["logger"]["parent_log_dir"] = str(settings.log_dir(options))
+        facts, cwd = {**self._facts(), **(inherited or {})}, Path.cwd()
+        failed: list[tuple[BaseException, int]] = []
 
         def run_one(composed: Composed) -> Any:
-            run, about = None, facts
-            if options["use_logger"]:
-                parent = Path(options["logger"]["parent_log_dir"]).absolute()
-                run = Run.create(parent, options["logger"]["forced_log_id"])
-                run.keep(to_yaml(composed), options)
-                about = {**facts, "log_dir": str(run.path), "log_id": run.log_id}
-            return execute(
-                run, self.task, composed, options, seeding=self.seeding, facts=about, place=Place()
-            )
+            try:
+                return self._run_one(composed, options, facts, cwd)
+            except TaskFailed as error:
+                # callbacks and sweepers are to see the task's own exception
+                cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+                failed.append((cause, 1))
+                raise cause from None
+            except SystemExit as error:
+                code = _exit_code(error)
+                if code == 0:
+                    return None
+                failed.append((_Failed(code), code))
+                raise failed[-1][0] from error
 
         try:
             self._compose(options, arguments, quiet=False, run=run_one)
-        except TaskFailed as error:
-            raise SystemExit(1) from error
+        except Exception as error:
+            codes = [code for cause, code in failed if cause is error]
+            if not codes:
+                raise
+            raise SystemExit(codes[0]) from error
 
-    def _in_snapshot(self, options: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
-        """Start this program again from its snapshot; once there, return what is known of it."""
+    def _run_one(self, composed: Composed, options: dict[str, Any], facts: dict[str, Any], cwd: Path) -> Any:
+        from mlxjobs import hydra_job
+        from mlxjobs.attempt import execute
+        from mlxjobs.startable import Place
+
+        self._check_seed(composed)
+        logger, run = options["logger"], None
+        if logger["forced_log_id"] >= 0 and composed.hydra.get("mode") == "MULTIRUN":
+            raise InvalidConfigFileError("the runs of a sweep cannot share one forced_log_id: leave it out")
+        if options["use_logger"]:
+            run = Run.create(settings.log_dir(options), logger["forced_log_id"])
+        follow = run is not None and logger["log_streams_to_file"]
+        try:
+            placed = hydra_job.settle_here(composed, run.path if run else cwd, follow_streams=follow)
+            config = compose.resolve(placed)
+        except MLXJobsError:
+            if run is not None:
+                shutil.rmtree(run.path)  # nobody can know of it yet
+            raise
+        if run is not None:
+            run.keep(to_yaml(composed), options)
+            facts = {**facts, "log_dir": str(run.path), "log_id": run.log_id}
+        return execute(run, self.task, config, options, seeding=self.seeding, facts=facts, place=Place())
+
+    def _restart_in_snapshot(self, options: dict[str, Any], arguments: Sequence[str]) -> None:
+        """Become the same program, started from its snapshot; does not return."""
         from mlxjobs.submit import freeze_code, this_program
 
-        inherited = os.environ.pop(_SNAPSHOT, None)
-        if inherited is not None:
-            facts: dict[str, Any] = json.loads(inherited)
-            return facts
-        program, facts = freeze_code(options, this_program())
-        options["logger"]["parent_log_dir"] = str(Path(options["logger"]["parent_log_dir"]).absolute())
+        program, version = freeze_code(options, this_program())
         # the settings file may be untracked, so the snapshot may lack it: all settings are handed on
-        flat = [f"mlxpy={command_line.quote_dict(options)}"]
+        options["logger"]["parent_log_dir"] = str(settings.log_dir(options))
+        inherited = {"cmd": shlex.join(sys.argv), "version_manager": version}
         sys.stdout.flush()
         sys.stderr.flush()
         os.chdir(program.work_dir)
-        command = [*program.interpreter, program.target, *flat, *arguments]
-        os.execve(command[0], command, {**os.environ, _SNAPSHOT: json.dumps(facts)})  # noqa: S606
+        all_settings = f"mlxpy={command_line.quote_dict(options)}"
+        command = [*program.interpreter, program.target, all_settings, *arguments]
+        os.execve(command[0], command, {**os.environ, _SNAPSHOT: json.dumps(inherited)})  # noqa: S606
 
     def _submit_new(self, options: dict[str, Any], arguments: Sequence[str]) -> None:
         from mlxjobs.submit import Submission, freeze_code, this_program
@@ -208,51 +258,86 @@ class _Launch:
             )
         scheduler = adapters.find(options["scheduler"]["name"])
         program = this_program()
+        Submission(options, program, {}, scheduler)  # what is wrong is found before anything is made
         composed: list[Composed] = []
-        Submission(options, program, {}, scheduler)
         self._compose(options, arguments, quiet=True, run=composed.append)
-        if not composed:
-            raise RunError("the command line makes no run: is the sweeper one that needs results?")
-        facts = _facts(self.task, Path.cwd())
+        self._check_submission(options, composed)
+        facts = self._facts()
         if options["use_version_manager"]:
             program, facts["version_manager"] = freeze_code(options, program)
         facts["work_dir"] = str(program.work_dir)
         Submission(options, program, facts, scheduler).submit([(None, one) for one in composed])
 
+    def _check_submission(self, options: dict[str, Any], composed: Sequence[Composed]) -> None:
+        if not composed:
+            raise RunError("the command line makes no run: is the sweeper one that needs results?")
+        if len(composed) > 1 and options["logger"]["forced_log_id"] >= 0:
+            raise InvalidConfigFileError("the runs of a sweep cannot share one forced_log_id: leave it out")
+        for one in composed:
+            self._check_seed(one)
+        missing = {key for one in composed for key in compose.missing_values(one.config)}
+        if missing:
+            names = ", ".join(sorted(missing))
+            note(f"mandatory values are not given, and reading them is an error: {names}")
+
     # -- an existing run --------------------------------------------------------------------
 
-    def _run_existing(self, run: Run, given: dict[str, Any], arguments: Sequence[str]) -> None:
-        from mlxjobs.attempt import TaskFailed, execute
-        from mlxjobs.existing import place_of, stored
-        from mlxjobs.history import Preempted
-        from mlxjobs.startable import AlreadyComplete
+    def _run_existing(
+        self,
+        run: Run,
+        given: dict[str, Any],
+        project: dict[str, Any] | None,
+        arguments: Sequence[str],
+        inherited: dict[str, Any] | None,
+    ) -> None:
+        from mlxjobs.existing import stored
 
         options, composed = stored(run, given)
-        overrides = [argument for argument in arguments if not argument.startswith("-")]
-        if len(overrides) != len(arguments):
+        if project is not None:
+            # where it ran before is no reason to run there again: that is for today's settings to say
+            options.update({key: project[key] for key in ("use_scheduler", "use_version_manager")})
+        if any(argument.startswith("-") for argument in arguments):
             raise InvalidConfigFileError(
                 "an existing run keeps its composition: with forced_log_id give only KEY=VALUE overrides"
             )
-        if overrides:
-            composed, changes = compose.override(composed, overrides)
+        if options["use_version_manager"] and not options["use_scheduler"] and inherited is None:
+            self._restart_in_snapshot(options, arguments)
+        if arguments:
+            composed, changes = compose.override(composed, arguments)
             for change in changes:
                 note(f"run {run.log_id}: {change}")
+        self._check_seed(composed)
         if options["use_scheduler"]:
             self._submit_existing(run, options, composed)
-            return
-        place, cluster = place_of(run)
-        facts = _facts(self.task, Path.cwd())
+        else:
+            facts = {**self._facts(), **(inherited or {})}
+            self._attempt(run, composed, options, facts, changed=bool(arguments))
+
+    def _attempt(
+        self, run: Run, composed: Composed, options: dict[str, Any], facts: dict[str, Any], *, changed: bool
+    ) -> None:
+        """Make the next attempt of an existing run, in a job or not."""
+        from mlxjobs import existing, hydra_job
+        from mlxjobs.attempt import TaskFailed, execute
+        from mlxjobs.history import Preempted
+        from mlxjobs.startable import AlreadyComplete, check_startable
+
+        place, cluster = existing.place_of(run)
+        follow = options["logger"]["log_streams_to_file"] and place.here is None
         try:
-            execute(
-                run,
-                self.task,
-                composed,
-                options,
-                seeding=self.seeding,
-                facts=facts,
-                place=place,
-                cluster=cluster,
-            )
+            if changed:
+                check_startable(run, run.state(), place, cluster)
+                replace_file(run.frozen, to_yaml(composed))
+            with hydra_job.surroundings(composed, run.path, follow_streams=follow) as placed:
+                config = existing.resolve(run, placed, place)
+
+                def call() -> Any:
+                    return execute(
+                        run, self.task, config, options,
+                        seeding=self.seeding, facts=facts, place=place, cluster=cluster,
+                    )  # fmt: skip
+
+                hydra_job.call_with_callbacks(placed, self.task, call)
         except TaskFailed as error:
             raise SystemExit(1) from error
         except AlreadyComplete:
@@ -267,27 +352,49 @@ class _Launch:
 
         scheduler = adapters.find(options["scheduler"]["name"])
         program = this_program()
-        facts = _facts(self.task, Path.cwd())
+        facts = self._facts()
         submission = Submission(options, program, facts, scheduler)
         if options["use_version_manager"]:
             program, facts["version_manager"] = freeze_code(options, program)
             submission = Submission(options, program, facts, scheduler)
         submission.submit([(run, composed)])
 
+    def _facts(self) -> dict[str, Any]:
+        """What `info.yaml` says of this process and its command line; the seed's keys."""
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):  # a container without that user
+            user = str(os.getuid())
+        return {
+            "executable": sys.executable,
+            "cmd": shlex.join(sys.argv),
+            "current_file_path": str(_file_of(self.task)),
+            "process_id": os.getpid(),
+            "hostname": os.uname().nodename,
+            "user": user,
+            "work_dir": str(Path.cwd()),
+            "created": datetime.now().astimezone().isoformat(timespec="milliseconds"),
+        }
 
-def _facts(task: Callable[..., Any], work_dir: Path) -> dict[str, Any]:
-    """What `info.yaml` says of this process and its command line; the seed's keys."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container without that user
-        user = str(os.getuid())
-    return {
-        "executable": sys.executable,
-        "cmd": shlex.join(sys.argv),
-        "current_file_path": str(Path(inspect.getfile(task)).absolute()),
-        "process_id": os.getpid(),
-        "hostname": os.uname().nodename,
-        "user": user,
-        "work_dir": str(work_dir),
-        "created": datetime.now().astimezone().isoformat(timespec="milliseconds"),
-    }
+
+def _says_it_all(given: dict[str, Any]) -> bool:
+    """Whether a command line says which run it means and where, as that of a job does."""
+    return {"logger", "use_scheduler", "use_version_manager"} <= given.keys() and {
+        "forced_log_id",
+        "parent_log_dir",
+    } <= given["logger"].keys()
+
+
+def _existing_run(options: dict[str, Any]) -> Run | None:
+    """Return the run that `forced_log_id` names, if it exists."""
+    log_id = options["logger"]["forced_log_id"]
+    run = Run(settings.log_dir(options) / str(log_id))
+    return run if log_id >= 0 and run.metadata.is_dir() else None
+
+
+def _exit_code(error: SystemExit) -> int:
+    """The exit code that Python gives a program that ends so; what it would print is printed."""
+    if error.code is None or isinstance(error.code, int):
+        return error.code or 0
+    print(error.code, file=sys.stderr)  # noqa: T201 - the task's own words
+    return 1

@@ -155,6 +155,11 @@ def read_file(path: Path) -> Any:
     return {} if content is None else content
 
 
+def log_dir(options: Mapping[str, Any]) -> Path:
+    """Return the absolute folder of the runs."""
+    return Path(options["logger"]["parent_log_dir"]).expanduser().absolute()
+
+
 def as_lines(value: str | list[str]) -> list[str]:
     """Return the lines of a `*_cmd` setting, which may be one string or a list of strings."""
     texts = [value] if isinstance(value, str) else value

@@ -49,14 +49,33 @@ def this_program() -> Program:
     Raises:
         RunError: it was not started from a file or a module, so that no job could start it again.
     """
-    # options of the interpreter are what stands before the script in the real command line
-    before = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv)]
-    interpreter = [sys.executable, *before[1:]]
-    if sys.argv[0] in ("", "-", "-c") or not sys.argv[0]:
-        raise RunError("only a program in a file can be submitted: save it as main.py and start that")
-    if interpreter[-1] == "-m":
-        return Program(interpreter, sys.orig_argv[len(before)], Path.cwd())
-    return Program(interpreter, str(Path(sys.argv[0]).absolute()), Path.cwd())
+    main = sys.modules["__main__"]
+    interpreter = [sys.executable, *_interpreter_options(sys.orig_argv[1:])]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return Program([*interpreter, "-m"], spec.name.removesuffix(".__main__"), Path.cwd())
+    file = getattr(main, "__file__", None)
+    if file is None or not Path(file).exists():
+        raise RunError("only a program in a file can be started again: save it as main.py and start that")
+    return Program(interpreter, str(Path(file).absolute()), Path.cwd())
+
+
+def _interpreter_options(arguments: Sequence[str]) -> list[str]:
+    """Return Python's own options, which stand before the script or `-m` (python(1))."""
+    options: list[str] = []
+    rest = list(arguments)
+    while rest and rest[0].startswith("-") and rest[0] != "-":
+        option = rest.pop(0)
+        if option.startswith("--"):
+            takes_value = option == "--check-hash-based-pycs"
+        else:
+            flags = re.fullmatch(r"-([^mcWX]*)(?:([mcWX])(.*))?", option, re.DOTALL)
+            letters, last, value = flags.groups() if flags else ("", None, "")
+            if last in ("m", "c"):
+                return [*options, f"-{letters}"] if letters else options
+            takes_value = last is not None and not value
+        options += [option, rest.pop(0)] if takes_value and rest else [option]
+    return options
 
 
 class Submission:
@@ -79,10 +98,11 @@ class Submission:
         self._program = program
         self._facts = facts
         self._cluster = Cluster(scheduler)
-        self._parent = Path(options["logger"]["parent_log_dir"]).absolute()
+        self._parent = settings.log_dir(options)
         self._cluster.check()
         shell_path = options["scheduler"]["shell_path"]
-        if not os.access(shell_path, os.X_OK) or Path(shell_path).is_dir():
+        shell = shell_path.partition(" ")[0]  # "/bin/bash -l"
+        if not os.access(shell, os.X_OK) or Path(shell).is_dir() or "\n" in shell_path:
             raise InvalidShellPathError(
                 f"scheduler.shell_path: {shell_path!r} is no program; set it in configs/mlxpy.yaml "
                 "to a shell that the compute nodes have too, such as /bin/bash"
@@ -122,17 +142,18 @@ class Submission:
             run.keep(frozen.to_yaml(composed), self._options)
             about = {**self._facts, "log_dir": str(run.path), "log_id": run.log_id}
             run.record(lambda state: {"event": "created", "facts": about})
-        else:
-            run.keep(frozen.to_yaml(composed), self._options)
         known = [attempt.job_id for attempt in run.state().attempts if attempt.job_id]
         state = run.record(lambda state: self._claim(run, state))
         number = state.submissions
+        run.keep(frozen.to_yaml(composed), self._options)
         try:
             replace_file(run.script, self._script(run.path), mode=0o777)
             job_id = self._cluster.submit(run.script, known)
-        except (JobSubmissionError, OSError) as error:
-            reason = str(error).splitlines()[0]
+        except (JobSubmissionError, OSError, KeyboardInterrupt) as error:
+            reason = (str(error) or "interrupted while it was submitted").splitlines()[0]
             run.record(lambda state: {"event": "refused", "submission": number, "reason": reason})
+            if isinstance(error, KeyboardInterrupt):
+                raise
             raise JobSubmissionError(f"run {run.log_id} ({run.path}): {error}") from error
         run.record(lambda state: {"event": "submitted", "submission": number, "job_id": job_id})
         return job_id, run.log_id
@@ -140,7 +161,10 @@ class Submission:
     def _claim(self, run: Run, state: RunState) -> dict[str, Any]:
         """Make this submission the run's newest, unless the run is in a queue or running."""
         if state.status is RunStatus.SUBMITTED and state.job_id is None:
-            raise RunError(f"run {run.log_id} is being submitted by somebody else at this moment")
+            raise RunError(
+                f"run {run.log_id} is being submitted by somebody else at this moment; "
+                f"if not: mlxjobs cancel {run.log_id} --logs {run.path.parent}"
+            )
         if state.sequence > 1 and not state.status.ended:
             check_startable(run, state, Place(), self._cluster)
         return {"event": "submitting", "scheduler": self._cluster.name, "class": self._cluster.path}
