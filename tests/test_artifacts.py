@@ -323,14 +323,14 @@ for kind, small, large in (
 
 def test_it_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    rename = os.replace
+    rename = Path.replace
     monkeypatch.setattr(os, "fsync", lambda fd: calls.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name))
 
-    def move(source: Any, target: Any) -> None:
+    def move(source: Path, target: Any) -> Path:
         calls.append("replace")
-        rename(source, target)
+        return rename(source, target)
 
-    monkeypatch.setattr(os, "replace", move)
+    monkeypatch.setattr(Path, "replace", move)
     artifacts.write_typed("x", tmp_path, "a", "text")
     assert calls == ["a", "replace", "text"]
 

@@ -159,18 +159,18 @@ def test_a_file_of_someone_else_is_kept_as_the_one_before(path: Path) -> None:
 
 def test_it_is_on_the_disk_before_it_has_its_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    fsync, rename = os.fsync, os.replace
+    fsync, rename = os.fsync, Path.replace
 
     def sync(descriptor: int) -> None:
         calls.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).suffix}")
         fsync(descriptor)
 
-    def move(source: Any, target: Any) -> None:
+    def move(source: Path, target: Any) -> Path:
         calls.append(f"replace {Path(target).name}")
-        rename(source, target)
+        return rename(source, target)
 
     monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(os, "replace", move)
+    monkeypatch.setattr(Path, "replace", move)
     save(path, 1)
     assert calls == ["fsync .tmp", "replace last.pkl", "fsync "]
     save(path, 2)
