@@ -13,12 +13,14 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from typing import ClassVar
 
 from mlxjobs.errors import InvalidConfigFileError
+
+_CLOCKS_DIFFER = timedelta(minutes=5)
 
 
 class JobState(Enum):
@@ -69,6 +71,16 @@ class JobStatus:
     reason: str = ""
     restarts: int | None = None
     submitted: datetime | None = None
+
+    def is_of(self, submitted: str | None) -> bool:
+        """Whether this can be the job that was handed in at that time (ISO 8601 with offset).
+
+        A scheduler that was set up anew counts from 1 again, and its accounting may still know an
+        older job of the same id. Clocks of two machines may differ by minutes.
+        """
+        if self.submitted is None or submitted is None:
+            return True
+        return self.submitted > datetime.fromisoformat(submitted) - _CLOCKS_DIFFER
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def is_alive(attempt: Attempt) -> bool | None:
     return started <= recorded + 1
 
 
-def _job_lives(cluster: Cluster | None, job_id: str) -> bool | None:
+def _job_lives(cluster: Cluster | None, state: RunState, job_id: str) -> bool | None:
     """Whether a scheduler's job waits or runs; None if nobody can say."""
     if cluster is None:
         return None
@@ -68,7 +68,9 @@ def _job_lives(cluster: Cluster | None, job_id: str) -> bool | None:
         status = cluster.status([job_id]).get(job_id)
     except SchedulerError:
         return None
-    return status is not None and not status.state.ended
+    if status is None or not status.is_of(state.scheduler.get("submitted")):
+        return False
+    return not status.state.ended
 
 
 def check_startable(run: Run, state: RunState, place: Place, cluster: Cluster | None) -> None:
@@ -93,14 +95,14 @@ def check_startable(run: Run, state: RunState, place: Place, cluster: Cluster | 
     if last is not None and state.status in (RunStatus.STARTING, RunStatus.RUNNING):
         alive = is_alive(last)
         if last.job_id is not None and last.job_id != here_id and alive is not True:
-            alive = _job_lives(cluster, last.job_id)
+            alive = _job_lives(cluster, state, last.job_id)
         elif last.job_id is not None and alive is None:
             alive = False  # the scheduler starts a job again only when its last start is over
         if alive or alive is None:
             _refuse(run, last, alive)
         return
     job_id = state.job_id
-    if job_id is not None and job_id != here_id and _job_lives(cluster, job_id) is not False:
+    if job_id is not None and job_id != here_id and _job_lives(cluster, state, job_id) is not False:
         raise RunError(
             f"run {run.log_id} waits in the queue as job {job_id}; "
             f"cancel that first: mlxjobs cancel {run.log_id} --logs {run.path.parent}"

@@ -81,7 +81,7 @@ def _ask(path: str, asked: Sequence[Seen]) -> None:
         return
     for one in asked:
         status = answers.get(str(one.state.job_id))
-        if status is None:
+        if status is None or not status.is_of(one.state.scheduler.get("submitted")):
             one.doubt = f"the scheduler does not know job {one.state.job_id} any more"
         elif status.state is JobState.UNKNOWN:
             one.doubt = f"the scheduler says {status.word}"

@@ -31,8 +31,8 @@ use_scheduler: true
 class ClusterProject(Project):
     """A project of the cluster's ordinary user, in a folder that all nodes see."""
 
-    def __init__(self, cluster: SlurmCluster, python: Path, home: Path, main: str = MAIN) -> None:
-        super().__init__(home / "project", main)
+    def __init__(self, cluster: SlurmCluster, python: Path, home: Path, name: str = "project") -> None:
+        super().__init__(home / name)
         self.cluster = cluster
         self.python = str(python)
         self.env = {"GO": str(self.go), "PATH": f"{python.parent}:{cluster.environment['PATH']}"}
@@ -299,3 +299,14 @@ def test_slurms_own_words_are_shown_when_it_refuses(remote: ClusterProject) -> N
     assert "invalid partition specified: nosuch" in done.stderr
     assert remote.state().status is RunStatus.FAILED
     assert "invalid partition" in str(remote.state().reason)
+
+
+@pytest.mark.parametrize("name", ["it's $HOME #1 100%j é", "a\nb\\c"])
+def test_a_folder_of_any_name(slurm: SlurmCluster, cluster_python: Path, user_dir: Path, name: str) -> None:
+    project = ClusterProject(slurm, cluster_python, user_dir, name)
+    job = start(project)
+    project.scontrol("requeue", job)
+    let_it_leave(project, job)
+    assert_whole(project)
+    assert "Starting from epoch: 3" in project.stdout()  # appended to, after the requeue
+    assert project.stdout().count("environment 1 2 clean") == 2

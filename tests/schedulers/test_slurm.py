@@ -112,6 +112,13 @@ def test_history_of_jobs_that_squeue_forgot() -> None:
     }
 
 
+def test_an_older_job_of_the_same_id_is_another_job() -> None:
+    status = slurm.parse_history(f"12{S}COMPLETED{S}2026-11-20T05:21:21\n")["12"]
+    assert status.is_of("2026-11-20T05:21:00.000+00:00")
+    assert not status.is_of("2026-11-23T05:21:21.000+00:00")
+    assert status.is_of(None)
+
+
 def test_a_job_is_found_by_its_script() -> None:
     script = Path("/home/ada/a b/5/script.sh")
     output = f"9{S}{script}\n10{S}/other/script.sh\n101{S}{script}\n"
