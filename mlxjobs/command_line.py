@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,6 +53,21 @@ def separate_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         is_option = argument.startswith("-") or before in _VALUED
         (options if is_option else overrides).append(argument)
     return options, overrides
+
+
+def check_text(texts: Sequence[str]) -> None:
+    """Raise `InvalidConfigFileError` if one of these is no text: all files of a run are UTF-8."""
+    for text in texts:
+        if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
+            raise InvalidConfigFileError(f"{os.fsencode(text)!r} is no valid UTF-8; rename it")
+
+
+def names_run(settings: Mapping[str, Any]) -> bool:
+    """Whether the settings of a command line say which run they mean and where, as those of a job do."""
+    return {"logger", "use_scheduler", "use_version_manager"} <= settings.keys() and {
+        "forced_log_id",
+        "parent_log_dir",
+    } <= settings["logger"].keys()
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -190,12 +190,13 @@ def _capture(config: Any) -> Composed:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
+    # nothing may be read through OmegaConf, which would resolve it
     node = OmegaConf.to_container(HydraConfig.instance().cfg, resolve=False, enum_to_str=True)
-    assert isinstance(node, dict)  # noqa: S101 - for the type checker
+    hydra: Any = node["hydra"] if isinstance(node, dict) else {}
     return Composed(
         config=OmegaConf.to_container(config, resolve=False),
-        hydra=node.get("hydra", {}),
-        overrides=list(HydraConfig.get().overrides.task),
+        hydra=hydra,
+        overrides=hydra["overrides"]["task"],
     )
 
 

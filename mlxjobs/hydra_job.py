@@ -42,8 +42,15 @@ def settle(composed: Composed, output_dir: Path) -> Composed:
     return replace(composed, hydra=node)
 
 
-def settle_here(composed: Composed, output_dir: Path, *, follow_streams: bool) -> Composed:
-    """Tell the Hydra of this process, which has just composed a run, the folder of that run."""
+def settle_here(composed: Composed, output_dir: Path, *, keep_log: bool, follow_streams: bool) -> Composed:
+    """Tell the Hydra of this process, which has just composed a run, the folder of that run.
+
+    Args:
+        composed: the run.
+        output_dir: its directory.
+        keep_log: whether Python's logging may have its file there.
+        follow_streams: whether `sys.stdout` is going to be replaced, and logging has to follow.
+    """
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import read_write
 
@@ -52,7 +59,8 @@ def settle_here(composed: Composed, output_dir: Path, *, follow_streams: bool) -
         live.hydra.runtime.output_dir = live.hydra.run.dir = str(output_dir)
     node = dict(composed.hydra)
     node["runtime"] = {**node["runtime"], "output_dir": str(output_dir)}
-    _configure_logging(node, follow_streams=follow_streams)
+    if keep_log:
+        _configure_logging(node, follow_streams=follow_streams)
     if node.get("job", {}).get("chdir"):
         os.chdir(output_dir)
     return replace(composed, hydra=node)

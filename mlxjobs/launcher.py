@@ -102,6 +102,7 @@ class _Launch:
 
     def run(self, argv: Sequence[str]) -> None:
         """Do what the command line asks for."""
+        command_line.check_text([*argv, os.getcwd()])  # noqa: PTH109 - a str
         given, arguments = command_line.split_arguments(argv)
         typed = settings.defaults()
         settings.merge(typed, given, "the command line")  # before anything else is done
@@ -111,7 +112,7 @@ class _Launch:
             return
         inherited = json.loads(os.environ.pop(_SNAPSHOT, "null"))
         # a job's command line says it all: what the project says today is none of its business
-        project = None if _says_it_all(given) else self._settings(given)
+        project = None if command_line.names_run(given) else self._settings(given)
         options = typed if project is None else project
         run = _existing_run(options)
         if run is not None:
@@ -221,9 +222,13 @@ class _Launch:
             raise InvalidConfigFileError("the runs of a sweep cannot share one forced_log_id: leave it out")
         if options["use_logger"]:
             run = Run.create(settings.log_dir(options), logger["forced_log_id"])
-        follow = run is not None and logger["log_streams_to_file"]
         try:
-            placed = hydra_job.settle_here(composed, run.path if run else cwd, follow_streams=follow)
+            placed = hydra_job.settle_here(
+                composed,
+                run.path if run else cwd,
+                keep_log=run is not None,
+                follow_streams=logger["log_streams_to_file"],
+            )
             config = compose.resolve(placed)
         except MLXJobsError:
             if run is not None:
@@ -296,6 +301,8 @@ class _Launch:
         if project is not None:
             # where it ran before is no reason to run there again: that is for today's settings to say
             options.update({key: project[key] for key in ("use_scheduler", "use_version_manager")})
+            if options["scheduler"]["name"] == adapters.NONE:
+                options["scheduler"] = project["scheduler"]
         if any(argument.startswith("-") for argument in arguments):
             raise InvalidConfigFileError(
                 "an existing run keeps its composition: with forced_log_id give only KEY=VALUE overrides"
@@ -375,14 +382,6 @@ class _Launch:
             "work_dir": str(Path.cwd()),
             "created": datetime.now().astimezone().isoformat(timespec="milliseconds"),
         }
-
-
-def _says_it_all(given: dict[str, Any]) -> bool:
-    """Whether a command line says which run it means and where, as that of a job does."""
-    return {"logger", "use_scheduler", "use_version_manager"} <= given.keys() and {
-        "forced_log_id",
-        "parent_log_dir",
-    } <= given["logger"].keys()
 
 
 def _existing_run(options: dict[str, Any]) -> Run | None:
