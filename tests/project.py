@@ -19,10 +19,12 @@ MAIN = '''
 import os, time, pathlib
 import mlxpy
 
-def wait_for_leave(epoch):
-    """Wait until the file `go` says that this epoch may end: tests await events, they do not sleep."""
+def wait_for_leave(epoch, logger):
+    """Wait until the file `go` says that this epoch may end; tell when a warning of the scheduler came."""
     go = os.environ.get("GO")
     while go and int(pathlib.Path(go).read_text() or 0) <= epoch:
+        if logger.preempted:
+            pathlib.Path(go + ".warned").touch()
         time.sleep(0.01)
 
 @mlxpy.launch(config_path='./configs')
@@ -40,7 +42,7 @@ def train(ctx: mlxpy.Context) -> None:
     for epoch in range(start_epoch, cfg.num_epoch):
         model = model * (1 - cfg.optimizer.lr)
         logger.log_metrics({'loss': model, 'epoch': epoch}, log_name='train')
-        wait_for_leave(epoch)
+        wait_for_leave(epoch, logger)
         logger.log_checkpoint({'model': model, 'epoch': epoch}, log_name='last_ckpt')
     print(f"Completed training with learning rate: {cfg.optimizer.lr}")
 
@@ -82,6 +84,12 @@ class Project:
         (folder / "main.py").write_text(main)
         (folder / "configs" / "config.yaml").write_text(config)
         self.let_pass(10**6)
+
+    def await_warning(self) -> None:
+        """Wait until the task has seen a new warning of its scheduler."""
+        seen = self.go.with_name("go.warned")
+        await_value(seen.exists, "the warning")
+        seen.unlink()
 
     def let_pass(self, epochs: int) -> None:
         """Let epochs end up to this number, and no further."""

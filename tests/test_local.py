@@ -49,7 +49,7 @@ def test_a_sweep_is_submitted_and_the_prompt_is_back(project: Project) -> None:
 def test_a_preempted_run_leaves_at_its_next_checkpoint_and_comes_back(project: Project) -> None:
     start(project)
     project.mlxjobs("preempt", "1")
-    await_value(lambda: "preempted" in project.queue("status"), "the preemption")
+    project.await_warning()
     project.let_pass(10)
     state = project.await_status("COMPLETE")
     assert_whole(project)
@@ -76,7 +76,7 @@ def test_a_run_that_never_reaches_a_safe_point_comes_back_all_the_same(project: 
 def test_the_time_limit_requeues_the_run(project: Project) -> None:
     project.env["MLXJOBS_LOCAL_GRACE"] = "30"
     start(project, "mlxpy.scheduler.option_cmd=['--time=0:03']")
-    await_value(lambda: "time limit" in project.queue("status"), "the time limit")
+    project.await_warning()
     project.let_pass(10)
     state = project.await_status("COMPLETE", attempts=2)
     assert_whole(project)
@@ -125,7 +125,7 @@ def test_max_requeues_stops_a_run(project: Project) -> None:
         project.await_status("RUNNING", attempts=attempts)
         project.await_epoch(attempts + 1)
         project.mlxjobs("preempt", "1")
-        await_value(lambda: "preempted" in project.queue("status"), "the preemption")
+        project.await_warning()
         project.let_pass(attempts + 2)
     state = project.await_status("FAILED", attempts=3)
     assert state.reason == "stopped and requeued 2 times, scheduler.max_requeues is 1"
@@ -165,15 +165,15 @@ def test_a_task_that_never_checkpoints_starts_again_and_says_so(tmp_path: Path, 
 
 def test_a_logger_says_that_it_is_preempted_and_calls_back(project: Project) -> None:
     main = MAIN.replace(
-        "        wait_for_leave(epoch)",
+        "        wait_for_leave(epoch, logger)",
         "        logger.on_preemption(lambda: print('bye', flush=True)) if epoch == 0 else None\n"
-        "        wait_for_leave(epoch)\n"
+        "        wait_for_leave(epoch, logger)\n"
         "        print('preempted', logger.preempted, flush=True)",
     )
     (project.folder / "main.py").write_text(main)
     start(project)
     project.mlxjobs("preempt", "1")
-    await_value(lambda: "preempted" in project.queue("status"), "the preemption")
+    project.await_warning()
     project.let_pass(10)
     project.await_status("COMPLETE")
     lines = [line.strip() for line in project.stdout().splitlines()]
@@ -211,7 +211,7 @@ def test_a_run_that_waits_cannot_be_submitted_twice(project: Project) -> None:
 
 
 def test_a_failed_run_can_be_submitted_again_and_goes_on(project: Project) -> None:
-    broken = MAIN.replace("wait_for_leave(epoch)\n        logger", "1 / (2 - epoch)\n        logger")
+    broken = MAIN.replace("wait_for_leave(epoch, logger)\n        logger", "1 / (2 - epoch)\n        logger")
     (project.folder / "main.py").write_text(broken)
     project.submit()
     state = project.await_status("FAILED")

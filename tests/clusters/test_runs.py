@@ -89,7 +89,8 @@ def assert_whole(project: ClusterProject, log_id: int = 1) -> None:
 
 
 def let_it_leave(project: ClusterProject, job: str) -> None:
-    """Let the run reach its safe point and leave, and start its next attempt without Slurm's delay."""
+    """Let a warned run reach its safe point and leave, and start it again without Slurm's delay."""
+    project.await_warning()
     project.let_pass(3)
     project.await_status("PREEMPTED", "STARTING", "RUNNING")
     project.cluster.hurry(job)
@@ -161,7 +162,7 @@ def test_the_time_limit(remote: ClusterProject) -> None:
 
 # epoch 2 of the first attempt lasts until the warning comes
 WAITS_FOR_WARNING = MAIN.replace(
-    "wait_for_leave(epoch)\n        logger",
+    "wait_for_leave(epoch, logger)\n        logger",
     "while epoch == 2 and start_epoch == 0 and not logger.preempted:\n"
     "            time.sleep(0.01)\n"
     "        logger",
