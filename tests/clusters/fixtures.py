@@ -21,7 +21,7 @@ __all__ = ["cluster_python", "slurm", "user_dir"]
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def _unavailable(reason: str) -> NoReturn:
+def unavailable(reason: str) -> NoReturn:
     """Skip, but never in CI: there a cluster that is missing must not look like tests that passed."""
     if os.environ.get("CI"):
         pytest.fail(f"FAILED: {reason}", pytrace=False)
@@ -35,7 +35,7 @@ def slurm() -> Iterator[SlurmCluster]:
     try:
         cluster.install()
     except ClusterError as error:
-        _unavailable(str(error))
+        unavailable(str(error))
     cluster.up()
     try:
         yield cluster
@@ -77,7 +77,7 @@ def cluster_python() -> Path:
         else:
             _pip(python, "install", "--force-reinstall", "--no-deps", str(_CHECKOUT))
     except ClusterError as error:
-        _unavailable(str(error))
+        unavailable(str(error))
     return python
 
 

@@ -1,0 +1,54 @@
+"""What is known of jobs that the controller has forgotten, with an accounting database and without."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clusters.fixtures import unavailable
+from tests.clusters.machine import ClusterError
+from tests.clusters.slurm import SlurmCluster
+from tests.clusters.test_runs import ClusterProject
+from tests.project import await_value
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(params=[True, False], ids=["with accounting", "without"])
+def accounting(request: pytest.FixtureRequest) -> Iterator[tuple[SlurmCluster, bool]]:
+    """A small Slurm of its own, as accounting is decided when a cluster starts."""
+    folder = Path(tempfile.mkdtemp(prefix="mlxjobs-acct-", dir="/tmp"))
+    folder.rmdir()
+    cluster = SlurmCluster(folder)
+    try:
+        cluster.install(accounting=request.param)
+    except ClusterError as error:
+        unavailable(str(error))
+    cluster.up(nodes=1, accounting=request.param)
+    try:
+        yield cluster, request.param
+    finally:
+        cluster.down()
+        shutil.rmtree(folder)
+
+
+def test_a_job_that_squeue_forgot(
+    accounting: tuple[SlurmCluster, bool], cluster_python: Path, user_dir: Path
+) -> None:
+    cluster, database = accounting
+    cluster.set_conf(MinJobAge=2)
+    project = ClusterProject(cluster, cluster_python, user_dir)
+    project.run("mlxpy.scheduler.option_cmd=['--begin=now+1hour']")
+    job = project.job()
+    project.command("scancel", job)
+    await_value(lambda: job not in cluster.job_states([job]), "the controller to forget the job", 60)
+    shown = project.mlxjobs("ls")
+    if database:
+        assert "CANCELLED " in shown.stdout
+    else:
+        assert "SUBMITTED?" in shown.stdout
+        assert f"the scheduler does not know job {job} any more" in shown.stderr
