@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from mlxjobs.errors import InvalidSchedulerError, MLXJobsError, SnapshotError
 from mlxjobs.scheduler import Scheduler
+from mlxjobs.settings import NO_SCHEDULER
 
 if TYPE_CHECKING:
     from mlxjobs.snapshot import VersionManager
 
 GROUP = "mlxjobs.schedulers"
-NONE = "NoScheduler"
 _PACKAGES = ("", "mlxpy", "mlxp", "mlxjobs")  # what may stand before the name of something of ours
 
 
@@ -40,7 +40,7 @@ def find(name: str) -> str:
     Raises:
         InvalidSchedulerError: there is none of that name.
     """
-    if not name or name == NONE:
+    if not name or name == NO_SCHEDULER:
         raise InvalidSchedulerError(
             f"no scheduler is set. Known ones: {', '.join(known())}. Set one for this project in "
             "configs/mlxpy.yaml (scheduler: name: ...), or for once: "

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import adapters, command_line, compose, settings
+from mlxjobs import command_line, compose, settings
 from mlxjobs.console import note
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
 from mlxjobs.files import create_file, replace_file
@@ -261,9 +261,8 @@ class _Launch:
             raise InvalidConfigFileError(
                 "use_scheduler=true needs use_logger=true: a job lives in its run directory"
             )
-        scheduler = adapters.find(options["scheduler"]["name"])
         program = this_program()
-        Submission(options, program, {}, scheduler)  # what is wrong is found before anything is made
+        Submission(options, program, {})  # what is wrong is found before anything is made
         composed: list[Composed] = []
         self._compose(options, arguments, quiet=True, run=composed.append)
         self._check_submission(options, composed)
@@ -271,7 +270,7 @@ class _Launch:
         if options["use_version_manager"]:
             program, facts["version_manager"] = freeze_code(options, program)
         facts["work_dir"] = str(program.work_dir)
-        Submission(options, program, facts, scheduler).submit([(None, one) for one in composed])
+        Submission(options, program, facts).submit([(None, one) for one in composed])
 
     def _check_submission(self, options: dict[str, Any], composed: Sequence[Composed]) -> None:
         if not composed:
@@ -301,7 +300,7 @@ class _Launch:
         if project is not None:
             # where it ran before is no reason to run there again: that is for today's settings to say
             options.update({key: project[key] for key in ("use_scheduler", "use_version_manager")})
-            if options["scheduler"]["name"] == adapters.NONE:
+            if options["scheduler"]["name"] == settings.NO_SCHEDULER:
                 options["scheduler"] = project["scheduler"]
         if any(argument.startswith("-") for argument in arguments):
             raise InvalidConfigFileError(
@@ -357,13 +356,12 @@ class _Launch:
     def _submit_existing(self, run: Run, options: dict[str, Any], composed: Composed) -> None:
         from mlxjobs.submit import Submission, freeze_code, this_program
 
-        scheduler = adapters.find(options["scheduler"]["name"])
         program = this_program()
         facts = self._facts()
-        submission = Submission(options, program, facts, scheduler)
+        submission = Submission(options, program, facts)
         if options["use_version_manager"]:
             program, facts["version_manager"] = freeze_code(options, program)
-            submission = Submission(options, program, facts, scheduler)
+            submission = Submission(options, program, facts)
         submission.submit([(run, composed)])
 
     def _facts(self) -> dict[str, Any]:

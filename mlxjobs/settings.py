@@ -14,6 +14,7 @@ from typing import Any
 from mlxjobs.errors import InvalidConfigFileError
 
 FILE_NAME = "mlxpy.yaml"
+NO_SCHEDULER = "NoScheduler"
 
 # A section is a dictionary; a setting is (default, types). Order is the order in the file.
 SCHEMA: dict[str, Any] = {
@@ -27,7 +28,7 @@ SCHEMA: dict[str, Any] = {
         "cleanup_cmd": ("", "a string or a list of strings"),
         "env_cmd": ("", "a string or a list of strings"),
         "max_requeues": (100, "an integer"),
-        "name": ("NoScheduler", "a string"),
+        "name": (NO_SCHEDULER, "a string"),
         "option_cmd": ([], "a string or a list of strings"),
         "shell_config_cmd": ("", "a string or a list of strings"),
         "shell_path": ("/bin/bash", "a string"),

@@ -85,19 +85,16 @@ class Submission:
         options: the settings in force.
         program: what a job runs.
         facts: what `info.yaml` says of the command line.
-        scheduler: the scheduler's import path.
 
     Raises:
         MLXJobsError: nothing could be submitted; nothing was created.
     """
 
-    def __init__(
-        self, options: dict[str, Any], program: Program, facts: dict[str, Any], scheduler: str
-    ) -> None:
+    def __init__(self, options: dict[str, Any], program: Program, facts: dict[str, Any]) -> None:
         self._options = options
         self._program = program
         self._facts = facts
-        self._cluster = Cluster(scheduler)
+        self._cluster = Cluster(adapters.find(options["scheduler"]["name"]))
         self._parent = settings.log_dir(options)
         self._cluster.check()
         shell_path = options["scheduler"]["shell_path"]
