@@ -78,18 +78,19 @@ class Cluster:
     def _look_for(self, script: Path, known: Sequence[str], words: str) -> str:
         """Find the job of a submission that failed and yet may have gone through."""
         command = self.scheduler.find_command()
-        end = time.monotonic() + _SEARCH_S
-        while command is not None:
+        end, answered = time.monotonic() + _SEARCH_S, False
+        while command is not None:  # to the end: a controller that is busy takes a job late
             with suppress(SchedulerError):
                 result = shell.run(command, timeout_s=_ANSWER_S)
-                if result.code == 0:
-                    found = [i for i in self.scheduler.parse_found(result.out, script) if i not in known]
-                    if found:
-                        return found[-1]
-                    raise JobSubmissionError(f"the scheduler did not take the job: {words}")
+                answered = result.code == 0
+                jobs = self.scheduler.parse_found(result.out, script) if answered else []
+                if new := [job_id for job_id in jobs if job_id not in known]:
+                    return new[-1]
             if time.monotonic() >= end:
                 break
             time.sleep(1)
+        if answered:
+            raise JobSubmissionError(f"the scheduler did not take the job: {words}")
         raise JobSubmissionError(
             f"nobody knows whether the job was taken: {words}. If it was, the run starts all the same; "
             "look with `mlxjobs ls` once the scheduler answers, before you submit it again"

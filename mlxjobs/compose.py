@@ -113,7 +113,7 @@ def compose_runs(
     with (
         _arguments([argv[0], *_hydra_arguments(arguments, scratch, sweep_dir, quiet)]),
         _environment("HYDRA_FULL_ERROR", "1"),
-        _without_callbacks() if quiet else nullcontext(),
+        _only_composing() if quiet else nullcontext(),
     ):
         try:
             hydra.main(version_base=None, config_path=str(config_dir), config_name=config_name)(job)()
@@ -148,16 +148,21 @@ def _explain(error: Exception, *, quiet: bool, question: bool) -> None:
 
 
 @contextmanager
-def _without_callbacks() -> Iterator[None]:
-    """Let Hydra call no callbacks: they belong to the job, where the run begins and ends."""
-    from hydra._internal.callbacks import Callbacks
+def _only_composing() -> Iterator[None]:
+    """Let Hydra call no callbacks and leave logging alone: that is for the job, where the task runs.
 
-    engine: Any = sys.modules["hydra._internal.hydra"]  # where Hydra looks the class up
-    before, engine.Callbacks = Callbacks, lambda config=None: Callbacks()
+    Both stay in the configuration, so they cannot be overridden; they are replaced where Hydra looks
+    them up.
+    """
+    engine: Any = sys.modules["hydra._internal.hydra"]
+    runner: Any = sys.modules["hydra.core.utils"]
+    callbacks, configure_log = engine.Callbacks, runner.configure_log
+    engine.Callbacks = lambda config=None: callbacks()
+    runner.configure_log = lambda *arguments: None
     try:
         yield
     finally:
-        engine.Callbacks = before
+        engine.Callbacks, runner.configure_log = callbacks, configure_log
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """What a user sees who starts a program: by command lines, in processes of their own."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -99,37 +98,6 @@ def test_the_first_start_makes_the_configuration_and_nothing_else(project: Proje
     assert (project.folder / "configs" / "mlxpy.yaml").read_text() == mine
     assert runs(project) == [1]  # use_logger: false was obeyed
     assert project.at(1).read_yaml("config") == {"seed": None, "lr": 1}
-
-
-def test_a_project_that_cannot_be_written_runs_with_the_defaults(tmp_path: Path, project: Project) -> None:
-    write(project, {"main.py": SHOW})
-    done = as_nobody(project, "configs", "seed=4")
-    assert seen(done.stdout)[0]["seed"] == 4
-    assert names(project.folder / "configs") == ["config.yaml"]
-    # without a configuration there is nothing to run
-    (project.folder / "configs" / "config.yaml").unlink()
-    assert_one_message(as_nobody(project, "configs", code=2), "configs", "Permission denied")
-
-
-def as_nobody(
-    project: Project, locked: str, *arguments: str, code: int = 0
-) -> subprocess.CompletedProcess[str]:
-    """Run the program as somebody who may write everywhere in the project but in the folder `locked`."""
-    folder = project.folder / locked
-    command = [project.python, "main.py", *arguments]
-    if os.getuid() == 0:
-        # whatever is above the project is root's, and has to be passable at least
-        for parent in project.folder.parents:
-            if parent.stat().st_mode & 0o001 == 0:
-                parent.chmod(parent.stat().st_mode | 0o711)
-        for path in [project.folder, *project.folder.rglob("*")]:
-            os.chown(path, 65534, 65534)
-        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
-    folder.chmod(0o555)
-    try:
-        return project.command(*command, code=code)
-    finally:
-        folder.chmod(0o755)
 
 
 def test_a_program_may_be_started_from_anywhere(project: Project) -> None:
