@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters.fixtures import cluster_python, slurm, user_dir
+from tests.clusters.fixtures import cluster_python, oar, oar_dir, slurm, user_dir
 from tests.project import Project
 
-__all__ = ["cluster_python", "project", "slurm", "user_dir"]
+__all__ = ["cluster_python", "oar", "oar_dir", "project", "slurm", "user_dir"]
 
 
 @pytest.fixture

@@ -8,15 +8,19 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import pytest
 
 from tests.clusters.machine import ClusterError, account, install_packages
+from tests.clusters.oar import OarCluster
 from tests.clusters.slurm import USER, SlurmCluster
 
-__all__ = ["cluster_python", "slurm", "user_dir"]
+__all__ = ["cluster_python", "oar", "oar_dir", "slurm", "user_dir"]
+
+Cluster = TypeVar("Cluster", SlurmCluster, OarCluster)
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -28,10 +32,8 @@ def unavailable(reason: str) -> NoReturn:
     pytest.skip(f"SKIPPED: {reason}")
 
 
-@pytest.fixture(scope="session")
-def slurm() -> Iterator[SlurmCluster]:
-    """A running Slurm of three nodes, for the whole test run."""
-    cluster = SlurmCluster()
+@contextmanager
+def _running(cluster: Cluster) -> Iterator[Cluster]:
     try:
         cluster.install()
     except ClusterError as error:
@@ -43,8 +45,8 @@ def slurm() -> Iterator[SlurmCluster]:
         cluster.down()
 
 
-@pytest.fixture
-def user_dir(slurm: SlurmCluster) -> Iterator[Path]:
+@contextmanager
+def _folder_on(cluster: SlurmCluster | OarCluster) -> Iterator[Path]:
     """A new folder of the ordinary user, on all nodes and readable by everybody.
 
     Afterwards it is removed, and the cluster is whole and without jobs again, whatever the test did.
@@ -54,8 +56,36 @@ def user_dir(slurm: SlurmCluster) -> Iterator[Path]:
     os.chown(folder, who.pw_uid, who.pw_gid)
     folder.chmod(0o755)
     yield folder
-    slurm.restore()  # first: a job that still writes would bring files back
+    cluster.restore()  # first: a job that still writes would bring files back
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[SlurmCluster]:
+    """A running Slurm of three nodes, for the whole test run."""
+    with _running(SlurmCluster()) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def oar() -> Iterator[OarCluster]:
+    """A running OAR of two nodes, for the whole test run."""
+    with _running(OarCluster()) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def user_dir(slurm: SlurmCluster) -> Iterator[Path]:
+    """A new folder of the ordinary user on Slurm's nodes."""
+    with _folder_on(slurm) as folder:
+        yield folder
+
+
+@pytest.fixture
+def oar_dir(oar: OarCluster) -> Iterator[Path]:
+    """A new folder of the ordinary user on OAR's nodes."""
+    with _folder_on(oar) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -117,13 +117,17 @@ def account(user: str) -> pwd.struct_passwd:
     return pwd.getpwnam(user)
 
 
-def lock_folder(folder: Path) -> int:
+def lock_folder(folder: Path, variable: str) -> int:
     """Own a folder, which is made, while the descriptor that is returned is open.
+
+    Args:
+        folder: the folder.
+        variable: the environment variable that can name another one.
 
     Raises:
         ClusterError: another process owns it, or another user made it.
     """
-    advice = "set MLXJOBS_SLURM_DIR to another folder"
+    advice = f"set {variable} to another folder"
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
         raise ClusterError(f"{folder} belongs to somebody else; {advice}")

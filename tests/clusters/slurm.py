@@ -134,7 +134,7 @@ class SlurmCluster:
         require_root("install and start a real Slurm")
         started = time.monotonic()
         if self._lock is None:
-            self._lock = lock_folder(self.base)
+            self._lock = lock_folder(self.base, "MLXJOBS_SLURM_DIR")
         self._end_all()
         self._wipe()
         self.nodes = [f"m{number}" for number in range(1, nodes + 1)]
