@@ -136,7 +136,6 @@ class Submission:
         if run is None:
             run = Run.create(self._parent, self._options["logger"]["forced_log_id"])
             run.write_yaml("config", frozen.plain(composed.config))
-            run.keep(frozen.to_yaml(composed), self._options)
             about = {**self._facts, "log_dir": str(run.path), "log_id": run.log_id}
             run.record(lambda state: {"event": "created", "facts": about})
         known = [attempt.job_id for attempt in run.state().attempts if attempt.job_id]
@@ -169,7 +168,8 @@ class Submission:
     def _script(self, log_dir: Path) -> str:
         run = Run(log_dir)
         given = self._options["scheduler"]
-        stem = Path(self._program.target).stem
+        script = self._program.script
+        stem = self._program.target if script is None else script.stem
         job = Job(
             name=f"{re.sub(r'[^A-Za-z0-9_.]+', '-', stem).strip('-') or 'run'}-{log_dir.name}",
             script=run.script,

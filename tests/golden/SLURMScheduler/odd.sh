@@ -1,0 +1,29 @@
+#!/bin/bash
+#SBATCH --job-name=main-5
+#SBATCH --output='/data/a b/it'"'"'s "$HOME" `id` %%j/é;日本&/logs/5/log.stdout'
+#SBATCH --error='/data/a b/it'"'"'s "$HOME" `id` %%j/é;日本&/logs/5/log.stderr'
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR2@60
+
+# A warning that comes before python listens must not end the job.
+trap '' USR1 USR2
+
+export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}"
+cd '/data/a b/it'"'"'s "$HOME" `id` %j/é;日本&' || exit
+if [ "${SLURM_NTASKS:-1}" -gt 1 ]; then
+    # One python for each task. This shell outlives the signals that Slurm sends to it and hands
+    # the warnings on; what sends them to the tasks itself is Slurm.
+    trap : TERM CONT
+    trap 'kill -USR1 "$step"' USR1
+    trap 'kill -USR2 "$step"' USR2
+    srun /opt/python/bin/python3 -u '/data/a b/it'"'"'s "$HOME" `id` %j/é;日本&/main.py' +mlxpy.logger.forced_log_id=5 '+mlxpy.logger.parent_log_dir='"'"'/data/a b/it\'"'"'s "$HOME" `id` %j/é;日本&/logs'"'"'' +mlxpy.use_scheduler=false +mlxpy.use_version_manager=false +mlxpy.interactive_mode=false &
+    step=$!
+    while :; do
+        wait "$step"
+        code=$?
+        kill -0 "$step" 2>/dev/null || exit "$code"
+    done
+fi
+# Slurm signals the batch step's own process only: it has to be python.
+exec /opt/python/bin/python3 -u '/data/a b/it'"'"'s "$HOME" `id` %j/é;日本&/main.py' +mlxpy.logger.forced_log_id=5 '+mlxpy.logger.parent_log_dir='"'"'/data/a b/it\'"'"'s "$HOME" `id` %j/é;日本&/logs'"'"'' +mlxpy.use_scheduler=false +mlxpy.use_version_manager=false +mlxpy.interactive_mode=false
