@@ -141,10 +141,10 @@ def test_a_job_runs_where_and_as_it_was_submitted(queue: Cluster) -> None:
     umask = os.umask(0o022)
     os.umask(umask)
     null = os.stat(os.devnull).st_rdev
-    assert lines == [
-        str(queue.path), "blue \udcff unset 1", f"[] {null} ['-c']",
-        "4", f"{umask:04o}", f"SigIgn:\t{0:016x}",
-    ]  # fmt: skip
+    assert lines[:-1] == [str(queue.path), "blue \udcff unset 1", f"[] {null} ['-c']", "4", f"{umask:04o}"]
+    # 32 and 33 are the C library's own: whoever started the tests may have them ignored
+    ignored = int(lines[-1].removeprefix("SigIgn:"), 16) & ~(0b11 << 31)
+    assert ignored == 0
 
 
 def test_endings_are_told(queue: Cluster) -> None:
