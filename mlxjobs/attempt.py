@@ -17,7 +17,7 @@ from mlxjobs.context import Context
 from mlxjobs.errors import RunError
 from mlxjobs.history import Preempted, RunState, RunStatus
 from mlxjobs.logger import DefaultLogger, SilentLogger
-from mlxjobs.startable import Place, boot_id, check_startable
+from mlxjobs.startable import Place, check_startable, process_key
 from mlxjobs.store import Run
 
 if TYPE_CHECKING:  # a run outside of a job does not pay for what only jobs need
@@ -60,7 +60,7 @@ def _begin(
             "attempt": len(state.attempts) + 1,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "boot": boot_id(),
+            "process_key": process_key(os.getpid()),
             "job_id": place.here.job_id if place.here else None,
             "metrics": {path.stem: path.stat().st_size for path in run.metrics.glob("*.json")},
             "facts": facts,

@@ -54,7 +54,7 @@ class Attempt:
         start: when it began, ISO 8601 with offset.
         host: the machine it ran on.
         pid: its process there.
-        boot: identifies that machine's boot, so that a process id can be trusted.
+        process_key: identifies that process, as its number is given again some day.
         job_id: the scheduler's job it ran in, if any.
         end: when it ended; None while it runs, or if nobody saw it end.
         status: how it ended; None as `end`.
@@ -67,7 +67,7 @@ class Attempt:
     start: str
     host: str = ""
     pid: int | None = None
-    boot: str = ""
+    process_key: str = ""
     job_id: str | None = None
     end: str | None = None
     status: RunStatus | None = None
@@ -180,7 +180,7 @@ def _started(state: RunState, event: Event) -> None:
             start=event["time"],
             host=event.get("host", ""),
             pid=event.get("pid"),
-            boot=event.get("boot", ""),
+            process_key=event.get("process_key", ""),
             job_id=event.get("job_id"),
             metrics=event.get("metrics", {}),
         )

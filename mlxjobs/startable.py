@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,24 +38,24 @@ class Place:
         return self.here.rank if self.here else 0
 
 
-def boot_id() -> str:
-    """Identify this machine's present boot, as process ids mean nothing after the next one."""
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    return ""
+def process_key(pid: int) -> str:
+    """Identify a process of this machine for ever, as its number alone is given again; "" if it is gone.
+
+    Field 22 of /proc/PID/stat is when it began, in ticks since the machine's boot: proc(5).
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else f"{boot}/{fields[19]}"
 
 
 def is_alive(attempt: Attempt) -> bool | None:
     """Whether the process of an attempt lives; None if that cannot be seen from here."""
-    if attempt.host != socket.gethostname() or attempt.boot != boot_id() or attempt.pid is None:
-        return False if attempt.host == socket.gethostname() else None
-    try:
-        # the process must be older than the attempt's record, or the number was given to another
-        started = Path(f"/proc/{attempt.pid}").stat().st_ctime
-        recorded = datetime.fromisoformat(attempt.start).timestamp()
-    except FileNotFoundError:
-        return False
-    return started <= recorded + 1
+    if attempt.host != socket.gethostname() or attempt.pid is None:
+        return None
+    return bool(attempt.process_key) and process_key(attempt.pid) == attempt.process_key
 
 
 def _job_lives(cluster: Cluster | None, state: RunState, job_id: str) -> bool | None:
