@@ -139,7 +139,7 @@ def _parse_setting_with_hydra(argument: str) -> tuple[list[str], Any]:
     try:
         override = OverridesParser.create().parse_override(argument)
     except HydraException as error:
-        raise InvalidConfigFileError(f"the command line: {error}") from error
+        raise InvalidConfigFileError(f"the command line: {argument}: {error}") from error
     if override.is_delete() or override.is_sweep_override():
         what = "deleted" if override.is_delete() else "swept over"
         raise InvalidConfigFileError(f"the command line: {argument}: a setting cannot be {what}")

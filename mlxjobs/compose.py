@@ -128,14 +128,15 @@ def compose_runs(
 
 def _explain(error: Exception, *, quiet: bool, question: bool) -> None:
     """Raise `InvalidConfigFileError` if this is an error of the configuration or the command line."""
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     if isinstance(error, (HydraException, OmegaConfBaseException, YAMLError)):
         cause = error.__cause__
         detail = f"\n{cause}" if isinstance(cause, (OmegaConfBaseException, YAMLError)) else ""
-        raise InvalidConfigFileError(f"{error}{detail}") from error
+        which = f"{error.override}: " if isinstance(error, OverrideParseException) else ""
+        raise InvalidConfigFileError(f"{which}{error}{detail}") from error
     if isinstance(error, OSError):
         raise RunError(f"{error}; set another log directory with +mlxpy.logger.parent_log_dir=...") from error
     if question or isinstance(error, UnicodeError):

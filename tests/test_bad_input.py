@@ -173,7 +173,7 @@ def test_a_submission_is_interrupted(slurm_stub: Slurm) -> None:
         (["+mlxp.scheduler.nam=x"], ["the command line: unknown key 'scheduler.nam'", "'scheduler.name'"]),
         (["mlxpy.use_logger=3"], ["'use_logger' must be true or false, not 3"]),
         (["no_such_key=1"], ["Could not override 'no_such_key'", "+no_such_key=1"]),
-        (["optimizer.lr=[1"], ["no viable alternative at input '[1'"]),
+        (["optimizer.lr=[1"], ["optimizer.lr=[1: no viable alternative at input '[1'"]),
         (["--config-name=nowhere"], ["Cannot find primary config 'nowhere'"]),
     ],
 )
