@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlxjobs.logger import Logger as Logger
     from mlxjobs.scheduler import Scheduler as Scheduler
     from mlxjobs.schedulers.local import LocalScheduler as LocalScheduler
+    from mlxjobs.schedulers.oar import OARScheduler as OARScheduler
     from mlxjobs.schedulers.slurm import SLURMScheduler as SLURMScheduler
     from mlxjobs.snapshot import GitVM as GitVM
     from mlxjobs.snapshot import VersionManager as VersionManager
@@ -38,6 +39,7 @@ _MODULES = {
     "LocalScheduler": "schedulers.local",
     "Logger": "logger",
     "MLXJobsError": "errors",
+    "OARScheduler": "schedulers.oar",
     "Preempted": "history",
     "RunStatus": "history",
     "SLURMScheduler": "schedulers.slurm",

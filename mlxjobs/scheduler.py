@@ -22,6 +22,9 @@ from mlxjobs.errors import InvalidConfigFileError
 
 _CLOCKS_DIFFER = timedelta(minutes=5)
 
+EX_TEMPFAIL = 75
+"""The exit code of an attempt that leaves to come back (sysexits.h: "the user is invited to retry later")."""
+
 
 class JobState(Enum):
     """What a scheduler says of a job, in common words."""
@@ -64,6 +67,10 @@ class JobStatus:
         reason: its own words for why, or "".
         restarts: how often it was started again; None if the scheduler does not say.
         submitted: when it was handed in, to tell it from an older job of the same id.
+        job_id: its id now, where the scheduler started it again under a new one; else its own, or "".
+        cause: why the scheduler did so, in its own words.
+        ends: when its time is over, if it runs and the scheduler says so.
+        requeues_exit: whether it would be started again if it left with `requeue_exit_code`.
     """
 
     state: JobState
@@ -71,6 +78,10 @@ class JobStatus:
     reason: str = ""
     restarts: int | None = None
     submitted: datetime | None = None
+    job_id: str = ""
+    cause: str = ""
+    ends: datetime | None = None
+    requeues_exit: bool = False
 
     def is_of(self, submitted: str | None) -> bool:
         """Whether this can be the job that was handed in at that time (ISO 8601 with offset).
@@ -92,12 +103,14 @@ class Here:
         restarts: how often the job was started again before.
         rank: this task's number among the job's tasks.
         world_size: how many tasks the job has.
+        first_job_id: the id under which it was submitted, where a restart gives new ones; else "".
     """
 
     job_id: str
     restarts: int = 0
     rank: int = 0
     world_size: int = 1
+    first_job_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -186,6 +199,13 @@ class Scheduler(ABC):
     def submit_command(self, script: Path) -> list[str]:
         """Return the command that hands in a script."""
 
+    def resubmit_command(self, script: Path, after: str) -> list[str] | None:
+        """Return the command that hands in a script, to start when the job `after` is over.
+
+        It serves where `requeue_command` is None. None: jobs cannot wait for one another.
+        """
+        return None
+
     @abstractmethod
     def parse_submission(self, output: str) -> str:
         """Return the job's id from the output of a submission that succeeded.
@@ -246,7 +266,18 @@ class Scheduler(ABC):
 
     def requeue_exit_code(self) -> int:
         """Return the exit code of an attempt that leaves to come back: never 0, it is no success."""
-        return 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry later"
+        return EX_TEMPFAIL
+
+    def requeues_exit_after_s(self, status: JobStatus | None) -> float | None:
+        """Return how long a job must have run so that leaving with `requeue_exit_code` brings it back.
+
+        Args:
+            status: what the scheduler says of the job; None: it could not be asked.
+
+        Returns:
+            Seconds; None: an exit code brings nothing back.
+        """
+        return None
 
 
 def _check_option(line: str) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlxjobs import LocalScheduler as LocalScheduler
     from mlxjobs import Logger as Logger
     from mlxjobs import MLXJobsError as MLXJobsError
+    from mlxjobs import OARScheduler as OARScheduler
     from mlxjobs import Preempted as Preempted
     from mlxjobs import RunStatus as RunStatus
     from mlxjobs import Scheduler as Scheduler

@@ -1,0 +1,21 @@
+#!/bin/bash
+#OAR -n main-5
+#OAR -O /dev/null
+#OAR -E /dev/null
+#OAR -t idempotent
+#OAR --checkpoint 60
+#OAR --signal 12
+
+# A warning that comes before python listens must not end the job.
+trap '' USR1 USR2
+exec >>'/data/new
+line/logs/5/log.stdout' 2>>'/data/new
+line/logs/5/log.stderr'
+
+export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}"
+cd '/data/new
+line' || exit
+# OAR's warning goes to one process, this one: it has to be python.
+exec /opt/python/bin/python3 -u '/data/new
+line/main.py' +mlxpy.logger.forced_log_id=5 '+mlxpy.logger.parent_log_dir='"'"'/data/new
+line/logs'"'"'' +mlxpy.use_scheduler=false +mlxpy.use_version_manager=false +mlxpy.interactive_mode=false
