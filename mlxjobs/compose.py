@@ -95,23 +95,11 @@ def compose_runs(
     import hydra
     import hydra._internal.hydra  # which hydra.main imports anyway, later
 
-    argv, full_error = list(sys.argv), os.environ.get("HYDRA_FULL_ERROR")
     raised: list[Exception] = []
-
-    @functools.wraps(task)
-    def job(config: Any) -> Any:
-        with _arguments(argv), _environment("HYDRA_FULL_ERROR", full_error):
-            try:
-                return run(_capture(config))
-            except MLXJobsError as error:
-                raise _Refused(error) from error
-            except Exception as error:
-                raised.append(error)
-                raise
-
+    job = _job(task, run, raised)
     # with HYDRA_FULL_ERROR Hydra raises what went wrong instead of printing it and leaving
     with (
-        _arguments([argv[0], *_hydra_arguments(arguments, scratch, sweep_dir, quiet)]),
+        _arguments([sys.argv[0], *_hydra_arguments(arguments, scratch, sweep_dir, quiet)]),
         _environment("HYDRA_FULL_ERROR", "1"),
         _only_composing() if quiet else nullcontext(),
     ):
@@ -124,6 +112,26 @@ def compose_runs(
                 raise
             _explain(error, quiet=quiet, question=is_question(arguments))
             raise
+
+
+def _job(
+    task: Callable[..., Any], run: Callable[[Composed], Any], raised: list[Exception]
+) -> Callable[..., Any]:
+    """Return what Hydra calls for each run; the user's code sees the process as it was."""
+    argv, full_error = list(sys.argv), os.environ.get("HYDRA_FULL_ERROR")
+
+    @functools.wraps(task)
+    def job(config: Any) -> Any:
+        with _arguments(argv), _environment("HYDRA_FULL_ERROR", full_error):
+            try:
+                return run(_capture(config))
+            except MLXJobsError as error:
+                raise _Refused(error) from error
+            except Exception as error:
+                raised.append(error)
+                raise
+
+    return job
 
 
 def _explain(error: Exception, *, quiet: bool, question: bool) -> None:
