@@ -291,7 +291,7 @@ class DefaultLogger(Logger):
             InvalidKeyError: no artifact can have this name.
             OSError: the file could not be written.
         """
-        name = artifacts.check_artifact_name(artifact_name if artifact_name is not None else log_name)
+        name: Any = artifact_name if artifact_name is not None else log_name
         if artifact_type is None or isinstance(artifact, Artifact):
             self.log_artifact(artifact, name)
         else:

@@ -670,6 +670,8 @@ def test_artifacts_of_both_generations_are_taken(run: Path) -> None:
     assert logger.load_artifacts("e") == {"a": 1}
     assert logger.load_artifacts("f.json", "json") == {"a": 1}
     assert logger.load_artifacts("h") == "TEXT"
+    logger.log_artifacts([1], "best/model", "json")
+    assert logger.load_artifacts("best/model") == [1]
     other = DefaultLogger(run.parent / "6")
     for root in (run, str(run / "artifacts")):
         assert other.load_artifacts("g", "numpy", root)["a"].tolist() == [0, 1]
