@@ -22,8 +22,8 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def _write_aside(path: Path, content: bytes, mode: int) -> Path:
-    """Write `content`, durably, to a new file beside `path`; nothing is left behind on failure."""
+def _write_aside(path: Path, content: bytes, mode: int, *, durable: bool = True) -> Path:
+    """Write `content` to a new file beside `path`; nothing is left behind on failure."""
     writer = f"{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}"
     aside = path.with_name(f".{path.name}.{writer}.tmp")
     try:
@@ -32,30 +32,36 @@ def _write_aside(path: Path, content: bytes, mode: int) -> Path:
             view = memoryview(content)
             while view:
                 view = view[os.write(fd, view) :]
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
         finally:
             os.close(fd)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             aside.unlink()
+        if isinstance(error, OSError) and error.filename is None:  # write(2) and fsync(2) name no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     return aside
 
 
-def replace_file(path: Path, content: bytes | str, *, mode: int = 0o666) -> None:
-    """Replace `path` by a file with this content, atomically and durably.
+def replace_file(path: Path, content: bytes | str, *, mode: int = 0o666, durable: bool = True) -> None:
+    """Replace `path` by a file with this content, atomically.
 
     Args:
         path: the file; it may exist or not, its folder must.
         content: the new content; text is encoded as UTF-8.
         mode: permission bits of the new file, before the user's umask.
+        durable: flush it to the disk; what can be made again does not need that.
 
     Raises:
         OSError: the file could not be written; the old one is untouched.
     """
-    aside = _write_aside(path, content.encode() if isinstance(content, str) else content, mode)
+    data = content.encode() if isinstance(content, str) else content
+    aside = _write_aside(path, data, mode, durable=durable)
     aside.replace(path)
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path.parent)
 
 
 def create_file(path: Path, content: bytes | str, *, mode: int = 0o666) -> bool:

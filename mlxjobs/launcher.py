@@ -73,6 +73,13 @@ def _guard(call: Callable[[], None]) -> None:
         sys.stdout.flush()
         note(f"error: {error}")
         raise SystemExit(error.exit_code) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # what is wrong with a disk is no fault of the program; a task's own errors never come here
+        sys.stdout.flush()
+        note(f"error: {error.filename}: {error.strerror}")
+        raise SystemExit(MLXJobsError.exit_code) from error
     except KeyboardInterrupt as error:
         note("interrupted")
         raise SystemExit(130) from error

@@ -50,7 +50,8 @@ def look(parent: Path, log_ids: Sequence[int] | None = None) -> list[Seen]:
         if lacking:
             raise RunError(f"{parent} has no run {', '.join(lacking)}")
         runs = [by_id[log_id] for log_id in log_ids]
-    seen = [Seen(run, run.state()) for run in runs if run.history_dir.is_dir()]
+    # a folder without events is being made at this moment, or its making failed
+    seen = [one for one in (Seen(run, run.state()) for run in runs) if one.state.sequence]
     questions: dict[str, list[Seen]] = {}
     for one in seen:
         if one.state.status.ended:

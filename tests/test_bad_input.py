@@ -322,3 +322,20 @@ def test_the_log_directory_cannot_be_written(nobody: Project) -> None:
     assert_one_message(nobody.run(code=2), "is a file: set mlxpy.logger.parent_log_dir to a folder")
     assert names(nobody.folder) == ["configs", "logs", "main.py"]
     assert nobody.queue("status") == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small disk")
+@pytest.mark.parametrize("scheduler", [False, True], ids=["here", "submitted"])
+def test_a_full_disk_is_one_message(project: Project, scheduler: bool) -> None:
+    disk = project.folder.parent / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=True)
+    try:
+        (disk / "filler").write_bytes(b"x" * 56 * 1024)  # a file or two fit, then no more
+        start = project.submit if scheduler else project.run
+        done = start(f"+mlxpy.logger.parent_log_dir={disk}/logs", code=2)
+        assert_one_message(done, str(disk), "No space left on device")
+        assert "no runs" in project.mlxjobs("ls", str(disk / "logs")).stdout
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert project.queue("status") == ""
