@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,16 +133,27 @@ class Submission:
             say(f"run {log_id}: job {job_id}  {what}".rstrip())
         say(f"{len(runs)} submitted to {self._cluster.name}; look with: mlxjobs ls {self._parent}")
 
-    def _submit_one(self, run: Run | None, composed: Composed) -> tuple[str, int]:
-        if run is None:
-            run = Run.create(self._parent, self._options["logger"]["forced_log_id"])
+    def _create(self, composed: Composed) -> Run:
+        """Make a new run's directory, whole or not at all."""
+        run = Run.create(self._parent, self._options["logger"]["forced_log_id"])
+        about = {**self._facts, "log_dir": str(run.path), "log_id": run.log_id}
+        try:
             run.write_yaml("config", frozen.plain(composed.config))
-            about = {**self._facts, "log_dir": str(run.path), "log_id": run.log_id}
+            run.keep(frozen.to_yaml(composed), self._options)
             run.record(lambda state: {"event": "created", "facts": about})
+        except OSError:
+            shutil.rmtree(run.path, ignore_errors=True)  # nobody can know of it yet
+            raise
+        return run
+
+    def _submit_one(self, run: Run | None, composed: Composed) -> tuple[str, int]:
+        new = run is None
+        run = run or self._create(composed)
         known = [attempt.job_id for attempt in run.state().attempts if attempt.job_id]
         state = run.record(lambda state: self._claim(run, state))
         number = state.submissions
-        run.keep(frozen.to_yaml(composed), self._options)
+        if not new:
+            run.keep(frozen.to_yaml(composed), self._options)
         try:
             replace_file(run.script, self._script(run.path), mode=0o777)
             job_id = self._cluster.submit(run.script, known)
