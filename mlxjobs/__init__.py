@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from mlxjobs.config_dict import ConfigDict as ConfigDict
     from mlxjobs.context import Context as Context
     from mlxjobs.errors import MLXJobsError as MLXJobsError
+    from mlxjobs.frame import DataDictList as DataDictList
+    from mlxjobs.frame import DataFrame as DataFrame
+    from mlxjobs.guard import MixedRunsWarning as MixedRunsWarning
     from mlxjobs.history import Preempted as Preempted
     from mlxjobs.history import RunStatus as RunStatus
     from mlxjobs.launcher import launch as launch
     from mlxjobs.logger import DefaultLogger as DefaultLogger
     from mlxjobs.logger import Logger as Logger
+    from mlxjobs.reader import Reader as Reader
     from mlxjobs.scheduler import Scheduler as Scheduler
     from mlxjobs.schedulers.local import LocalScheduler as LocalScheduler
     from mlxjobs.schedulers.oar import OARScheduler as OARScheduler
@@ -34,13 +38,17 @@ _MODULES = {
     "Checkpoint": "artifacts",
     "ConfigDict": "config_dict",
     "Context": "context",
+    "DataDictList": "frame",
+    "DataFrame": "frame",
     "DefaultLogger": "logger",
     "GitVM": "snapshot",
     "LocalScheduler": "schedulers.local",
     "Logger": "logger",
     "MLXJobsError": "errors",
+    "MixedRunsWarning": "guard",
     "OARScheduler": "schedulers.oar",
     "Preempted": "history",
+    "Reader": "reader",
     "RunStatus": "history",
     "SLURMScheduler": "schedulers.slurm",
     "Scheduler": "scheduler",

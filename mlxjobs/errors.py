@@ -4,6 +4,7 @@
     ├── InvalidConfigFileError      settings or configuration files that cannot be used
     ├── MissingFieldError           the configuration lacks a field (KeyError too)
     ├── InvalidKeyError             a name that cannot be used for metrics or artifacts (KeyError too)
+    ├── InvalidQueryError           a query of the Reader that cannot be parsed (SyntaxError too)
     ├── InvalidMetricError          a metric that cannot be written as JSON (TypeError too)
     ├── InvalidArtifactError        an object that is no artifact, or a type that is not registered
     │   └── ArtifactNotFoundError   the run has no such artifact (FileNotFoundError too)
@@ -46,6 +47,10 @@ class MissingFieldError(MLXJobsError, KeyError):
 
 class InvalidKeyError(MLXJobsError, KeyError):
     """A name cannot be used for metrics, artifacts or queries."""
+
+
+class InvalidQueryError(MLXJobsError, SyntaxError):
+    """A query of the Reader cannot be parsed; the message shows where."""
 
 
 class InvalidArtifactError(MLXJobsError):

@@ -12,13 +12,17 @@ if TYPE_CHECKING:
     from mlxjobs import Checkpoint as Checkpoint
     from mlxjobs import ConfigDict as ConfigDict
     from mlxjobs import Context as Context
+    from mlxjobs import DataDictList as DataDictList
+    from mlxjobs import DataFrame as DataFrame
     from mlxjobs import DefaultLogger as DefaultLogger
     from mlxjobs import GitVM as GitVM
     from mlxjobs import LocalScheduler as LocalScheduler
     from mlxjobs import Logger as Logger
+    from mlxjobs import MixedRunsWarning as MixedRunsWarning
     from mlxjobs import MLXJobsError as MLXJobsError
     from mlxjobs import OARScheduler as OARScheduler
     from mlxjobs import Preempted as Preempted
+    from mlxjobs import Reader as Reader
     from mlxjobs import RunStatus as RunStatus
     from mlxjobs import Scheduler as Scheduler
     from mlxjobs import SLURMScheduler as SLURMScheduler

@@ -1,0 +1,5 @@
+"""The Reader of `mlxjobs.reader`."""
+
+from mlxjobs.reader import Reader
+
+__all__ = ["Reader"]
