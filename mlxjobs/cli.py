@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +19,7 @@ from mlxjobs import __version__, watch
 from mlxjobs.console import note, say
 from mlxjobs.errors import MLXJobsError
 from mlxjobs.history import RunState, RunStatus
+from mlxjobs.metric_values import json_object
 from mlxjobs.store import Run
 
 app = typer.Typer(
@@ -25,6 +28,8 @@ app = typer.Typer(
     A run is a folder of the log directory: logs/5. Its number is all that these commands need:
 
         mlxjobs ls              all runs of ./logs, their states checked with the scheduler
+
+        mlxjobs ls QUERY        those that match, as in 'config.lr > 0.01 & train.loss.last < 1'
 
         mlxjobs cancel 5 7-9    end runs for good
 
@@ -40,6 +45,8 @@ app = typer.Typer(
 
 _Logs = Annotated[Path, typer.Option("--logs", "-d", help="The log directory.")]
 _Ids = Annotated[list[str], typer.Argument(metavar="RUN...", help="Numbers of runs: 5, or 7-9.")]
+# what a query has and the name of a folder has not
+_QUERY = re.compile(r"[=<>~&|`\s]|^(config|info|guard)\.")
 _COLOURS = {
     RunStatus.COMPLETE: "green", RunStatus.FAILED: "red", RunStatus.CANCELLED: "yellow",
     RunStatus.PREEMPTED: "magenta", RunStatus.RUNNING: "cyan", RunStatus.STARTING: "cyan",
@@ -58,14 +65,24 @@ def _numbers(words: Sequence[str]) -> list[int]:
 
 @app.command()
 def ls(
-    logs: Annotated[Path, typer.Argument(help="The log directory.")] = Path("logs"),
+    what: Annotated[str, typer.Argument(metavar="[QUERY|LOGS]", help="Which runs, or where.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a run.")] = False,
+    logs: _Logs = Path("logs"),
+    sort: Annotated[str, typer.Option(help="Sort by a field; -FIELD: the largest first.")] = "",
+    columns: Annotated[str, typer.Option(help="Fields to show, with commas between.")] = "",
 ) -> None:
     """Show the runs of a log directory: id, status, attempts, what differs, the last metrics.
 
     States are checked with the scheduler, in one question for all runs; "?" marks a state that
     nobody could confirm. A run that never said goodbye is put right.
+
+    With a query, as in mlxjobs ls 'config.lr > 0.01 & train.loss.last < 1', only the runs that match.
     """
+    if what and (Path(what).is_dir() or not _QUERY.search(what)):
+        logs, what = Path(what), ""
+    if what or sort or columns:
+        _ls_query(logs, what, sort, columns, as_json=as_json)
+        return
     rows = [_row(one) for one in watch.look(logs)]
     if as_json:
         for row in rows:
@@ -78,6 +95,52 @@ def ls(
     for row in rows:
         if row["doubt"]:
             note(f"run {row['id']}: {row['doubt']}")
+
+
+def _ls_query(logs: Path, query: str, sort: str, columns: str, *, as_json: bool) -> None:
+    from mlxjobs import listing
+    from mlxjobs.reader import Reader
+
+    reader = Reader(logs)
+    if reader.live:
+        doubts = {one.run.log_id: one.doubt for one in watch.look(logs, reader.live) if one.doubt}
+        reader.refresh()
+        for log_id, doubt in doubts.items():
+            note(f"run {log_id}: {doubt}")
+    table = listing.list_runs(reader, query, sort=sort or None, columns=columns.split(","))
+    rows = [dict(zip(table, cells, strict=True)) for cells in zip(*table.values(), strict=True)]
+    if as_json:
+        for row in rows:
+            say(json.dumps(json_object(row), default=str))
+        return
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    for key in table:
+        shown.add_column(key.removeprefix("config.").removeprefix("info."))
+    for row in rows:
+        shown.add_row(*map(_cell, row.values()))
+    _print(shown)
+
+
+@app.command()
+def export(
+    query: Annotated[str, typer.Argument(help="Which runs; none: all.")] = "",
+    csv: Annotated[str, typer.Option(metavar="FILE", help="Write CSV; -: to standard output.")] = "",
+    parquet: Annotated[str, typer.Option(metavar="FILE", help="Write Parquet (needs pyarrow).")] = "",
+    as_json: Annotated[str, typer.Option("--json", metavar="FILE", help="One JSON object a line.")] = "",
+    metrics: Annotated[str, typer.Option(metavar="SERIES", help="Write train.loss, say, in full.")] = "",
+    logs: _Logs = Path("logs"),
+) -> None:
+    """Write runs to a file: all fields and the last metrics of each, or one series of all of them."""
+    from mlxjobs import listing
+    from mlxjobs.reader import Reader
+
+    targets = {form: file for form, file in (("csv", csv), ("parquet", parquet), ("json", as_json)) if file}
+    if len(targets) != 1:
+        raise typer.BadParameter("give one of --csv FILE, --parquet FILE, --json FILE")
+    ((form, target),) = targets.items()
+    count = listing.export(Reader(logs), query, metrics or None, form, target)
+    if target != "-":
+        say(f"{count} rows in {target}")
 
 
 def _row(one: watch.Seen) -> dict[str, Any]:
@@ -156,6 +219,10 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
             *(_cell(row["metrics"].get(key)) for key in metrics),
             row["reason"] or "",
         )
+    _print(table)
+
+
+def _print(table: Table) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = 10_000  # a pipe has no width to fit into
@@ -209,6 +276,7 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Show the vers
 
 def main() -> None:
     """Run the command line; errors of ours become one line and an exit code."""
+    warnings.showwarning = lambda message, *_: note(f"warning: {message}")
     try:
         app()
     except MLXJobsError as error:

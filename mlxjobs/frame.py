@@ -92,7 +92,7 @@ class DataFrame(RowList):
     def sort(self, by: Keys, ascending: bool = True) -> DataFrame:  # type: ignore[override]
         """Return the rows sorted by one column or several; what has no value comes last."""
         keys = _list(by)
-        self._check(keys)
+        self.check(keys)
         places = list(range(len(self)))
         for key in reversed(keys):
             values = self._load(key)
@@ -114,7 +114,7 @@ class DataFrame(RowList):
     def select(self, keys: Keys) -> DataFrame:
         """Return the rows with these columns only; nothing is loaded before it is touched."""
         wanted = _list(keys)
-        self._check(wanted)
+        self.check(wanted)
         columns = {key: self._load(key) for key in wanted}
         found = [{key: columns[key][i] for key in wanted} for i in range(len(self))]
         return DataFrame(DataDict({k: v for k, v in one.items() if v is not MISSING}) for one in found)
@@ -129,7 +129,7 @@ class DataFrame(RowList):
         """
         keys = _list(group_keys)
         if self:
-            self._check(keys)
+            self.check(keys)
         columns = [[hashable(value) for value in self._shown(key)] for key in keys]
         groups: dict[tuple[Any, ...], list[DataDict]] = {}
         for place, row in enumerate(self):

@@ -120,6 +120,11 @@ class Reader:
         """The runs that cannot be read, and why."""
         return dict(self._table.snapshot.problems)
 
+    @property
+    def live(self) -> list[int]:
+        """The runs that have not ended, or never said so."""
+        return sorted(self._table.snapshot.live)
+
     def types(self) -> dict[str, str]:
         """Return all fields with their types, sorted; needs no pandas."""
         return self._table.types()

@@ -54,7 +54,7 @@ class RowList(list[DataDict]):
         """
         values = self._load(key)
         if values and all(value is MISSING for value in values):
-            self._check([key])
+            self.check([key])
         return [None if value is MISSING else value for value in values]
 
     def _load(self, key: str) -> list[Any]:
@@ -72,7 +72,12 @@ class RowList(list[DataDict]):
                 values[place] = value
         return values
 
-    def _check(self, keys: Iterable[str]) -> None:
+    def check(self, keys: Iterable[str]) -> None:
+        """Refuse keys that no row has.
+
+        Raises:
+            InvalidKeyError: there is one; it says what is near.
+        """
         for key in keys:
             if not any(key in row for row in self):
                 raise InvalidKeyError(f"no row has the key {key!r}{query.near(key, self.keys())}")

@@ -1,0 +1,138 @@
+"""Runs as plain tables, for the terminal and for files of other programs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from mlxjobs.columns import MISSING
+from mlxjobs.errors import InvalidKeyError, MLXJobsError
+from mlxjobs.frame import DataFrame
+from mlxjobs.metric_values import json_object
+from mlxjobs.reader import Reader
+from mlxjobs.table import LAZYDATA
+
+# column -> values
+Table = dict[str, list[Any]]
+
+FORMATS = ("csv", "parquet", "json")
+
+
+def list_runs(reader: Reader, query: str, *, sort: str | None, columns: Sequence[str]) -> Table:
+    """Return the runs that match, one column for each field.
+
+    Args:
+        reader: the runs.
+        query: which of them.
+        sort: the column to sort by; with a "-" before it, the largest first.
+        columns: which columns; none: number, status, what differs in the configuration, and the
+            last value of each series.
+
+    Raises:
+        MLXJobsError: the query, or a column, is wrong; it says what.
+    """
+    rows: DataFrame = reader.filter(query)
+    if sort:
+        rows = rows.sort(sort.removeprefix("-"), ascending=not sort.startswith("-"))
+    keys = rows.keys()
+    series = [key for key in keys if rows[0].source and key in rows[0].source[0].series]
+    wanted = [key.strip() for key in columns if key.strip()]
+    if not wanted:
+        wanted = ["info.log_id", "info.status", *rows.diff(), *(f"{key}.last" for key in series)]
+    wanted = [f"{key}.last" if key in series else key for key in wanted]
+    if rows:
+        rows.check(wanted)
+    return {key: [_none(row.shown(key)) for row in rows] for key in wanted}
+
+
+def all_fields(reader: Reader, query: str) -> Table:
+    """Return all fields of the runs that match; of series the last value."""
+    rows: DataFrame = reader.filter(query)
+    table: Table = {}
+    keys = rows.keys()
+    for key in keys:
+        cells = [row.shown(key) for row in rows]
+        if LAZYDATA in cells:
+            table[f"{key}.last"] = [_none(row.shown(f"{key}.last")) for row in rows]
+        elif not key.startswith("artifact."):
+            table[key] = [_none(cell) for cell in cells]
+    return table
+
+
+def _none(value: Any) -> Any:
+    return None if value is MISSING else value
+
+
+def export(reader: Reader, query: str, series: str | None, form: str, target: str) -> int:
+    """Write the runs that match, or one of their series, to a file; returns the number of rows.
+
+    Args:
+        reader: the runs.
+        query: which of them.
+        series: write this series as one long table (log_id, step, value); None: write the runs.
+        form: "csv", "json" (one object a line) or "parquet".
+        target: the file; "-": standard output.
+
+    Raises:
+        MLXJobsError: the query is wrong, the file cannot be written, or a package is missing.
+    """
+    if form not in FORMATS:
+        raise InvalidKeyError(f"{form!r} is none of {', '.join(FORMATS)}")
+    table = all_fields(reader, query) if series is None else dict(_arrays(reader, query, series))
+    try:
+        {"csv": _csv, "json": _json, "parquet": _parquet}[form](table, target)
+    except OSError as error:
+        raise MLXJobsError(f"{target} cannot be written: {error.strerror or error}") from error
+    return len(next(iter(table.values()), []))
+
+
+def _arrays(reader: Reader, query: str, series: str) -> Table:
+    table: Table = reader.metrics(query, series, result_format="arrays")
+    return table
+
+
+@contextmanager
+def _opened(target: str) -> Iterator[IO[str]]:
+    if target == "-":
+        yield sys.stdout
+    else:
+        with Path(target).open("w", encoding="utf-8", newline="") as stream:
+            yield stream
+
+
+def _csv(table: Table, target: str) -> None:
+    with _opened(target) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(table)
+        for row in zip(*table.values(), strict=True):
+            writer.writerow([json.dumps(cell) if isinstance(cell, (list, dict)) else cell for cell in row])
+
+
+def _json(table: Table, target: str) -> None:
+    with _opened(target) as stream:
+        for row in zip(*table.values(), strict=True):
+            # NaN and infinities as texts, as in the metrics files
+            line = json_object(dict(zip(table, row, strict=True)))
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _parquet(table: Table, target: str) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        hint = "pip install 'mlxjobs[parquet]'"
+        raise MLXJobsError(f"this needs pyarrow, which is not installed: {hint}") from error
+    columns = {}
+    for key, values in table.items():
+        try:
+            columns[key] = pyarrow.array(values)
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):  # values of several types
+            texts = [None if value is None else json.dumps(value) for value in values]
+            columns[key] = pyarrow.array(texts)
+    pyarrow.parquet.write_table(pyarrow.table(columns), sys.stdout.buffer if target == "-" else target)

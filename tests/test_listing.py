@@ -1,0 +1,98 @@
+"""`mlxjobs ls QUERY` and `mlxjobs export`, as they are typed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.run_trees import GENERATIONS, write_run
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    for log_id, generation in enumerate(GENERATIONS, start=1):
+        config = {"lr": log_id / 10, "name": "a,b", "layers": [1, log_id]}
+        write_run(tmp_path / "logs", log_id, config, generation=generation, losses=[1.0, 4.0 - log_id])
+    return tmp_path / "logs"
+
+
+def mlxjobs(logs: Path, *arguments: str, code: int = 0) -> str:
+    command = [sys.executable, "-m", "mlxjobs", *arguments]
+    done = subprocess.run(command, cwd=logs.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_ls_shows_the_runs_that_match_sorted(logs: Path) -> None:
+    header, *rows = mlxjobs(logs, "ls", "config.lr > 0.1", "--sort", "train.loss.last").splitlines()
+    assert header.split() == ["log_id", "status", "layers", "lr", "train.epoch.last", "train.loss.last"]
+    assert [row.split()[0] for row in rows] == ["3", "2"]
+    shown = mlxjobs(logs, "ls", "--sort", "-config.lr", "--columns", "config.lr,train.loss", "--json")
+    assert [json.loads(line) for line in shown.splitlines()] == [
+        {"config.lr": 0.3, "train.loss.last": 1.0},
+        {"config.lr": 0.2, "train.loss.last": 2.0},
+        {"config.lr": 0.1, "train.loss.last": 3.0},
+    ]
+
+
+def test_ls_still_takes_a_log_directory(logs: Path) -> None:
+    assert "no runs in" in mlxjobs(logs, "ls", str(logs))  # those here have no history to check
+    assert "no log directory at" in mlxjobs(logs, "ls", "nowhere", code=2)
+    assert "log_id" in mlxjobs(logs.parent / "logs", "ls", "config.lr > 0", "-d", str(logs))
+
+
+def test_a_bad_query_is_pointed_at(logs: Path) -> None:
+    assert mlxjobs(logs, "ls", "config.lr = 1", code=2).splitlines()[-1].endswith("          ^")
+    assert "near: config.lr" in mlxjobs(logs, "ls", "config.lrr > 1", code=2)
+    assert "near: config.lr" in mlxjobs(logs, "ls", "--columns", "config.lrr", code=2)
+    assert "near: config.lr" in mlxjobs(logs, "ls", "--sort", "config.lrr", code=2)
+
+
+def test_a_broken_run_is_a_warning(logs: Path) -> None:
+    (logs / "2" / "metadata" / "info.yaml").write_text("[")
+    command = [sys.executable, "-m", "mlxjobs", "ls", "config.lr > 0"]
+    done = subprocess.run(command, cwd=logs.parent, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 3
+    assert "warning: 1 of 3 runs cannot be read: run 2" in done.stderr
+
+
+def test_export_to_csv(logs: Path) -> None:
+    assert mlxjobs(logs, "export", "config.lr > 0.1", "--csv", "out.csv") == "2 rows in out.csv\n"
+    with (logs.parent / "out.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["config.lr"] for row in rows] == ["0.2", "0.3"]
+    assert rows[0]["config.name"] == "a,b"
+    assert rows[0]["config.layers"] == "[1, 2]"
+    assert rows[0]["train.loss.last"] == "2.0"
+
+
+def test_export_to_json_lines_and_of_a_series(logs: Path) -> None:
+    write_run(logs, 4, {"lr": 0.4}, losses=[float("nan")])
+    rows = [json.loads(line) for line in mlxjobs(logs, "export", "--json", "-").splitlines()]
+    assert [row["config.lr"] for row in rows] == [0.1, 0.2, 0.3, 0.4]
+    assert rows[3]["train.loss.last"] == "NaN"
+    assert rows[3]["config.name"] is None
+    series = mlxjobs(logs, "export", "config.lr == 0.1", "--csv", "-", "--metrics", "train.loss")
+    assert series == "log_id,step,value\n1,0,1.0\n1,1,3.0\n"
+
+
+def test_export_to_parquet(logs: Path) -> None:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        assert "pip install 'mlxjobs[parquet]'" in mlxjobs(logs, "export", "--parquet", "x.parquet", code=2)
+    else:
+        mlxjobs(logs, "export", "--parquet", "x.parquet")
+        table = pyarrow.parquet.read_table(logs.parent / "x.parquet")
+        assert table.column("config.lr").to_pylist() == [0.1, 0.2, 0.3]
+
+
+def test_export_says_what_is_missing(logs: Path) -> None:
+    assert "give one of --csv FILE" in mlxjobs(logs, "export", code=2)
+    assert "cannot be written: No such file" in mlxjobs(logs, "export", "--csv", "no/where.csv", code=2)
