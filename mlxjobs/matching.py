@@ -118,7 +118,11 @@ def _compare_all(values: Sequence[Any], symbol: str, literal: Any) -> list[Any] 
     if kind in _NUMBERS and symbol in _ORDER:
         test = _ORDER[symbol]
         return [type(value) in _NUMBERS and test(value, literal) for value in values]
-    return None
+    try:  # few values, as of most fields, or all different, as of seeds
+        verdicts = {value: holds(value, symbol, literal) for value in set(values)}
+        return [verdicts[value] for value in values]
+    except TypeError:  # lists among them
+        return None
 
 
 def holds(a: Any, symbol: str, b: Any) -> bool:
@@ -162,6 +166,8 @@ def _ordered(a: Any, test: Callable[[Any, Any], Any], b: Any) -> bool:
 
 def _contains(container: Any, value: Any) -> bool:
     if isinstance(container, list):
+        if type(value) in _NUMBERS or value is None:
+            return value in container  # no date is equal to it
         return any(_equal(value, one) for one in container)
     return isinstance(container, str) and isinstance(value, str) and value in container
 

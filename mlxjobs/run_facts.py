@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
 from functools import cache, lru_cache
 from typing import Any
 
@@ -121,7 +120,7 @@ def _flatten(prefix: str, value: dict[Any, Any], into: dict[str, Any]) -> None:
         if type(item) is dict:
             _flatten(f"{prefix}.{key}", item, into)
         else:
-            into[f"{prefix}.{key}"] = item
+            into[f"{prefix}.{key}"] = _plain(item) if type(item) is list else item
 
 
 # -- config and info ------------------------------------------------------------------------------
@@ -130,7 +129,7 @@ def _flatten(prefix: str, value: dict[Any, Any], into: dict[str, Any]) -> None:
 def _metadata(folder: str, name: str, mtime: int, size: int) -> dict[Any, Any]:
     content = _json_copy(f"{folder}/.{name}.json", mtime, size)
     if content is None:
-        content = _plain(_yaml(f"{folder}/{name}.yaml"))
+        content = _yaml(f"{folder}/{name}.yaml")
     if not isinstance(content, dict):
         raise RunError(f"{folder}/{name}.yaml holds no keys and values")
     return content
@@ -156,7 +155,7 @@ def _json_copy(path: str, mtime: int, size: int) -> Any:
 
 @cache
 def _loader() -> Any:
-    """A safe loader that also takes what `yaml.dump` of MLXP 0.1 wrote, as plain data."""
+    """A safe loader that gives JSON's types only: dates as texts, and what MLXP 0.1 dumped of Python."""
     import yaml
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -169,6 +168,12 @@ def _loader() -> Any:
             return loader.construct_mapping(node, deep=True)
         return str(node.value)
 
+    Loader.yaml_implicit_resolvers = {
+        first: [one for one in resolvers if one[0] != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in Loader.yaml_implicit_resolvers.items()
+    }
+    for tag in ("timestamp", "binary", "set", "omap", "pairs"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{tag}", lambda loader, node: plain(loader, "", node))
     Loader.add_multi_constructor("tag:yaml.org,2002:python/", plain)
     return Loader
 
@@ -187,14 +192,10 @@ def _yaml(path: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """The same with JSON's types only: dates become texts."""
+    """The same with texts as keys, as JSON has it."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [_plain(item) for item in value]
-    if isinstance(value, date):
-        return value.isoformat()
-    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 # -- metrics and artifacts ------------------------------------------------------------------------
