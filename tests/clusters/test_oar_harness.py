@@ -44,7 +44,8 @@ def test_a_normal_job_takes_the_place_of_a_besteffort_one(oar: OarCluster, oar_d
     wait_for_state(oar, low, "Running")
     high = submit(oar, oar_dir, script="true")
     wait_for_state(oar, high, "Terminated")
-    assert oar.job_states([low]) == {low: "Error"}
+    # killed: OAR calls that Error, or Terminated if it saw the job end before its own order came back
+    assert oar.job_states([low])[low] in ("Error", "Terminated")
 
 
 def test_a_node_dies_and_comes_back(oar: OarCluster, oar_dir: Path) -> None:
