@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -174,15 +173,14 @@ def measure(folder: Path, runs: int, rows: int, rounds: int) -> None:
     for name, seconds in interleave(singles, rounds + 4).seconds.items():
         print(f"{name}: {seconds * 1e3:.1f} ms")
     size = (ours / FILE_NAME).stat().st_size / 1e6
-    print(f"index {size:.1f} MB; memory of a process that did all this: {_memory()} MB")
-    command = [sys.executable, "-c", f"import mlxjobs, resource\nr = mlxjobs.Reader({str(ours)!r})\n"
-               f"r.filter({QUERY!r}); r.metrics({text!r}, 'train.loss')\n"
-               "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"]  # fmt: skip
-    print(f"memory of one that asks and reads: {subprocess.check_output(command, text=True).strip()} MB")
-
-
-def _memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    # not ru_maxrss, which a child takes over from its parent
+    program = (
+        f"import mlxjobs\nr = mlxjobs.Reader({str(ours)!r})\nr.filter({QUERY!r})\n"
+        f"r.metrics({text!r}, 'train.loss')\n"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    )
+    peak = int(subprocess.check_output([sys.executable, "-c", program], text=True)) / 1024
+    print(f"index {size:.1f} MB; memory of a process that asks and reads half the metrics: {peak:.0f} MB")
 
 
 def against_mlxp(folder: Path, python: str, runs: int, rows: int, rounds: int) -> None:

@@ -20,7 +20,7 @@ import orjson
 
 from mlxjobs.rewind import SUPERSEDED
 
-_CHUNK = 1 << 23
+_CHUNK = 1 << 20
 _TEXTS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _NUMBERS = frozenset((int, float, bool))
 
