@@ -216,9 +216,9 @@ def test_a_failed_run_can_be_submitted_again_and_goes_on(project: Project) -> No
     project.submit()
     state = project.await_status("FAILED")
     assert state.reason == "ZeroDivisionError: division by zero"
+    project.queue("wait", "--timeout", "60")
     assert "Traceback (most recent call last)" in project.stderr()
     (project.folder / "main.py").write_text(MAIN)
-    project.queue("wait", "--timeout", "60")
     project.submit("+mlxpy.logger.forced_log_id=1")
     project.await_status("COMPLETE", attempts=2)
     assert_whole(project)
