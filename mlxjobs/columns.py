@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import orjson
 
@@ -94,11 +95,13 @@ class ColumnFile:
     def __init__(self, path: Path | None = None) -> None:
         if path is None:
             self._connection = sqlite3.connect(":memory:", check_same_thread=False)
+            finalize(self, self._connection.close)
             self._connection.executescript(f"{_TABLES}PRAGMA user_version={SCHEMA};")
             return
         # immutable: no locks and no journal, since the file under this name is replaced, not changed
         name = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
         self._connection = sqlite3.connect(name, uri=True, check_same_thread=False)
+        finalize(self, self._connection.close)
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         if version != SCHEMA:
             self._connection.close()
