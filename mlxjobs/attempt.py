@@ -7,14 +7,14 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxjobs import compose, frozen, history
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.context import Context
-from mlxjobs.errors import RunError
+from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.history import Preempted, RunState, RunStatus
 from mlxjobs.logger import DefaultLogger, SilentLogger
 from mlxjobs.startable import Place, check_startable, process_key
@@ -45,10 +45,27 @@ def _limits(state: RunState, max_requeues: int) -> str | None:
     return None
 
 
+def _settle(run: Run, place: Place) -> None:
+    """Record why the last attempt ended, where the scheduler killed it and made a new job of it."""
+    here, state = place.here, run.state()
+    last = state.attempt
+    if place.cluster is None or here is None or not here.first_job_id or last is None:
+        return
+    if last.status is not None or last.job_id in (None, here.job_id) or last.job_id != state.job_id:
+        return
+    from mlxjobs.hand_in import follow
+
+    with suppress(SchedulerError):  # nobody to ask on this node: then nobody knows
+        status = place.cluster.status([last.job_id]).get(last.job_id)
+        if status is not None and status.job_id == here.job_id:
+            follow(run, state, status)
+
+
 def _begin(
     run: Run, place: Place, facts: dict[str, Any], cluster: Cluster | None
 ) -> tuple[RunState, RunState]:
     """Take the next attempt number; return the states before and after."""
+    _settle(run, place)
     before = RunState()
 
     def started(state: RunState) -> dict[str, Any]:
@@ -62,6 +79,7 @@ def _begin(
             "pid": os.getpid(),
             "process_key": process_key(os.getpid()),
             "job_id": place.here.job_id if place.here else None,
+            "first_job_id": place.here.first_job_id if place.here else "",
             "metrics": {path.stem: path.stat().st_size for path in run.metrics.glob("*.json")},
             "facts": facts,
         }
@@ -125,7 +143,7 @@ def execute(
         if settings["logger"]["log_streams_to_file"] and place.here is None:
             stack.enter_context(_tee(run))
         context = Context(config, ConfigDict(settings), _info(run, after, place), logger)
-        return _record(run, number, logger, lambda: _call(task, context, seeding))
+        return _record(run, number, logger, lambda: _call(task, context, seeding), place)
 
 
 def _listen(stack: ExitStack, run: Run, number: int, place: Place, limit: int) -> Preemption | None:
@@ -191,7 +209,7 @@ def _reporting(call: Callable[[], Any]) -> Any:
         raise TaskFailed from error
 
 
-def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any]) -> Any:
+def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any], place: Place) -> Any:
     """Call the task and record how it ended, whatever it was."""
     run.record(lambda state: {"event": "running", "attempt": number})
     try:
@@ -209,6 +227,8 @@ def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any
             _end(run, number, RunStatus.COMPLETE, None)
         else:
             _end(run, number, RunStatus.FAILED, f"SystemExit: {error.code}")
+            if place.is_requeued_by(error.code):
+                raise SystemExit(1) from error
         raise
     except BaseException as error:
         _end(run, number, RunStatus.FAILED, _last_line(error))

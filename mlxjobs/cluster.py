@@ -45,12 +45,13 @@ class Cluster:
                 "is this a login node of the cluster, and is its module loaded?"
             )
 
-    def submit(self, script: Path, known: Sequence[str] = ()) -> str:
+    def submit(self, script: Path, known: Sequence[str] = (), after: str | None = None) -> str:
         """Hand a script to the scheduler, once.
 
         Args:
             script: the job's script.
             known: ids of jobs that were made of this script before.
+            after: a job whose end the new one is to wait for, however it ends.
 
         Returns:
             The id of the job.
@@ -59,6 +60,10 @@ class Cluster:
             JobSubmissionError: the scheduler did not take it; its own words are in the message.
         """
         command = self.scheduler.submit_command(script)
+        if after is not None:
+            command = self.scheduler.resubmit_command(script, after) or []
+        if not command:
+            raise JobSubmissionError(f"{self.name} cannot submit a job that waits for another one")
         try:
             result = shell.run(command, timeout_s=_SUBMIT_S, env=clean_environment(os.environ))
         except shell.CommandTimeout as error:

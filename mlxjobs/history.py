@@ -39,10 +39,11 @@ class RunStatus(str, Enum):
 class Preempted(BaseException):
     """Unwinds a task that leaves at a safe point; no `except Exception` of the task stops it."""
 
-    def __init__(self, status: RunStatus, reason: str) -> None:
+    def __init__(self, status: RunStatus, reason: str, exit_code: int = 75) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
+        self.exit_code = exit_code
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Attempt:
         pid: its process there.
         process_key: identifies that process, as its number is given again some day.
         job_id: the scheduler's job it ran in, if any.
+        first_job_id: the id that job was submitted under, where a restart gives new ones; else "".
         end: when it ended; None while it runs, or if nobody saw it end.
         status: how it ended; None as `end`.
         reason: why it ended, in one line.
@@ -74,6 +76,7 @@ class Attempt:
     reason: str | None = None
     resumed_from: str | None = None
     metrics: dict[str, int] = field(default_factory=dict)
+    first_job_id: str = ""
 
 
 @dataclass
@@ -86,6 +89,8 @@ class RunState:
         reason: why it is there, in one line, if there is something to say.
         facts: what was recorded when it was created: user, command, folders ...
         scheduler: `name`, `class`, `job_id` and `submitted` of its newest submission, or nothing.
+        first_job_id: the id that its newest submission was given at first.
+        before: the submission before the newest, as `scheduler`.
         submissions: how often it was handed to a scheduler.
         attempts: its executions, oldest first.
     """
@@ -95,6 +100,8 @@ class RunState:
     reason: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
+    first_job_id: str | None = None
+    before: dict[str, Any] = field(default_factory=dict)
     submissions: int = 0
     attempts: list[Attempt] = field(default_factory=list)
 
@@ -150,6 +157,7 @@ def _created(state: RunState, event: Event) -> None:
 
 def _submitting(state: RunState, event: Event) -> None:
     state.submissions += 1
+    state.before, state.first_job_id = state.scheduler, None
     state.scheduler = {
         "name": event["scheduler"],
         "class": event["class"],
@@ -161,13 +169,26 @@ def _submitting(state: RunState, event: Event) -> None:
 
 def _submitted(state: RunState, event: Event) -> None:
     if event["submission"] == state.submissions:
+        state.first_job_id = event["job_id"]
+        # unless it has already been started, and perhaps started again under another id
+        if state.scheduler["job_id"] is None:
+            state.scheduler["job_id"] = event["job_id"]
+
+
+def _moved(state: RunState, event: Event) -> None:
+    """The scheduler started the job again, under a new id."""
+    if state.job_id == event["from"]:
         state.scheduler["job_id"] = event["job_id"]
 
 
 def _refused(state: RunState, event: Event) -> None:
     # a job that started all the same has spoken louder than the scheduler's refusal
-    if event["submission"] == state.submissions and state.status is RunStatus.SUBMITTED:
-        state.status, state.reason = RunStatus.FAILED, event["reason"]
+    if event["submission"] != state.submissions or state.status is not RunStatus.SUBMITTED:
+        return
+    state.status, state.reason = RunStatus.FAILED, event["reason"]
+    if event.get("attempt") is not None:
+        # an attempt wanted to be followed by another one, and goes on
+        state.status, state.reason, state.scheduler = RunStatus.RUNNING, None, state.before
 
 
 def _started(state: RunState, event: Event) -> None:
@@ -183,6 +204,7 @@ def _started(state: RunState, event: Event) -> None:
             process_key=event.get("process_key", ""),
             job_id=event.get("job_id"),
             metrics=event.get("metrics", {}),
+            first_job_id=event.get("first_job_id", ""),
         )
     )
     if event.get("job_id") is not None:
@@ -230,6 +252,7 @@ _HANDLERS = {
     "created": _created,
     "submitting": _submitting,
     "submitted": _submitted,
+    "moved": _moved,
     "refused": _refused,
     "started": _started,
     "running": _running,

@@ -357,8 +357,7 @@ class _Launch:
             note(f"run {run.log_id} is complete: nothing to do")
         except Preempted as left:
             note(f"run {run.log_id}: {left.status} ({left.reason})")
-            code = place.cluster.scheduler.requeue_exit_code() if place.cluster else 1
-            raise SystemExit(code) from left
+            raise SystemExit(left.exit_code) from left
 
     def _submit_existing(self, run: Run, options: dict[str, Any], composed: Composed) -> None:
         from mlxjobs.submit import Submission, freeze_code, this_program

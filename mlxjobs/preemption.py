@@ -9,22 +9,29 @@ safe point, where it leaves by an exception.
 from __future__ import annotations
 
 import os
+import select
 import signal
+import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from types import FrameType
 from typing import Any
 
 from mlxjobs.cluster import Cluster
 from mlxjobs.console import note
 from mlxjobs.errors import SchedulerError
+from mlxjobs.hand_in import come_back
 from mlxjobs.history import Preempted, RunState, RunStatus
-from mlxjobs.scheduler import Fate, Here
+from mlxjobs.scheduler import EX_TEMPFAIL, Fate, Here, JobStatus
 from mlxjobs.store import Run
 
 _STOP = 0  # no signal has this number
+# how long before its job's end a task that has reached no safe point is left behind
+_BEFORE_END_S = 10.0
 
 
 class Preemption:
@@ -48,6 +55,8 @@ class Preemption:
         self._listening = False
         self._signal: signal.Signals | None = None
         self._leaving: Preempted | None = None
+        self._began = time.monotonic()
+        self._status: JobStatus | None = None
 
     @property
     def requested(self) -> bool:
@@ -106,13 +115,40 @@ class Preemption:
 
     def _watch(self, reader: int) -> None:
         warnings = self._cluster.scheduler.warning_signals
-        while _STOP not in (received := os.read(reader, 64)):
+        while True:
+            if not select.select([reader], [], [], self._time_left())[0]:
+                self._leave_at_the_end()
+                continue
+            received = os.read(reader, 64)
+            if _STOP in received:
+                return
             heard = [number for number in received if number in warnings]
             if heard:
                 self._signal = signal.Signals(heard[-1])
                 if self._here.rank == 0:
                     with self._lock:
                         self._answer(at_safe_point=False)
+
+    def _time_left(self) -> float | None:
+        """Seconds until a task that was warned has to be left behind; None: as long as it takes."""
+        ends = self._status.ends if self._status is not None else None
+        if ends is None or self._leaving is not None:
+            return None
+        return max(0.0, (ends - datetime.now(timezone.utc)).total_seconds() - _BEFORE_END_S)
+
+    def _leave_at_the_end(self) -> None:
+        """Let the job come back although no safe point was reached, where its end comes without a signal."""
+        with self._lock:
+            if self._leaving is not None:
+                return  # it has reached one at the last moment
+            self._come_back("time limit", wait=False)
+            self._status = None  # once is enough
+            if self._leaving is None:
+                return
+        note(f"no safe point was reached before the end of the job: {self._leaving.reason}")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(self._leaving.exit_code)
 
     # -- the answer -------------------------------------------------------------------------
 
@@ -147,21 +183,23 @@ class Preemption:
         elif fate is Fate.REQUEUED:
             self._record(RunStatus.PREEMPTED, "stopped and requeued by the scheduler")
         elif fate is Fate.TIME_LIMIT:
-            self._come_back("time limit")
+            self._come_back("time limit", wait=at_safe_point)
         elif at_safe_point:
             name = self._signal.name if self._signal else "a signal"
-            self._come_back(f"warned by {name}")
+            self._come_back(f"warned by {name}", wait=True)
 
     def _ask(self) -> Fate:
         job_id = self._here.job_id
+        self._status = None
         try:
-            status = self._cluster.status([job_id]).get(job_id)
+            self._status = self._cluster.status([job_id]).get(job_id)
         except SchedulerError as error:
             note(f"the scheduler does not say what the signal means: {error}")
-            return Fate.UNKNOWN
-        return Fate.UNKNOWN if status is None else self._cluster.scheduler.fate(status, self._here)
+        return (
+            Fate.UNKNOWN if self._status is None else self._cluster.scheduler.fate(self._status, self._here)
+        )
 
-    def _come_back(self, reason: str) -> None:
+    def _come_back(self, reason: str, *, wait: bool) -> None:
         done = self._run.state().interruptions
         if done >= self._max_requeues:
             stop = f"{reason}; requeued {done} times, scheduler.max_requeues is {self._max_requeues}"
@@ -170,20 +208,23 @@ class Preemption:
             else:
                 note(f"the run is not requeued: {stop}")
             return
+        ran_s = time.monotonic() - self._began
         try:
-            self._cluster.requeue(self._here.job_id)
+            code = come_back(
+                self._run, self._attempt, self._cluster, self._here, self._status, ran_s, wait=wait
+            )
         except SchedulerError as error:
             note(f"the job could not be requeued, so it goes on: {error}")
             return
-        self._record(RunStatus.PREEMPTED, f"{reason}, requeued {done + 1} of {self._max_requeues}")
+        self._record(RunStatus.PREEMPTED, f"{reason}, requeued {done + 1} of {self._max_requeues}", code)
 
-    def _record(self, status: RunStatus, reason: str) -> None:
+    def _record(self, status: RunStatus, reason: str, exit_code: int = EX_TEMPFAIL) -> None:
         def ended(state: RunState) -> dict[str, Any] | None:
             attempt = state.attempt
             if attempt is None or attempt.number != self._attempt or attempt.status is not None:
                 return None
             return {"event": "ended", "attempt": self._attempt, "status": status.value, "reason": reason}
 
-        self._leaving = Preempted(status, reason)
+        self._leaving = Preempted(status, reason, exit_code)
         with suppress(OSError):  # a full disk: leaving matters more, and the next attempt tells
             self._run.record(ended)

@@ -22,6 +22,9 @@ from mlxjobs.errors import InvalidConfigFileError
 
 _CLOCKS_DIFFER = timedelta(minutes=5)
 
+TASK = "@TASK@"
+"""Stands for the number of an array's task in the paths of its output files."""
+
 EX_TEMPFAIL = 75
 """The exit code of an attempt that leaves to come back (sysexits.h: "the user is invited to retry later")."""
 
@@ -129,6 +132,8 @@ class Job:
         shell_config_lines: the user's lines that prepare the shell.
         cleanup_lines: the user's lines that clean the environment.
         env_lines: the user's lines that make the program's environment.
+        tasks: for an array, how many jobs it makes, numbered from 1; `stdout` and `stderr` then hold
+            `TASK` where the number belongs. 0: it is no array.
     """
 
     name: str
@@ -142,6 +147,7 @@ class Job:
     shell_config_lines: Sequence[str] = ()
     cleanup_lines: Sequence[str] = ()
     env_lines: Sequence[str] = ()
+    tasks: int = 0
 
 
 class Scheduler(ABC):
@@ -155,6 +161,9 @@ class Scheduler(ABC):
             all that begin so. They are kept out of a job that is submitted from inside another.
         warning_signals: what it may send to a job before it ends it.
         aliases: its short options and their long forms: {"-J": "--job-name"}.
+        array_variable: the variable that holds a task's number in an array's job; "": it has no arrays.
+        array_index: what stands for that number in the path of an output file: "%a"; "": nothing does,
+            so that the script opens its files itself.
     """
 
     directive: ClassVar[str]
@@ -163,6 +172,8 @@ class Scheduler(ABC):
     environment: ClassVar[tuple[str, ...]] = ()
     warning_signals: ClassVar[tuple[signal.Signals, ...]] = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     aliases: ClassVar[Mapping[str, str]] = {}
+    array_variable: ClassVar[str] = ""
+    array_index: ClassVar[str] = ""
 
     # -- the script -------------------------------------------------------------------------
 
@@ -173,6 +184,10 @@ class Scheduler(ABC):
     def can_name(self, path: Path) -> bool:
         """Whether an option can name this output file; if not, the script opens it itself."""
         return "\n" not in str(path)
+
+    def names(self, path: Path) -> bool:
+        """Whether our options name this output file, of a task of an array too."""
+        return self.can_name(path) and (TASK not in str(path) or bool(self.array_index))
 
     def option_name(self, line: str) -> str:
         """Return the long name of the option that a line sets: `-J x` -> `--job-name`."""
@@ -190,8 +205,14 @@ class Scheduler(ABC):
         for line in job.option_lines:
             _check_option(line)
         theirs = {self.option_name(line) for line in job.option_lines}
+        array = [self.array_option(job.tasks)] if job.tasks else []
         ours = [line for line in self.options(job) if self.option_name(line) not in theirs]
-        return [f"{self.directive} {line}" for line in (*ours, *job.option_lines)]
+        ours = [line.replace(TASK, self.array_index) for line in ours]
+        return [f"{self.directive} {line}" for line in (*ours, *job.option_lines, *array)]
+
+    def array_option(self, tasks: int) -> str:
+        """Return the option that makes a script an array of that many tasks, numbered from 1."""
+        raise NotImplementedError
 
     # -- commands and what they answer -----------------------------------------------------
 
@@ -214,6 +235,18 @@ class Scheduler(ABC):
             ValueError: there is none in it.
         """
 
+    def parse_array(self, output: str, tasks: int) -> list[str]:
+        """Return the ids of an array's jobs, in the order of their numbers, from what its submission said.
+
+        Raises:
+            ValueError: they are not in it.
+        """
+        return self.task_ids(self.parse_submission(output), tasks)
+
+    def task_ids(self, array_id: str, tasks: int) -> list[str]:
+        """Return the ids of the jobs of an array, where they follow from the array's own."""
+        return [f"{array_id}_{number}" for number in range(1, tasks + 1)]
+
     def may_have_submitted(self, words: str) -> bool:
         """Whether a submission that failed with these words may have gone through all the same."""
         return False
@@ -223,8 +256,21 @@ class Scheduler(ABC):
         return None
 
     def parse_found(self, output: str, script: Path) -> list[str]:
-        """Return the ids of the jobs that were made of this script, newest last."""
+        """Return the ids of the jobs that were made of this script, newest last; an array has one."""
         return []
+
+    def parse_found_array(self, output: str, script: Path, tasks: int) -> list[str]:
+        """Return the ids of the jobs of the array that was made of this script; [] if there is none."""
+        found = self.parse_found(output, script)
+        return self.task_ids(found[-1], tasks) if found else []
+
+    def max_array_command(self) -> list[str] | None:
+        """Return a command that tells how large an array may be; None: there is none."""
+        return None
+
+    def parse_max_array(self, output: str) -> int | None:
+        """Return how many tasks an array may have, numbered from 1; None: it does not say."""
+        return None
 
     @abstractmethod
     def status_command(self, job_ids: Sequence[str]) -> list[str]:

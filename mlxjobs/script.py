@@ -17,7 +17,8 @@ def render(job: Job, scheduler: Scheduler) -> str:
 
     Returns:
         The text, in the order that the documentation promises: `#!`, directives, shell_config_cmd,
-        cleanup_cmd, env_cmd, `cd`, the command.
+        cleanup_cmd, env_cmd, `cd`, the command. The script of an array runs the script of a run for
+        each of its tasks: `<number>/script.sh` beside it.
 
     Raises:
         InvalidConfigFileError: an option of the user cannot be used.
@@ -29,12 +30,14 @@ def render(job: Job, scheduler: Scheduler) -> str:
     )
     environment.filters["quote"] = lambda value: shlex.quote(str(value))
     template = environment.from_string(
-        files("mlxjobs").joinpath("templates", scheduler.template).read_text("utf-8")
+        files("mlxjobs")
+        .joinpath("templates", "array.sh" if job.tasks else scheduler.template)
+        .read_text("utf-8")
     )
     return template.render(
         shell_path=job.shell_path,
         directives=scheduler.directives(job),
-        redirect=not (scheduler.can_name(job.stdout) and scheduler.can_name(job.stderr)),
+        redirect=not (scheduler.names(job.stdout) and scheduler.names(job.stderr)),
         stdout=job.stdout,
         stderr=job.stderr,
         shell_config_lines=list(job.shell_config_lines),
@@ -42,4 +45,6 @@ def render(job: Job, scheduler: Scheduler) -> str:
         env_lines=list(job.env_lines),
         work_dir=job.work_dir,
         command=list(job.command),
+        folder=job.script.parent,
+        variable=scheduler.array_variable,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -48,23 +49,22 @@ def run(
 
     Args:
         argv: the program and its arguments.
-        timeout_s: seconds after which the command is killed.
+        timeout_s: seconds after which the command is killed, or left alone if it may not be.
         env: its whole environment; None: this process'.
         cwd: its working directory; None: this process'.
 
     Raises:
         CommandMissing: there is no such program, or it may not be executed.
-        CommandTimeout: it was killed after `timeout_s`.
+        CommandTimeout: it did not end in `timeout_s`.
     """
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             list(argv),
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout_s,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=dict(env) if env is not None else None,
             cwd=cwd,
-            check=False,
         )
     except FileNotFoundError as error:
         raise CommandMissing(
@@ -73,6 +73,27 @@ def run(
         ) from error
     except PermissionError as error:
         raise CommandMissing(f"'{argv[0]}' may not be executed: {error}") from error
+    try:
+        out, err = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
-        raise CommandTimeout(f"'{argv[0]}' gave no answer in {timeout_s:g} s and was stopped") from error
-    return Result(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+        what = "was stopped" if _kill(process) else "cannot be stopped: it may still do what it was asked"
+        raise CommandTimeout(f"'{argv[0]}' gave no answer in {timeout_s:g} s and {what}") from error
+    except BaseException:
+        _kill(process)
+        raise
+    return Result(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+def _kill(process: subprocess.Popen[bytes]) -> bool:
+    """End a command; False for one that runs as another user (setuid, as oarsub) and cannot be ended."""
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+    try:
+        process.kill()
+    except PermissionError:
+        # it is waited for all the same, so that it leaves no zombie
+        threading.Thread(target=process.wait, daemon=True).start()
+        return False
+    process.wait()
+    return True

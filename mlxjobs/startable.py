@@ -37,6 +37,12 @@ class Place:
         """This process' number among the job's tasks; 0 outside of a job."""
         return self.here.rank if self.here else 0
 
+    def is_requeued_by(self, exit_code: object) -> bool:
+        """Whether the scheduler would take this exit code of a task for a wish to be started again."""
+        if self.cluster is None or self.cluster.scheduler.requeues_exit_after_s(None) is None:
+            return False
+        return exit_code == self.cluster.scheduler.requeue_exit_code()
+
 
 def process_key(pid: int) -> str:
     """Identify a process of this machine for ever, as its number alone is given again; "" if it is gone.
@@ -58,8 +64,8 @@ def is_alive(attempt: Attempt) -> bool | None:
     return bool(attempt.process_key) and process_key(attempt.pid) == attempt.process_key
 
 
-def _job_lives(cluster: Cluster | None, state: RunState, job_id: str) -> bool | None:
-    """Whether a scheduler's job waits or runs; None if nobody can say."""
+def _job_lives(cluster: Cluster | None, state: RunState, job_id: str, here_id: str | None) -> bool | None:
+    """Whether a scheduler's job waits or runs, elsewhere than here; None if nobody can say."""
     if cluster is None:
         return None
     try:
@@ -68,6 +74,8 @@ def _job_lives(cluster: Cluster | None, state: RunState, job_id: str) -> bool | 
         return None
     if status is None or not status.is_of(state.scheduler.get("submitted")):
         return False
+    if here_id is not None and status.job_id == here_id:
+        return False  # it ended, and was started again under the id of the job that this process is in
     return not status.state.ended
 
 
@@ -85,22 +93,26 @@ def check_startable(run: Run, state: RunState, place: Place, cluster: Cluster | 
         AlreadyComplete: the scheduler started the job of a complete run again.
     """
     here_id = place.here.job_id if place.here else None
+    ours = {here_id, place.here.first_job_id} - {""} if place.here else set()
     last = state.attempt
-    if state.status is RunStatus.COMPLETE and here_id is not None and last and last.job_id == here_id:
+    resumed = last is not None and not ours.isdisjoint({last.job_id, last.first_job_id})
+    if state.status is RunStatus.COMPLETE and resumed:
         raise AlreadyComplete
     if state.status.ended:
         return
     if last is not None and state.status in (RunStatus.STARTING, RunStatus.RUNNING):
         alive = is_alive(last)
-        if last.job_id is not None and last.job_id != here_id and alive is not True:
-            alive = _job_lives(cluster, state, last.job_id)
+        if last.job_id is not None and not resumed and alive is not True:
+            alive = _job_lives(cluster, state, last.job_id, here_id)
         elif last.job_id is not None and alive is None:
             alive = False  # the scheduler starts a job again only when its last start is over
         if alive or alive is None:
             _refuse(run, last, alive)
         return
     job_id = state.job_id
-    if job_id is not None and job_id != here_id and _job_lives(cluster, state, job_id) is not False:
+    if job_id is None or not ours.isdisjoint({job_id, state.first_job_id}):
+        return
+    if _job_lives(cluster, state, job_id, here_id) is not False:
         raise RunError(
             f"run {run.log_id} waits in the queue as job {job_id}; "
             f"cancel that first: mlxjobs cancel {run.log_id} --logs {run.path.parent}"

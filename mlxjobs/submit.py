@@ -14,9 +14,10 @@ from typing import Any
 from mlxjobs import adapters, command_line, frozen, settings
 from mlxjobs.cluster import Cluster
 from mlxjobs.console import note, say
-from mlxjobs.errors import InvalidShellPathError, JobSubmissionError, MLXJobsError, RunError
+from mlxjobs.errors import InvalidShellPathError, MLXJobsError, RunError
 from mlxjobs.files import replace_file
 from mlxjobs.frozen import Composed
+from mlxjobs.hand_in import hand_in
 from mlxjobs.history import RunState, RunStatus
 from mlxjobs.scheduler import Job
 from mlxjobs.script import render
@@ -149,25 +150,17 @@ class Submission:
     def _submit_one(self, run: Run | None, composed: Composed) -> tuple[str, int]:
         new = run is None
         run = run or self._create(composed)
-        known = [attempt.job_id for attempt in run.state().attempts if attempt.job_id]
-        state = run.record(lambda state: self._claim(run, state))
-        number = state.submissions
-        if not new:
-            run.keep(frozen.to_yaml(composed), self._options)
-        try:
+
+        def prepare() -> None:
+            if not new:
+                run.keep(frozen.to_yaml(composed), self._options)
             replace_file(run.script, self._script(run.path), mode=0o777)
-            job_id = self._cluster.submit(run.script, known)
-        except (JobSubmissionError, OSError, KeyboardInterrupt) as error:
-            reason = (str(error) or "interrupted while it was submitted").splitlines()[0]
-            run.record(lambda state: {"event": "refused", "submission": number, "reason": reason})
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            raise JobSubmissionError(f"run {run.log_id} ({run.path}): {error}") from error
-        run.record(lambda state: {"event": "submitted", "submission": number, "job_id": job_id})
+
+        job_id = hand_in(run, self._cluster, check=lambda state: self._check(run, state), prepare=prepare)
         return job_id, run.log_id
 
-    def _claim(self, run: Run, state: RunState) -> dict[str, Any]:
-        """Make this submission the run's newest, unless the run is in a queue or running."""
+    def _check(self, run: Run, state: RunState) -> None:
+        """Raise if the run is in a queue, or running."""
         if state.status is RunStatus.SUBMITTED and state.job_id is None:
             raise RunError(
                 f"run {run.log_id} is being submitted by somebody else at this moment; "
@@ -175,7 +168,6 @@ class Submission:
             )
         if state.sequence > 1 and not state.status.ended:
             check_startable(run, state, Place(), self._cluster)
-        return {"event": "submitting", "scheduler": self._cluster.name, "class": self._cluster.path}
 
     def _script(self, log_dir: Path) -> str:
         run = Run(log_dir)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mlxjobs.cluster import Cluster
 from mlxjobs.errors import MLXJobsError, RunError, SchedulerError
+from mlxjobs.hand_in import end_attempt, follow, hand_in
 from mlxjobs.history import Attempt, RunState, RunStatus
 from mlxjobs.scheduler import JobState, JobStatus
 from mlxjobs.startable import is_alive
@@ -70,7 +70,7 @@ def _check_process(one: Seen, attempt: Attempt) -> None:
     if alive is None:
         one.doubt = f"last heard of on {attempt.host}"
     elif not alive:
-        one.state = _end(one.run, attempt, RunStatus.FAILED, "killed: its process is gone")
+        one.state = end_attempt(one.run, attempt, RunStatus.FAILED, "killed: its process is gone")
 
 
 def _ask(path: str, asked: Sequence[Seen]) -> None:
@@ -87,7 +87,7 @@ def _ask(path: str, asked: Sequence[Seen]) -> None:
         elif status.state is JobState.UNKNOWN:
             one.doubt = f"the scheduler says {status.word}"
         else:
-            one.state = _reconcile(one.run, one.state, status)
+            one.state = _reconcile(one.run, follow(one.run, one.state, status), status)
 
 
 def _reconcile(run: Run, state: RunState, status: JobStatus) -> RunState:
@@ -96,13 +96,12 @@ def _reconcile(run: Run, state: RunState, status: JobStatus) -> RunState:
     running = state.status in (RunStatus.STARTING, RunStatus.RUNNING)
     if running and attempt is not None and attempt.job_id == state.job_id:
         if status.state is JobState.PENDING:
-            return _end(run, attempt, RunStatus.PREEMPTED, "stopped and requeued by the scheduler")
+            return end_attempt(run, attempt, RunStatus.PREEMPTED, "stopped and requeued by the scheduler")
         if status.state.ended:
-            how = _verdict(status)
-            return _end(run, attempt, how, f"the job ended: {status.word} {status.reason}".strip())
+            return end_attempt(run, attempt, _verdict(status), f"the job ended: {_words(run, status)}")
     elif not running and status.state.ended:
         how, number = _verdict(status), len(state.attempts)
-        reason = f"the job ended before the task began: {status.word} {status.reason}".strip()
+        reason = f"the job ended before the task began: {_words(run, status)}"
         event = {"event": "withdrawn", "attempts": number, "status": how.value, "reason": reason}
         return run.record(lambda now: None if now.sequence != state.sequence else event)
     return state
@@ -114,14 +113,12 @@ def _verdict(status: JobStatus) -> RunStatus:
     return RunStatus.FAILED if by_itself else RunStatus.CANCELLED
 
 
-def _end(run: Run, attempt: Attempt, status: RunStatus, reason: str) -> RunState:
-    def ended(state: RunState) -> dict[str, Any] | None:
-        newest = state.attempt
-        if newest is None or newest.number != attempt.number or newest.status is not None:
-            return None  # it has spoken for itself meanwhile
-        return {"event": "ended", "attempt": attempt.number, "status": status.value, "reason": reason}
-
-    return run.record(ended)
+def _words(run: Run, status: JobStatus) -> str:
+    """The scheduler's words for a job's end, and what to do where it should have come back."""
+    words = f"{status.word} {status.reason}".strip()
+    if status.state in (JobState.PREEMPTED, JobState.TIME_LIMIT, JobState.NODE_FAIL):
+        words += f"; to go on: mlxjobs requeue {run.log_id} --logs {run.path.parent}"
+    return words
 
 
 # -- what a user can do to a run from outside -----------------------------------------------------
@@ -148,7 +145,7 @@ def cancel(one: Seen) -> str:
         return f"run {run.log_id} has ended already: {state.status}"
     if state.job_id is not None:
         try:
-            _cluster_of(one).cancel([state.job_id])
+            _cancel_job(_cluster_of(one), state.job_id)
         except SchedulerError as error:
             raise SchedulerError(f"run {run.log_id} was not cancelled: {error}") from error
     elif state.attempt is not None and is_alive(state.attempt):
@@ -164,6 +161,16 @@ def cancel(one: Seen) -> str:
     return f"run {run.log_id} is cancelled" + (f" (job {state.job_id})" if state.job_id else "")
 
 
+def _cancel_job(cluster: Cluster, job_id: str) -> None:
+    cluster.cancel([job_id])
+    if cluster.scheduler.requeue_command(job_id) is not None:
+        return
+    # where a restart gives a job a new id, it may have had one at this very moment
+    now = cluster.status([job_id]).get(job_id)
+    if now is not None and now.job_id not in ("", job_id):
+        cluster.cancel([now.job_id])
+
+
 def preempt(one: Seen) -> str:
     """Make a run checkpoint, leave and come back. Returns what was done; raises as `cancel`."""
     if one.state.status not in (RunStatus.STARTING, RunStatus.RUNNING):
@@ -177,5 +184,28 @@ def requeue(one: Seen) -> str:
     if one.state.status is RunStatus.COMPLETE:
         raise RunError(f"run {one.run.log_id} is COMPLETE: nothing to do again")
     cluster = _cluster_of(one)
+    if cluster.scheduler.requeue_command(str(one.state.job_id)) is None:
+        return _submit_again(one, cluster)
     cluster.requeue(str(one.state.job_id))
     return f"run {one.run.log_id} is requeued (job {one.state.job_id})"
+
+
+def _submit_again(one: Seen, cluster: Cluster) -> str:
+    """Hand in the script again, where the scheduler has no command that starts a job again."""
+    run, state, old = one.run, one.state, str(one.state.job_id)
+
+    def unchanged(now: RunState) -> None:
+        if now.status is not state.status or len(now.attempts) != len(state.attempts):
+            raise RunError(f"run {run.log_id} is being started by somebody else at this moment")
+
+    if state.status.ended:
+        job_id = hand_in(run, cluster, check=unchanged)
+        return f"run {run.log_id} is submitted again (job {job_id})"
+    attempt = state.attempt
+    if attempt is None or attempt.status is not None:
+        raise RunError(f"run {run.log_id} waits in the queue already (job {old})")
+    # first the new job, which waits for the end of the old one: so the run cannot be lost in between
+    job_id = hand_in(run, cluster, check=unchanged, after=old, attempt=attempt.number)
+    end_attempt(run, attempt, RunStatus.PREEMPTED, "requeued by mlxjobs requeue")
+    cluster.cancel([old])
+    return f"run {run.log_id} is submitted again (job {job_id}), and job {old} is stopped"

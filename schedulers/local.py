@@ -36,7 +36,7 @@ class LocalScheduler(Scheduler):
             *(
                 f"--{stream}={shlex.quote(str(path))}"
                 for stream, path in (("output", job.stdout), ("error", job.stderr))
-                if self.can_name(path)
+                if self.names(path)
             ),
         ]
 

@@ -54,13 +54,14 @@ class OARScheduler(Scheduler):
         "-q": "--queue",
         "-t": "--type",
     }
+    array_variable = "OAR_ARRAY_INDEX"
 
     def options(self, job: Job) -> list[str]:
         """Name, output, error, and what lets a job come back."""
         return [
             f"-n {job.name}",
-            f"-O {job.stdout if self.can_name(job.stdout) else '/dev/null'}",
-            f"-E {job.stderr if self.can_name(job.stderr) else '/dev/null'}",
+            f"-O {job.stdout if self.names(job.stdout) else '/dev/null'}",
+            f"-E {job.stderr if self.names(job.stderr) else '/dev/null'}",
             # else OAR resubmits neither a besteffort job that it kills nor one that exits with 99
             "-t idempotent",
             # OAR ends jobs by SIGKILL; this alone makes it warn them, a minute before, with USR2
@@ -86,6 +87,10 @@ class OARScheduler(Scheduler):
         known = {*self.aliases, *self.aliases.values(), *_LONG}
         return [f"{self.directive} {_as_read(line, known)}" for line in lines]
 
+    def array_option(self, tasks: int) -> str:
+        """oarsub(1). No pattern of an output file's path holds the number."""
+        return f"--array {tasks}"
+
     # -- commands and what they answer -----------------------------------------------------
 
     def submit_command(self, script: Path) -> list[str]:
@@ -104,6 +109,13 @@ class OARScheduler(Scheduler):
             raise ValueError(output)
         return match.group(1)
 
+    def parse_array(self, output: str, tasks: int) -> list[str]:
+        """One line `OAR_JOB_ID=7` a task, in their order (measured)."""
+        found = re.findall(r"^OAR_JOB_ID=(\d+)$", output, re.MULTILINE)
+        if len(found) != tasks:
+            raise ValueError(output)
+        return found
+
     def may_have_submitted(self, words: str) -> bool:
         """With its server down oarsub says `Job is killed`, and the job runs later (measured)."""
         return "Cannot connect to executor" in words
@@ -116,6 +128,14 @@ class OARScheduler(Scheduler):
         """Jobs whose command is this script."""
         found = (job_id for job_id, job in _jobs(output).items() if job["command"] == _word(script))
         return sorted(found, key=int)
+
+    def parse_found_array(self, output: str, script: Path, tasks: int) -> list[str]:
+        """The jobs of the newest array: those that have ended are not listed, and ids follow one another."""
+        jobs = {job_id: job for job_id, job in _jobs(output).items() if job["command"] == _word(script)}
+        if not jobs:
+            return []
+        first = max(int(job["array_id"]) for job in jobs.values())
+        return [str(first + number) for number in range(tasks)]
 
     def status_command(self, job_ids: Sequence[str]) -> list[str]:
         """-f for exit codes and events; whole arrays, as in them a resubmitted job has a new id."""

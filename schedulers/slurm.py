@@ -58,13 +58,15 @@ class SLURMScheduler(Scheduler):
         "--workdir": "--chdir",
         "--no-requeue": "--requeue",
     }
+    array_variable = "SLURM_ARRAY_TASK_ID"
+    array_index = "%a"
 
     def options(self, job: Job) -> list[str]:
         """Name, output, error, and what lets a job come back."""
         return [
             f"--job-name={shlex.quote(job.name)}",
-            f"--output={_file(job.stdout) if self.can_name(job.stdout) else '/dev/null'}",
-            f"--error={_file(job.stderr) if self.can_name(job.stderr) else '/dev/null'}",
+            f"--output={_file(job.stdout) if self.names(job.stdout) else '/dev/null'}",
+            f"--error={_file(job.stderr) if self.names(job.stderr) else '/dev/null'}",
             # without it a requeued job overwrites what it said before
             "--open-mode=append",
             "--requeue",
@@ -76,6 +78,10 @@ class SLURMScheduler(Scheduler):
     def can_name(self, path: Path) -> bool:
         """Neither does a line break, nor is a backslash one in a file name pattern."""
         return not {"\n", "\\"} & set(str(path))
+
+    def array_option(self, tasks: int) -> str:
+        """sbatch(1)."""
+        return f"--array=1-{tasks}"
 
     def submit_command(self, script: Path) -> list[str]:
         """sbatch(1)."""
@@ -94,14 +100,26 @@ class SLURMScheduler(Scheduler):
         return any(sign in words for sign in ("timed out", "Zero Bytes", "Unexpected message"))
 
     def find_command(self) -> list[str]:
-        """The script's path is the one mark that no option of the user can replace."""
-        return ["squeue", "--noheader", "--me", "--states=all", f"--format=%i{_SEPARATOR}%o"]
+        """The script's path is the one mark that no option of the user can replace.
+
+        %F is the array's id for all of its tasks, and else the job's.
+        """
+        return ["squeue", "--noheader", "--me", "--states=all", f"--format=%F{_SEPARATOR}%o"]
 
     def parse_found(self, output: str, script: Path) -> list[str]:
         """Jobs whose command is this script."""
         rows = [line.partition(_SEPARATOR) for line in output.splitlines()]
         seen = str(script).partition("\n")[0]
-        return sorted((job_id for job_id, _, command in rows if command == seen), key=_number)
+        return sorted({job_id for job_id, _, command in rows if command == seen}, key=int)
+
+    def max_array_command(self) -> list[str]:
+        """scontrol(1)."""
+        return ["scontrol", "show", "config"]
+
+    def parse_max_array(self, output: str) -> int | None:
+        """Numbers of tasks are smaller than MaxArraySize (slurm.conf(5)), and ours begin with 1."""
+        match = re.search(r"^MaxArraySize\s*=\s*(\d+)", output, re.MULTILINE)
+        return int(match.group(1)) - 1 if match else None
 
     def status_command(self, job_ids: Sequence[str]) -> list[str]:
         """squeue(1): exact at once, and no load for the accounting database.
@@ -210,10 +228,6 @@ def _time(text: str) -> datetime | None:
         return datetime.fromisoformat(text).astimezone()
     except ValueError:
         return None
-
-
-def _number(job_id: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", job_id))
 
 
 def _file(path: Path) -> str:

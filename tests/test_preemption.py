@@ -17,7 +17,7 @@ import pytest
 from mlxjobs.errors import SchedulerError
 from mlxjobs.history import Preempted, RunStatus
 from mlxjobs.preemption import Preemption
-from mlxjobs.scheduler import Fate, Here, JobState, JobStatus
+from mlxjobs.scheduler import EX_TEMPFAIL, Fate, Here, JobState, JobStatus
 from mlxjobs.store import Run
 from tests.project import await_value
 
@@ -36,7 +36,13 @@ class FakeCluster:
 
     @property
     def scheduler(self) -> Any:
-        return SimpleNamespace(warning_signals=WARNINGS, fate=lambda status, here: self.fate)
+        return SimpleNamespace(
+            warning_signals=WARNINGS,
+            fate=lambda status, here: self.fate,
+            requeue_command=lambda job_id: ["requeue", job_id],
+            requeue_exit_code=lambda: EX_TEMPFAIL,
+            requeues_exit_after_s=lambda status: None,
+        )
 
     def status(self, job_ids: list[str]) -> dict[str, JobStatus]:
         self.asked.set()

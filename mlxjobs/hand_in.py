@@ -1,0 +1,147 @@
+"""A run's script is handed to its scheduler, once and on record; and a running job makes itself come back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mlxjobs import shell
+from mlxjobs.cluster import Cluster
+from mlxjobs.console import note
+from mlxjobs.errors import JobSubmissionError, SchedulerError
+from mlxjobs.history import Attempt, RunState, RunStatus
+from mlxjobs.scheduler import EX_TEMPFAIL, Here, JobStatus
+from mlxjobs.store import Run
+
+
+def hand_in(
+    run: Run,
+    cluster: Cluster,
+    *,
+    check: Callable[[RunState], None] | None = None,
+    prepare: Callable[[], None] | None = None,
+    after: str | None = None,
+    attempt: int | None = None,
+) -> str:
+    """Submit the script of a run, and record it.
+
+    Args:
+        run: the run.
+        cluster: where to.
+        check: raises if the run's state allows no submission; it may be called again with a newer state.
+        prepare: writes the script, once nobody else can submit the run.
+        after: a job whose end the new one is to wait for.
+        attempt: the attempt that wants to be followed by another one; it goes on if that is refused.
+
+    Returns:
+        The id of the job.
+
+    Raises:
+        JobSubmissionError: the scheduler did not take it.
+        MLXJobsError: what `check` raises.
+    """
+    known = [one.job_id for one in run.state().attempts if one.job_id]
+
+    def claim(state: RunState) -> dict[str, Any]:
+        if check is not None:
+            check(state)
+        return {"event": "submitting", "scheduler": cluster.name, "class": cluster.path}
+
+    number = run.record(claim).submissions
+    try:
+        if prepare is not None:
+            prepare()
+        job_id = cluster.submit(run.script.absolute(), known, after)
+    except (JobSubmissionError, OSError, KeyboardInterrupt) as error:
+        reason = (str(error) or "interrupted while it was submitted").splitlines()[0]
+        refused = {"event": "refused", "submission": number, "reason": reason, "attempt": attempt}
+        run.record(lambda state: refused)
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise JobSubmissionError(f"run {run.log_id} ({run.path}): {error}") from error
+    run.record(lambda state: {"event": "submitted", "submission": number, "job_id": job_id})
+    return job_id
+
+
+def end_attempt(run: Run, attempt: Attempt, status: RunStatus, reason: str) -> RunState:
+    """Record how an attempt ended, unless it has spoken for itself, or another one has begun."""
+
+    def ended(state: RunState) -> dict[str, Any] | None:
+        newest = state.attempt
+        if newest is None or newest.number != attempt.number or newest.status is not None:
+            return None
+        return {"event": "ended", "attempt": attempt.number, "status": status.value, "reason": reason}
+
+    return run.record(ended)
+
+
+def follow(run: Run, state: RunState, status: JobStatus) -> RunState:
+    """Record that the scheduler ended the run's job and started it again under a new id, if it did."""
+    old, attempt = state.job_id, state.attempt
+    if not status.job_id or status.job_id == old:
+        return state
+    if attempt is not None and attempt.status is None and attempt.job_id == old:
+        reason = f"stopped and started again by the scheduler: {status.cause}"
+        end_attempt(run, attempt, RunStatus.PREEMPTED, reason)
+    moved = {"event": "moved", "from": old, "job_id": status.job_id}
+    return run.record(lambda now: moved if now.job_id == old else None)
+
+
+def come_back(
+    run: Run,
+    attempt: int,
+    cluster: Cluster,
+    here: Here,
+    status: JobStatus | None,
+    ran_s: float,
+    *,
+    wait: bool,
+) -> int:
+    """See to it that the job of a running attempt is started again once that has left.
+
+    By its exit code, if that is the scheduler's way and the job has run long enough; else by the
+    scheduler's command; else by handing in the script again.
+
+    Args:
+        run: the run.
+        attempt: the attempt's number.
+        cluster: what the job runs on.
+        here: the job.
+        status: what the scheduler says of it; None: it could not be asked.
+        ran_s: how long the attempt has run.
+        wait: rather than fail, wait until the job has run long enough.
+
+    Returns:
+        The exit code to leave with.
+
+    Raises:
+        SchedulerError: it would not be started again.
+    """
+    scheduler = cluster.scheduler
+    enough_s = scheduler.requeues_exit_after_s(status)
+    if enough_s is not None and ran_s >= enough_s:
+        return scheduler.requeue_exit_code()
+    if scheduler.requeue_command(here.job_id) is not None:
+        cluster.requeue(here.job_id)
+        return scheduler.requeue_exit_code()
+    try:
+        _check_submission(cluster)
+        hand_in(run, cluster, after=here.job_id, attempt=attempt)
+    except SchedulerError as error:
+        if enough_s is None or not wait:
+            raise
+        left_s = enough_s - ran_s
+        note(f"{error}. So the job waits for {left_s:.0f} s, after which its exit code brings it back")
+        time.sleep(left_s)
+        return scheduler.requeue_exit_code()
+    return EX_TEMPFAIL
+
+
+def _check_submission(cluster: Cluster) -> None:
+    lacking = shell.missing(cluster.scheduler.commands[:1])
+    if lacking:
+        raise SchedulerError(
+            f"this compute node cannot submit, as it has no {lacking[0]}; once the job has ended, submit the "
+            "run again from a login node: mlxjobs requeue"
+        )
