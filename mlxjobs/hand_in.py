@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +14,7 @@ from mlxjobs.console import note
 from mlxjobs.errors import JobSubmissionError, SchedulerError
 from mlxjobs.history import Attempt, RunState, RunStatus
 from mlxjobs.scheduler import EX_TEMPFAIL, Here, JobStatus
+from mlxjobs.startable import process_key
 from mlxjobs.store import Run
 
 
@@ -19,7 +22,7 @@ def hand_in(
     run: Run,
     cluster: Cluster,
     *,
-    check: Callable[[RunState], None] | None = None,
+    check: Callable[[Run, RunState], None] | None = None,
     prepare: Callable[[], None] | None = None,
     after: str | None = None,
     attempt: int | None = None,
@@ -42,26 +45,50 @@ def hand_in(
         MLXJobsError: what `check` raises.
     """
     known = [one.job_id for one in run.state().attempts if one.job_id]
-
-    def claim(state: RunState) -> dict[str, Any]:
-        if check is not None:
-            check(state)
-        return {"event": "submitting", "scheduler": cluster.name, "class": cluster.path}
-
-    number = run.record(claim).submissions
+    number = claim(run, cluster, check)
     try:
         if prepare is not None:
             prepare()
         job_id = cluster.submit(run.script.absolute(), known, after)
     except (JobSubmissionError, OSError, KeyboardInterrupt) as error:
-        reason = (str(error) or "interrupted while it was submitted").splitlines()[0]
-        refused = {"event": "refused", "submission": number, "reason": reason, "attempt": attempt}
-        run.record(lambda state: refused)
+        refused = refuse(run, number, error, attempt)
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise JobSubmissionError(f"run {run.log_id} ({run.path}): {error}") from error
-    run.record(lambda state: {"event": "submitted", "submission": number, "job_id": job_id})
+        raise refused from error
+    accept(run, number, job_id)
     return job_id
+
+
+def claim(run: Run, cluster: Cluster, check: Callable[[Run, RunState], None] | None) -> int:
+    """Take a run's next submission, which nobody else can then make; return its number."""
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "process_key": process_key(os.getpid())}
+
+    def submitting(state: RunState) -> dict[str, Any]:
+        if check is not None:
+            check(run, state)
+        return {"event": "submitting", "scheduler": cluster.name, "class": cluster.path, "process": me}
+
+    return run.record(submitting).submissions
+
+
+def accept(run: Run, number: int, job_id: str) -> None:
+    """Record that a submission made a job."""
+    run.record(lambda state: {"event": "submitted", "submission": number, "job_id": job_id})
+
+
+def refuse(run: Run, number: int, error: BaseException, attempt: int | None = None) -> JobSubmissionError:
+    """Record that a submission failed, or was interrupted; return the error that says so."""
+    reason = (str(error) or "interrupted while it was submitted").splitlines()[0]
+    event = {"event": "refused", "submission": number, "reason": reason, "attempt": attempt}
+    run.record(lambda state: event)
+    return JobSubmissionError(f"run {run.log_id} ({run.path}): {error}")
+
+
+def wait(run: Run, number: int, reason: str) -> None:
+    """Record that the queue had no room: the run waits to be handed in."""
+    event = {"event": "waiting", "submission": number, "reason": reason.splitlines()[0]}
+    run.record(lambda state: event)
+    run.mark_waiting(True)
 
 
 def end_attempt(run: Run, attempt: Attempt, status: RunStatus, reason: str) -> RunState:

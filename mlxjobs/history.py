@@ -20,6 +20,7 @@ Event = Mapping[str, Any]
 class RunStatus(str, Enum):
     """Where a run is in its life; the names that `info.yaml` shows."""
 
+    WAITING = "WAITING"
     SUBMITTED = "SUBMITTED"
     STARTING = "STARTING"
     RUNNING = "RUNNING"
@@ -92,6 +93,7 @@ class RunState:
         first_job_id: the id that its newest submission was given at first.
         before: the submission before the newest, as `scheduler`.
         submissions: how often it was handed to a scheduler.
+        submitter: `host`, `pid` and `process_key` of the process that did so last.
         attempts: its executions, oldest first.
     """
 
@@ -103,6 +105,7 @@ class RunState:
     first_job_id: str | None = None
     before: dict[str, Any] = field(default_factory=dict)
     submissions: int = 0
+    submitter: dict[str, Any] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
 
     @property
@@ -164,6 +167,7 @@ def _submitting(state: RunState, event: Event) -> None:
         "job_id": None,
         "submitted": event["time"],
     }
+    state.submitter = event.get("process", {})
     state.status, state.reason = RunStatus.SUBMITTED, None
 
 
@@ -173,6 +177,12 @@ def _submitted(state: RunState, event: Event) -> None:
         # unless it has already been started, and perhaps started again under another id
         if state.scheduler["job_id"] is None:
             state.scheduler["job_id"] = event["job_id"]
+
+
+def _waiting(state: RunState, event: Event) -> None:
+    """The queue had no room for it; it was not handed in."""
+    if event["submission"] == state.submissions and state.status is RunStatus.SUBMITTED:
+        state.status, state.reason = RunStatus.WAITING, event["reason"]
 
 
 def _moved(state: RunState, event: Event) -> None:
@@ -252,6 +262,7 @@ _HANDLERS = {
     "created": _created,
     "submitting": _submitting,
     "submitted": _submitted,
+    "waiting": _waiting,
     "moved": _moved,
     "refused": _refused,
     "started": _started,

@@ -277,7 +277,7 @@ class _Launch:
         if options["use_version_manager"]:
             program, facts["version_manager"] = freeze_code(options, program)
         facts["work_dir"] = str(program.work_dir)
-        Submission(options, program, facts).submit([(None, one) for one in composed])
+        Submission(options, program, facts).submit_new(composed)
 
     def _check_submission(self, options: dict[str, Any], composed: Sequence[Composed]) -> None:
         if not composed:
@@ -351,7 +351,9 @@ class _Launch:
                     )  # fmt: skip
 
                 hydra_job.call_with_callbacks(placed, self.task, call)
+            existing.hand_in_more(run, place)
         except TaskFailed as error:
+            existing.hand_in_more(run, place)
             raise SystemExit(1) from error
         except AlreadyComplete:
             note(f"run {run.log_id} is complete: nothing to do")
@@ -368,7 +370,7 @@ class _Launch:
         if options["use_version_manager"]:
             program, facts["version_manager"] = freeze_code(options, program)
             submission = Submission(options, program, facts)
-        submission.submit([(run, composed)])
+        submission.submit_existing(run, composed)
 
     def _facts(self) -> dict[str, Any]:
         """What `info.yaml` says of this process and its command line; the seed's keys."""

@@ -251,6 +251,10 @@ class Scheduler(ABC):
         """Whether a submission that failed with these words may have gone through all the same."""
         return False
 
+    def is_full(self, words: str) -> bool:
+        """Whether a submission failed with these words for lack of room: fewer jobs, or later, may do."""
+        return False
+
     def find_command(self) -> list[str] | None:
         """Return a command that lists this user's jobs with their scripts; None: there is none."""
         return None

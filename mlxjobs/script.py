@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from mlxjobs.scheduler import Job, Scheduler
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+
+def job_name(stem: str, suffix: str) -> str:
+    """Return a name for a job that every queue takes: `main-5`."""
+    return f"{re.sub(r'[^A-Za-z0-9_.]+', '-', stem).strip('-') or 'run'}-{suffix}"
 
 
 def render(job: Job, scheduler: Scheduler) -> str:
@@ -23,17 +34,7 @@ def render(job: Job, scheduler: Scheduler) -> str:
     Raises:
         InvalidConfigFileError: an option of the user cannot be used.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(  # noqa: S701 - a shell script, no HTML; every value is quoted by `quote`
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters["quote"] = lambda value: shlex.quote(str(value))
-    template = environment.from_string(
-        files("mlxjobs")
-        .joinpath("templates", "array.sh" if job.tasks else scheduler.template)
-        .read_text("utf-8")
-    )
+    template = _template("array.sh" if job.tasks else scheduler.template)
     return template.render(
         shell_path=job.shell_path,
         directives=scheduler.directives(job),
@@ -48,3 +49,14 @@ def render(job: Job, scheduler: Scheduler) -> str:
         folder=job.script.parent,
         variable=scheduler.array_variable,
     )
+
+
+@cache
+def _template(name: str) -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(  # noqa: S701 - a shell script, no HTML; every value is quoted by `quote`
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["quote"] = lambda value: shlex.quote(str(value))
+    return environment.from_string(files("mlxjobs").joinpath("templates", name).read_text("utf-8"))

@@ -59,9 +59,14 @@ def process_key(pid: int) -> str:
 
 def is_alive(attempt: Attempt) -> bool | None:
     """Whether the process of an attempt lives; None if that cannot be seen from here."""
-    if attempt.host != socket.gethostname() or attempt.pid is None:
+    return lives(attempt.host, attempt.pid, attempt.process_key)
+
+
+def lives(host: str, pid: int | None, key: str) -> bool | None:
+    """Whether a process lives, given its `process_key` too; None if that cannot be seen from here."""
+    if host != socket.gethostname() or pid is None:
         return None
-    return bool(attempt.process_key) and process_key(attempt.pid) == attempt.process_key
+    return bool(key) and process_key(pid) == key
 
 
 def _job_lives(cluster: Cluster | None, state: RunState, job_id: str, here_id: str | None) -> bool | None:

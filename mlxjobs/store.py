@@ -19,7 +19,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,17 @@ def _taken(parent: str) -> int:
         return max((int(entry.name) for entry in entries if _is_number(entry.name)), default=0)
 
 
-def take_log_id(parent: str) -> str:
+def take_log_id(parent: str, above: int | None = None) -> str:
     """Create the folder with the next free number, and return its path.
+
+    Args:
+        parent: where.
+        above: a number that is taken, which saves looking for the highest one.
 
     Each process walks up from what it saw and moves on only over numbers that are taken: so no number
     is skipped, however many start at once, and no lock is needed. (Strings, as paths are slow here.)
     """
-    number = _taken(parent)
+    number = _taken(parent) if above is None else above
     while True:
         number += 1
         path = f"{parent}/{number}"
@@ -78,6 +82,37 @@ def take_log_id(parent: str) -> str:
         except FileExistsError:
             continue
         return path
+
+
+def in_ranges(log_ids: Iterable[int]) -> str:
+    """Write numbers of runs as the command `mlxjobs` takes them: `5-9 12`."""
+    parts: list[list[int]] = []
+    for log_id in sorted(log_ids):
+        if parts and parts[-1][1] == log_id - 1:
+            parts[-1][1] = log_id
+        else:
+            parts.append([log_id, log_id])
+    return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def waiting_in(parent: Path) -> list[int]:
+    """Return the numbers of the runs that are marked as waiting for room in the queue."""
+    try:
+        with os.scandir(parent / ".waiting") as entries:
+            return sorted(int(entry.name) for entry in entries if _is_number(entry.name))
+    except FileNotFoundError:
+        return []
+
+
+def take_array(parent: Path) -> Path:
+    """Create a folder for an array of runs of this log directory, which nobody else can get.
+
+    It holds the array's script, and for each task a link to its run: so what a run's directory holds
+    is found below the task's number.
+    """
+    arrays = parent / ".arrays"
+    arrays.mkdir(exist_ok=True)
+    return Path(take_log_id(str(arrays)))
 
 
 class Run:
@@ -104,12 +139,13 @@ class Run:
     # -- creation ---------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, parent: Path, log_id: int = -1) -> Run:
+    def create(cls, parent: Path, log_id: int = -1, *, after: Run | None = None) -> Run:
         """Create a run directory, which nobody else can get.
 
         Args:
             parent: the log directory; it is created if it is missing.
             log_id: the number to take; negative: the next free one.
+            after: a run that was created just before, which saves looking for the next number.
 
         Returns:
             The run; its folders exist, it has no files and no events yet.
@@ -119,7 +155,11 @@ class Run:
         """
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            path = f"{parent}/{log_id}" if log_id >= 0 else take_log_id(str(parent))
+            path = (
+                f"{parent}/{log_id}"
+                if log_id >= 0
+                else take_log_id(str(parent), after.log_id if after else None)
+            )
             if log_id >= 0:
                 os.mkdir(path)  # noqa: PTH102 - as in take_log_id
             for folder in ("metadata", "metadata/.history", "metrics", "artifacts"):
@@ -201,6 +241,15 @@ class Run:
             events = newer
 
     # -- metadata ---------------------------------------------------------------------------
+
+    def mark_waiting(self, waits: bool) -> None:
+        """Mark the run as one that waits for room in the queue, so that it is found without a search."""
+        mark = self.path.parent / ".waiting" / self.path.name
+        if waits:
+            mark.parent.mkdir(exist_ok=True)
+            mark.touch()
+        else:
+            mark.unlink(missing_ok=True)
 
     @property
     def frozen(self) -> Path:

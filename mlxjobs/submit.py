@@ -6,23 +6,25 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxjobs import adapters, command_line, frozen, settings
+from mlxjobs.arrays import HandedIn, hand_in_all
 from mlxjobs.cluster import Cluster
 from mlxjobs.console import note, say
-from mlxjobs.errors import InvalidShellPathError, MLXJobsError, RunError
-from mlxjobs.files import replace_file
+from mlxjobs.errors import InvalidShellPathError, RunError
+from mlxjobs.files import flushed_together, replace_file
 from mlxjobs.frozen import Composed
 from mlxjobs.hand_in import hand_in
 from mlxjobs.history import RunState, RunStatus
 from mlxjobs.scheduler import Job
-from mlxjobs.script import render
+from mlxjobs.script import job_name, render
 from mlxjobs.startable import Place, check_startable
-from mlxjobs.store import Run
+from mlxjobs.store import Run, in_ranges
 
 
 @dataclass(frozen=True)
@@ -109,55 +111,64 @@ class Submission:
         # a wrong option is found before anything is created
         self._script(self._parent / "0")
 
-    def submit(self, runs: Sequence[tuple[Run | None, Composed]]) -> None:
-        """Submit runs, in their order; print a line for each.
-
-        Args:
-            runs: what to run: an existing run that is to go on, or None for a new one, and its
-                configuration.
+    def submit_new(self, sweep: Sequence[Composed]) -> None:
+        """Make a run of each configuration and hand all of them in; print a line for each.
 
         Raises:
-            JobSubmissionError: the scheduler refused one; those after it were not tried.
+            JobSubmissionError: not all were taken; what became of each is recorded and printed.
         """
-        for index, (run, composed) in enumerate(runs):
-            try:
-                job_id, log_id = self._submit_one(run, composed)
-            except MLXJobsError as error:
-                left = len(runs) - index - 1
-                also = (
-                    f"; {index} submitted before it go on, {left} after it were not tried"
-                    if index or left
-                    else ""
-                )
-                raise type(error)(f"{error}{also}") from error
-            what = " ".join(composed.overrides)
-            say(f"run {log_id}: job {job_id}  {what}".rstrip())
-        say(f"{len(runs)} submitted to {self._cluster.name}; look with: mlxjobs ls {self._parent}")
+        with flushed_together(self._parent) if len(sweep) > 1 else nullcontext():
+            runs: list[Run] = []
+            for composed in sweep:
+                runs.append(self._create(composed, runs[-1] if runs else None))
+        result = hand_in_all(runs, self._cluster, self._options["scheduler"])
+        self._report(result, {run.log_id: one.overrides for run, one in zip(runs, sweep, strict=True)})
 
-    def _create(self, composed: Composed) -> Run:
+    def submit_existing(self, run: Run, composed: Composed) -> None:
+        """Hand in a run that exists, to go on; print a line.
+
+        Raises:
+            JobSubmissionError: it was not taken.
+            RunError: it is in a queue, or running.
+        """
+
+        def prepare() -> None:
+            run.keep(frozen.to_yaml(composed), self._options)
+            replace_file(run.script, self._script(run.path), mode=0o777)
+
+        job_id = hand_in(run, self._cluster, check=self._check, prepare=prepare)
+        self._report(HandedIn({run.log_id: job_id}), {run.log_id: composed.overrides})
+
+    def _report(self, result: HandedIn, overrides: Mapping[int, Sequence[str]]) -> None:
+        lines = [
+            f"run {log_id}: job {job_id}  {' '.join(overrides[log_id])}".rstrip()
+            for log_id, job_id in result.jobs.items()
+        ]
+        look = f"look with: mlxjobs ls {self._parent}"
+        say("\n".join([*lines, f"{len(lines)} submitted to {self._cluster.name}; {look}"]))
+        if result.waiting:
+            note(
+                f"runs {in_ranges(result.waiting)} wait, as the queue has no room: each run that ends "
+                f"hands in more, and so does: mlxjobs requeue RUN... --logs {self._parent}"
+            )
+        if result.failed:
+            error = next(iter(result.failed.values()))
+            again = f"submit again: mlxjobs requeue {in_ranges(result.failed)} --logs {self._parent}"
+            raise type(error)(f"{error}\n{len(result.failed)} refused, {again}") from error
+
+    def _create(self, composed: Composed, after: Run | None) -> Run:
         """Make a new run's directory, whole or not at all."""
-        run = Run.create(self._parent, self._options["logger"]["forced_log_id"])
+        run = Run.create(self._parent, self._options["logger"]["forced_log_id"], after=after)
         about = {**self._facts, "log_dir": str(run.path), "log_id": run.log_id}
         try:
             run.write_yaml("config", frozen.plain(composed.config))
             run.keep(frozen.to_yaml(composed), self._options)
+            replace_file(run.script, self._script(run.path), mode=0o777)
             run.record(lambda state: {"event": "created", "facts": about})
         except OSError:
             shutil.rmtree(run.path, ignore_errors=True)  # nobody can know of it yet
             raise
         return run
-
-    def _submit_one(self, run: Run | None, composed: Composed) -> tuple[str, int]:
-        new = run is None
-        run = run or self._create(composed)
-
-        def prepare() -> None:
-            if not new:
-                run.keep(frozen.to_yaml(composed), self._options)
-            replace_file(run.script, self._script(run.path), mode=0o777)
-
-        job_id = hand_in(run, self._cluster, check=lambda state: self._check(run, state), prepare=prepare)
-        return job_id, run.log_id
 
     def _check(self, run: Run, state: RunState) -> None:
         """Raise if the run is in a queue, or running."""
@@ -175,7 +186,7 @@ class Submission:
         script = self._program.script
         stem = self._program.target if script is None else script.stem
         job = Job(
-            name=f"{re.sub(r'[^A-Za-z0-9_.]+', '-', stem).strip('-') or 'run'}-{log_dir.name}",
+            name=job_name(stem, log_dir.name),
             script=run.script,
             stdout=run.stdout,
             stderr=run.stderr,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxjobs.arrays import alike, hand_in_all
 from mlxjobs.cluster import Cluster
 from mlxjobs.errors import MLXJobsError, RunError, SchedulerError
 from mlxjobs.hand_in import end_attempt, follow, hand_in
 from mlxjobs.history import Attempt, RunState, RunStatus
 from mlxjobs.scheduler import JobState, JobStatus
-from mlxjobs.startable import is_alive
+from mlxjobs.startable import is_alive, lives
 from mlxjobs.store import Run, runs_in
 
 
@@ -58,11 +59,28 @@ def look(parent: Path, log_ids: Sequence[int] | None = None) -> list[Seen]:
             continue
         if one.state.job_id is not None:
             questions.setdefault(one.state.scheduler["class"], []).append(one)
+        elif one.state.status is RunStatus.SUBMITTED:
+            _check_submitter(one)
         elif one.state.attempt is not None:
             _check_process(one, one.state.attempt)
     for path, asked in questions.items():
         _ask(path, asked)
     return seen
+
+
+def _check_submitter(one: Seen) -> None:
+    """A process that is killed while it submits leaves a run that nobody hands in."""
+    process = one.state.submitter
+    alive = lives(process["host"], process["pid"], process["process_key"]) if process else None
+    if alive is None and process:
+        one.doubt = f"is being handed in by process {process['pid']} on {process['host']}, or was"
+    if alive is False:
+        # if there is a job all the same, it starts all the same
+        event = {
+            "event": "refused", "submission": one.state.submissions,
+            "reason": "its submission was interrupted: the process is gone",
+        }  # fmt: skip
+        one.state = one.run.record(lambda state: event)
 
 
 def _check_process(one: Seen, attempt: Attempt) -> None:
@@ -121,91 +139,145 @@ def _words(run: Run, status: JobStatus) -> str:
     return words
 
 
-# -- what a user can do to a run from outside -----------------------------------------------------
+# -- what a user can do to runs from outside ------------------------------------------------------
+
+Outcome = str | MLXJobsError
 
 
 def _cluster_of(one: Seen) -> Cluster:
     path = one.state.scheduler.get("class")
     if path is None or one.state.job_id is None:
-        raise RunError(f"run {one.run.log_id} ({one.run.path}) was not submitted to a scheduler")
+        raise _not_submitted(one)
     return Cluster(path)
 
 
-def cancel(one: Seen) -> str:
-    """End a run for good: its job is cancelled, and it stays down.
+def _not_submitted(one: Seen) -> RunError:
+    return RunError(f"run {one.run.log_id} ({one.run.path}) was not submitted to a scheduler")
 
-    Returns:
-        What was done, in one line.
 
-    Raises:
-        MLXJobsError: the scheduler refused, or the run runs where it cannot be reached.
+def cancel(seen: Sequence[Seen]) -> Iterator[Outcome]:
+    """End runs for good: their jobs are cancelled, by one command, and they stay down.
+
+    Yields:
+        What was done, in one line, or why it could not be: the scheduler refused, or the run runs
+        where it cannot be reached.
     """
-    run, state = one.run, one.state
-    if state.status.ended:
-        return f"run {run.log_id} has ended already: {state.status}"
-    if state.job_id is not None:
-        try:
-            _cancel_job(_cluster_of(one), state.job_id)
-        except SchedulerError as error:
-            raise SchedulerError(f"run {run.log_id} was not cancelled: {error}") from error
-    elif state.attempt is not None and is_alive(state.attempt):
-        raise RunError(
-            f"run {run.log_id} runs in process {state.attempt.pid} on {state.attempt.host}, started by "
-            f"hand: end it there (Ctrl-C, or kill {state.attempt.pid})"
-        )
+    submitted: dict[str, list[Seen]] = {}
+    for one in seen:
+        run, state = one.run, one.state
+        if state.status.ended:
+            yield f"run {run.log_id} has ended already: {state.status}"
+        elif state.job_id is not None:
+            submitted.setdefault(state.scheduler["class"], []).append(one)
+        elif state.attempt is not None and is_alive(state.attempt):
+            yield RunError(
+                f"run {run.log_id} runs in process {state.attempt.pid} on {state.attempt.host}, started by "
+                f"hand: end it there (Ctrl-C, or kill {state.attempt.pid})"
+            )
+        else:
+            yield _withdraw(one)
+    for path, group in submitted.items():
+        yield from _cancel_jobs(path, group)
+
+
+def _withdraw(one: Seen) -> str:
     event = {
-        "event": "withdrawn", "attempts": len(state.attempts), "status": RunStatus.CANCELLED.value,
+        "event": "withdrawn", "attempts": len(one.state.attempts), "status": RunStatus.CANCELLED.value,
         "reason": "cancelled by mlxjobs cancel",
     }  # fmt: skip
-    run.record(lambda now: None if now.status.ended else {**event, "attempts": len(now.attempts)})
-    return f"run {run.log_id} is cancelled" + (f" (job {state.job_id})" if state.job_id else "")
+    one.run.record(lambda now: None if now.status.ended else {**event, "attempts": len(now.attempts)})
+    return f"run {one.run.log_id} is cancelled" + (f" (job {one.state.job_id})" if one.state.job_id else "")
 
 
-def _cancel_job(cluster: Cluster, job_id: str) -> None:
-    cluster.cancel([job_id])
-    if cluster.scheduler.requeue_command(job_id) is not None:
+def _cancel_jobs(path: str, group: Sequence[Seen]) -> Iterator[Outcome]:
+    job_ids = [str(one.state.job_id) for one in group]
+    try:
+        cluster = Cluster(path)
+        cluster.cancel(job_ids)
+        if cluster.scheduler.requeue_command(job_ids[0]) is None:
+            # where a restart gives a job a new id, it may have had one at this very moment
+            now = cluster.status(job_ids)
+            moved = [now[one].job_id for one in job_ids if one in now and now[one].job_id not in ("", one)]
+            cluster.cancel(moved)
+    except MLXJobsError as error:
+        if len(group) > 1:  # one that the scheduler refuses must not keep the others
+            for one in group:
+                yield from _cancel_jobs(path, [one])
+        else:
+            yield SchedulerError(f"run {group[0].run.log_id} was not cancelled: {error}")
         return
-    # where a restart gives a job a new id, it may have had one at this very moment
-    now = cluster.status([job_id]).get(job_id)
-    if now is not None and now.job_id not in ("", job_id):
-        cluster.cancel([now.job_id])
+    yield from map(_withdraw, group)
 
 
-def preempt(one: Seen) -> str:
-    """Make a run checkpoint, leave and come back. Returns what was done; raises as `cancel`."""
-    if one.state.status not in (RunStatus.STARTING, RunStatus.RUNNING):
-        raise RunError(f"run {one.run.log_id} is {one.state.status}, not running: nothing to preempt")
-    _cluster_of(one).preempt(str(one.state.job_id))
-    return f"run {one.run.log_id} is asked to checkpoint and come back (job {one.state.job_id})"
+def preempt(seen: Sequence[Seen]) -> Iterator[Outcome]:
+    """Make runs checkpoint, leave and come back. Yields as `cancel`."""
+    for one in seen:
+        try:
+            if one.state.status not in (RunStatus.STARTING, RunStatus.RUNNING):
+                yield RunError(f"run {one.run.log_id} is {one.state.status}, not running: nothing to preempt")
+                continue
+            _cluster_of(one).preempt(str(one.state.job_id))
+            yield f"run {one.run.log_id} is asked to checkpoint and come back (job {one.state.job_id})"
+        except MLXJobsError as error:
+            yield error
 
 
-def requeue(one: Seen) -> str:
-    """Stop the job of a run and start it again. Returns what was done; raises as `cancel`."""
-    if one.state.status is RunStatus.COMPLETE:
-        raise RunError(f"run {one.run.log_id} is COMPLETE: nothing to do again")
-    cluster = _cluster_of(one)
-    if cluster.scheduler.requeue_command(str(one.state.job_id)) is None:
-        return _submit_again(one, cluster)
-    cluster.requeue(str(one.state.job_id))
-    return f"run {one.run.log_id} is requeued (job {one.state.job_id})"
+def requeue(seen: Sequence[Seen]) -> Iterator[Outcome]:
+    """Stop the jobs of runs and start them again; hand those in again that have none. Yields as `cancel`."""
+    again: list[Seen] = []
+    for one in seen:
+        try:
+            if one.state.status is RunStatus.COMPLETE:
+                yield RunError(f"run {one.run.log_id} is COMPLETE: nothing to do again")
+            elif "class" not in one.state.scheduler:
+                yield _not_submitted(one)
+            elif one.state.status.ended or one.state.status is RunStatus.WAITING:
+                again.append(one)
+            else:
+                yield _start_again(one)
+        except MLXJobsError as error:
+            yield error
+    yield from _submit_again(again)
 
 
-def _submit_again(one: Seen, cluster: Cluster) -> str:
-    """Hand in the script again, where the scheduler has no command that starts a job again."""
-    run, state, old = one.run, one.state, str(one.state.job_id)
+def _unchanged(seen: Iterable[Seen]) -> Callable[[Run, RunState], None]:
+    """Return a check that raises unless a run is as it was seen."""
+    states = {one.run.log_id: one.state for one in seen}
 
-    def unchanged(now: RunState) -> None:
-        if now.status is not state.status or len(now.attempts) != len(state.attempts):
+    def check(run: Run, now: RunState) -> None:
+        before = states[run.log_id]
+        if now.status is not before.status or len(now.attempts) != len(before.attempts):
             raise RunError(f"run {run.log_id} is being started by somebody else at this moment")
 
-    if state.status.ended:
-        job_id = hand_in(run, cluster, check=unchanged)
-        return f"run {run.log_id} is submitted again (job {job_id})"
-    attempt = state.attempt
+    return check
+
+
+def _submit_again(ended: Sequence[Seen]) -> Iterator[Outcome]:
+    waiting = {one.run.log_id for one in ended if one.state.status is RunStatus.WAITING}
+    for cluster, given, runs in alike([one.run for one in ended]):
+        patient = any(run.log_id in waiting for run in runs)
+        result = hand_in_all(runs, cluster, given, check=_unchanged(ended), patient=patient)
+        for run in runs:
+            if run.log_id in result.jobs:
+                run.mark_waiting(False)
+                yield f"run {run.log_id} is submitted again (job {result.jobs[run.log_id]})"
+            elif run.log_id in result.waiting:
+                yield f"run {run.log_id} waits: the queue has no room for it"
+            else:
+                yield result.failed[run.log_id]
+
+
+def _start_again(one: Seen) -> str:
+    """Stop the job of a run that has not ended, and start it again."""
+    cluster, job_id = _cluster_of(one), str(one.state.job_id)
+    if cluster.scheduler.requeue_command(job_id) is not None:
+        cluster.requeue(job_id)
+        return f"run {one.run.log_id} is requeued (job {job_id})"
+    run, attempt = one.run, one.state.attempt
     if attempt is None or attempt.status is not None:
-        raise RunError(f"run {run.log_id} waits in the queue already (job {old})")
+        raise RunError(f"run {run.log_id} waits in the queue already (job {job_id})")
     # first the new job, which waits for the end of the old one: so the run cannot be lost in between
-    job_id = hand_in(run, cluster, check=unchanged, after=old, attempt=attempt.number)
+    new = hand_in(run, cluster, check=_unchanged([one]), after=job_id, attempt=attempt.number)
     end_attempt(run, attempt, RunStatus.PREEMPTED, "requeued by mlxjobs requeue")
-    cluster.cancel([old])
-    return f"run {run.log_id} is submitted again (job {job_id}), and job {old} is stopped"
+    cluster.cancel([job_id])
+    return f"run {run.log_id} is submitted again (job {new}), and job {job_id} is stopped"

@@ -99,6 +99,10 @@ class SLURMScheduler(Scheduler):
         """A controller that hangs takes the job once it goes on."""
         return any(sign in words for sign in ("timed out", "Zero Bytes", "Unexpected message"))
 
+    def is_full(self, words: str) -> bool:
+        """Limits of the user, the account or the partition (resource_limits.html), and MaxJobCount."""
+        return re.search(r"Max(Submit)?Job|GrpSubmit|job submit limit|temporarily un", words) is not None
+
     def find_command(self) -> list[str]:
         """The script's path is the one mark that no option of the user can replace.
 

@@ -10,8 +10,9 @@ import pytest
 
 from tests.clusters.fixtures import cluster_python, oar, oar_dir, slurm, user_dir
 from tests.project import Project
+from tests.slurm_stub import Slurm
 
-__all__ = ["cluster_python", "oar", "oar_dir", "project", "slurm", "user_dir"]
+__all__ = ["cluster_python", "oar", "oar_dir", "project", "slurm", "slurm_stub", "user_dir"]
 
 
 @pytest.fixture
@@ -29,3 +30,9 @@ def project(tmp_path: Path) -> Iterator[Project]:
                 env=project.env, capture_output=True, check=True,
             )  # fmt: skip
             project.queue("wait", "--timeout", "60", *jobs)
+
+
+@pytest.fixture
+def slurm_stub(project: Project) -> Slurm:
+    """Stand-ins for Slurm's commands, and a project that submits to them."""
+    return Slurm(project)

@@ -11,76 +11,8 @@ import pytest
 
 from mlxjobs.history import RunStatus
 from tests.project import MAIN, Project
+from tests.slurm_stub import IMPATIENT, Slurm
 from tests.test_launch import assert_one_message, finish, names, runs, write
-
-# Slurm's commands as stand-ins. `modes` has a line for each call of sbatch; `taken` is the queue.
-SBATCH = """#!/bin/bash
-cd "$(dirname "$0")" || exit
-mode=$(head -n 1 modes)
-sed -i 1d modes
-script=${!#}
-take() { echo "$script" >> taken; }
-answer() { echo "$(wc -l < taken)"; }
-case $mode in
-    ok) take; answer ;;
-    refuse) echo "sbatch: error: invalid partition specified: nosuch" >&2; exit 1 ;;
-    hang-taken) take; exec sleep 60 ;;
-    hang-lost) exec sleep 60 ;;
-    timeout-taken) take; echo "sbatch: error: Socket timed out on send/recv operation" >&2; exit 1 ;;
-    timeout-lost) echo "sbatch: error: Socket timed out on send/recv operation" >&2; exit 1 ;;
-    mute-taken) take; echo "thank you" ;;
-    mute-lost) echo "thank you" ;;
-    interrupt) kill -INT $PPID; exec sleep 60 ;;
-esac
-"""
-SQUEUE = """#!/bin/bash
-cd "$(dirname "$0")" || exit
-[ -e down ] && { echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1; }
-number=0
-while read -r line; do
-    number=$((number + 1))
-    case "$*" in
-        *--format=*) printf '%s\\x1f%s\\n' "$number" "$line" ;;
-        *) printf '%s\\x1fPENDING\\x1fNone\\x1f0\\x1f2026-01-01T00:00:00\\x1f\\n' "$number" ;;
-    esac
-done < taken
-"""
-# the time that is left to a command that hangs, cut short
-IMPATIENT = "import mlxjobs.cluster as c\nc._SUBMIT_S, c._SEARCH_S = 0.5, 0.5\n"
-
-
-class Slurm:
-    """The stand-ins, and a project that submits to them."""
-
-    def __init__(self, project: Project) -> None:
-        self.project = project
-        self.folder = project.folder.parent / "slurm"
-        self.folder.mkdir()
-        for name, text in {
-            "sbatch": SBATCH,
-            "squeue": SQUEUE,
-            "scontrol": "#!/bin/sh\n",
-            "scancel": "#!/bin/sh\n",
-        }.items():
-            (self.folder / name).write_text(text)
-            (self.folder / name).chmod(0o755)
-        (self.folder / "taken").touch()
-        project.env["PATH"] = f"{self.folder}:{os.environ['PATH']}"
-
-    def submit(self, modes: str, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        (self.folder / "modes").write_text("".join(f"{mode}\n" for mode in modes.split()))
-        scheduler = ("mlxpy.use_scheduler=true", "mlxpy.scheduler.name=SLURMScheduler")
-        return self.project.run(*scheduler, *arguments, code=code)
-
-    @property
-    def taken(self) -> list[str]:
-        return (self.folder / "taken").read_text().splitlines()
-
-
-@pytest.fixture
-def slurm_stub(project: Project) -> Slurm:
-    return Slurm(project)
-
 
 # -- the scheduler's commands ---------------------------------------------------------------------
 
@@ -104,18 +36,6 @@ def test_sbatch_refuses(slurm_stub: Slurm) -> None:
     assert slurm_stub.project.state().reason is None
 
 
-def test_in_a_sweep_the_third_is_refused(slurm_stub: Slurm) -> None:
-    done = slurm_stub.submit("ok ok refuse ok", "seed=1,2,3,4,5", code=3)
-    assert_one_message(done, "nosuch", "2 submitted before it go on, 2 after it were not tried")
-    assert [line.split()[:4] for line in done.stdout.splitlines()] == [
-        ["run", "1:", "job", "1"],
-        ["run", "2:", "job", "2"],
-    ]
-    statuses = [slurm_stub.project.state(log_id).status.value for log_id in runs(slurm_stub.project)]
-    assert statuses == ["SUBMITTED", "SUBMITTED", "FAILED"]  # and no folder for those not tried
-    assert len(slurm_stub.taken) == 2
-
-
 @pytest.mark.parametrize("mode", ["hang", "timeout", "mute"])
 def test_nobody_heard_the_answer(slurm_stub: Slurm, mode: str) -> None:
     write(slurm_stub.project, {"main.py": IMPATIENT + MAIN})
@@ -130,17 +50,7 @@ def test_nobody_heard_the_answer(slurm_stub: Slurm, mode: str) -> None:
     (slurm_stub.folder / "down").touch()
     done = slurm_stub.submit(f"{mode}-taken", code=3)
     assert_one_message(done, "nobody knows whether the job was taken", "mlxjobs ls")
-    assert len(slurm_stub.taken) == 2  # never twice
-
-
-def test_a_submission_is_interrupted(slurm_stub: Slurm) -> None:
-    done = slurm_stub.submit("ok interrupt ok", "seed=1,2,3", code=130)
-    assert done.stderr.splitlines()[-1] == "mlxjobs: interrupted"
-    assert "Traceback" not in done.stderr
-    assert runs(slurm_stub.project) == [1, 2]
-    state = slurm_stub.project.state(2)
-    assert (state.status, state.reason) == (RunStatus.FAILED, "interrupted while it was submitted")
-    slurm_stub.submit("ok", "mlxpy.logger.forced_log_id=2")  # and it can be submitted again
+    assert len(slurm_stub.scripts()) == 2  # never twice
 
 
 # -- what was typed or written in a settings file ---------------------------------------------------
@@ -269,6 +179,7 @@ def test_a_work_directory_may_have_any_name(tmp_path: Path, name: str) -> None:
     slurm_stub.submit("ok", "num_epoch=2")
     script = project.logs / "2" / "script.sh"
     project.command("bash", "-n", str(script))
+    slurm_stub.end("1")
     done = project.command("bash", str(script))
     out = done.stdout or project.stdout(2)  # what Slurm cannot name, the script opens itself
     assert "Completed training" in out

@@ -141,6 +141,7 @@ def test_a_normal_job_kills_a_besteffort_one_that_is_not_idempotent(remote: OarP
     remote.let_pass(10)
     done = remote.mlxjobs("requeue", "1")
     assert "run 1 is submitted again (job " in done.stdout
+    remote.command("oarresume", remote.job())  # its script says --hold
     remote.await_status("COMPLETE", attempts=2)
     assert_whole(remote, old)
 

@@ -1,0 +1,177 @@
+"""Many runs are handed in with as few submissions as the site allows: as arrays where there are any."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlxjobs import settings
+from mlxjobs.cluster import Cluster
+from mlxjobs.errors import JobSubmissionError, MLXJobsError, QueueFullError, RunError, UnknownSubmissionError
+from mlxjobs.files import flushed_together, replace_file
+from mlxjobs.hand_in import accept, claim, refuse, wait
+from mlxjobs.history import RunState, RunStatus
+from mlxjobs.scheduler import TASK, Job
+from mlxjobs.script import job_name, render
+from mlxjobs.store import Run, take_array, waiting_in
+
+
+@dataclass
+class HandedIn:
+    """What became of runs that were to be handed in together.
+
+    Attributes:
+        jobs: the ids of their jobs, by the numbers of the runs.
+        failed: why a run was not handed in.
+        waiting: runs for which the queue had no room; they wait, and `feed` hands them in.
+    """
+
+    jobs: dict[int, str] = field(default_factory=dict)
+    failed: dict[int, MLXJobsError] = field(default_factory=dict)
+    waiting: list[int] = field(default_factory=list)
+
+
+def hand_in_all(
+    runs: Sequence[Run],
+    cluster: Cluster,
+    given: Mapping[str, Any],
+    *,
+    check: Callable[[Run, RunState], None] | None = None,
+    patient: bool = False,
+) -> HandedIn:
+    """Submit the scripts of runs, and record it.
+
+    Args:
+        runs: the runs, all of one log directory; their scripts are written.
+        cluster: where to.
+        given: the settings of the scheduler, the same for all of them.
+        check: raises if a run's state allows no submission; the others are handed in all the same.
+        patient: let the runs wait if the queue is full, even if none of them was taken.
+
+    Returns:
+        What became of each. Where one was refused, so are those after it: a scheduler that says no is
+        not asked a thousand times.
+    """
+    result = HandedIn()
+    if not runs:
+        return result
+    numbers: dict[Run, int] = {}
+    with flushed_together(runs[0].path.parent):
+        for run in runs:
+            try:
+                numbers[run] = claim(run, cluster, check)
+            except MLXJobsError as error:
+                result.failed[run.log_id] = error
+    todo = list(numbers)
+    try:
+        for run, job_id in _submit_in_turn(todo, cluster, given):
+            accept(run, numbers[run], job_id)
+            result.jobs[run.log_id] = job_id
+    except (JobSubmissionError, OSError, KeyboardInterrupt) as error:
+        left = todo[len(result.jobs) :]
+        with flushed_together(runs[0].path.parent):
+            if isinstance(error, QueueFullError) and (patient or result.jobs):
+                result.waiting = [run.log_id for run in left]
+                for run in left:
+                    wait(run, numbers[run], str(error))
+            else:
+                result.failed.update({run.log_id: refuse(run, numbers[run], error) for run in left})
+        if isinstance(error, KeyboardInterrupt):
+            raise
+    return result
+
+
+def _submit_in_turn(
+    runs: Sequence[Run], cluster: Cluster, given: Mapping[str, Any]
+) -> Iterator[tuple[Run, str]]:
+    """Hand in runs in as large arrays as may be; yield each with the id of its job."""
+    size = min(cluster.max_array(), len(runs)) if len(runs) > 1 else 1
+    while runs:
+        try:
+            jobs = _submit(runs[:size], cluster, given)
+        except QueueFullError:
+            if size == 1:
+                raise
+            size //= 2  # how much of the user's share is left nobody tells: it is found by trying
+            continue
+        with flushed_together(runs[0].path.parent) if len(jobs) > 1 else nullcontext():
+            yield from zip(runs, jobs, strict=False)
+        runs = runs[len(jobs) :]
+
+
+def feed(parent: Path, most: int = 16) -> HandedIn:
+    """Hand in runs for which the queue had no room, as many as it takes now.
+
+    Each run does so when it ends in a job, so that a sweep larger than the user's share of the queue
+    needs no process that outlives the command line.
+
+    Args:
+        parent: the log directory.
+        most: how many to try.
+
+    Returns:
+        What became of those that were tried.
+    """
+    result = HandedIn()
+    for cluster, given, runs in alike([Run(parent / str(log_id)) for log_id in waiting_in(parent)[:most]]):
+        one = hand_in_all(runs, cluster, given, check=_check_waiting, patient=True)
+        result.jobs.update(one.jobs)
+        result.waiting += one.waiting
+        for log_id in [*one.jobs, *one.failed]:
+            Run(parent / str(log_id)).mark_waiting(False)
+    return result
+
+
+def _check_waiting(run: Run, state: RunState) -> None:
+    if state.status is not RunStatus.WAITING:
+        raise RunError(f"run {run.log_id} does not wait any more")
+
+
+def alike(runs: Iterable[Run]) -> Iterator[tuple[Cluster, Mapping[str, Any], list[Run]]]:
+    """Group runs by their scheduler and its settings, as they were when each was submitted."""
+    groups: dict[str, tuple[Cluster, Mapping[str, Any], list[Run]]] = {}
+    for run in runs:
+        path, given = run.state().scheduler["class"], run.read_yaml("mlxpy")["scheduler"]
+        groups.setdefault(f"{path} {given}", (Cluster(path), given, []))[2].append(run)
+    yield from groups.values()
+
+
+def _submit(runs: Sequence[Run], cluster: Cluster, given: Mapping[str, Any]) -> list[str]:
+    """Hand in runs as one job, or as one array; return the ids of their jobs."""
+    if len(runs) == 1:
+        known = [one.job_id for one in runs[0].state().attempts if one.job_id]
+        return [cluster.submit(runs[0].script.absolute(), known)]
+    script = _write_array(runs, cluster, given)
+    try:
+        return cluster.submit_array(script, len(runs))
+    except UnknownSubmissionError:
+        raise
+    except JobSubmissionError:
+        shutil.rmtree(script.parent, ignore_errors=True)
+        raise
+
+
+def _write_array(runs: Sequence[Run], cluster: Cluster, given: Mapping[str, Any]) -> Path:
+    """Make an array's folder: its script, and a link to the directory of each of its runs."""
+    folder = take_array(runs[0].path.parent)
+    for number, run in enumerate(runs, 1):
+        folder.joinpath(str(number)).symlink_to(Path("..", "..", run.path.name))
+    array, task = Run(folder), Run(folder / TASK)
+    stem = Path(runs[0].state().facts.get("current_file_path") or "run").stem
+    job = Job(
+        name=job_name(stem, f"{runs[0].log_id}-{runs[-1].log_id}"),
+        script=array.script,
+        stdout=task.stdout,
+        stderr=task.stderr,
+        work_dir=folder,
+        command=(),
+        option_lines=settings.as_lines(given["option_cmd"]),
+        shell_path=given["shell_path"],
+        tasks=len(runs),
+    )
+    replace_file(array.script, render(job, cluster.scheduler), mode=0o777)
+    return array.script.absolute()

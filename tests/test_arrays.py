@@ -1,0 +1,219 @@
+"""A sweep goes out in as few submissions as the site allows: nothing is lost, nothing goes out twice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from mlxjobs.history import RunStatus
+from tests.project import MAIN, Project
+from tests.slurm_stub import IMPATIENT, Slurm
+from tests.test_launch import assert_one_message, runs, write
+
+
+def statuses(project: Project) -> list[str]:
+    return [project.state(log_id).status.value for log_id in runs(project)]
+
+
+def jobs(project: Project) -> list[str | None]:
+    return [project.state(log_id).job_id for log_id in runs(project)]
+
+
+def run_task(slurm: Slurm, job: str, task: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run what Slurm would run, as the job that it would be."""
+    script = (slurm.folder / "queue" / job).read_text().splitlines()[0]
+    names = {"SLURM_JOB_ID": job} | (
+        {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": str(task)} if task else {}
+    )
+    return slurm.project.command("bash", script, env=names)
+
+
+def test_a_sweep_is_one_array_of_whole_runs(slurm_stub: Slurm) -> None:
+    project = slurm_stub.project
+    done = slurm_stub.submit("", "seed=1,2,3")
+    assert done.stdout.splitlines()[:3] == [f"run {n}: job 1_{n}  seed={n}" for n in (1, 2, 3)]
+    assert slurm_stub.tasks() == {"1": 3}
+    assert jobs(project) == ["1_1", "1_2", "1_3"]
+    # each run has a script of its own, as if it had been submitted alone
+    assert "#SBATCH --job-name=main-2\n" in project.at(2).script.read_text()
+    text = project.at(1).path.parent.joinpath(".arrays", "1", "script.sh").read_text()
+    assert "#SBATCH --job-name=main-1-3\n" in text
+    assert f"#SBATCH --output={project.logs}/.arrays/1/%a/log.stdout\n" in text
+    # a task becomes its run, and writes where that is
+    run_task(slurm_stub, "1", 2)
+    assert statuses(project) == ["SUBMITTED", "COMPLETE", "SUBMITTED"]
+    assert project.info(2)["attempts"][0]["job_id"] == "1_2"
+    assert os.path.samefile(project.logs / ".arrays" / "1" / "2", project.logs / "2")
+
+
+def test_one_run_is_no_array(slurm_stub: Slurm) -> None:
+    slurm_stub.submit("", "seed=1")
+    assert jobs(slurm_stub.project) == ["1"]
+    assert slurm_stub.scripts() == [str(slurm_stub.project.at().script)]
+
+
+def test_the_sites_largest_array_is_not_exceeded(slurm_stub: Slurm) -> None:
+    slurm_stub.limit(max_array=3)  # numbers up to 2
+    slurm_stub.submit("", "seed=1,2,3,4,5")
+    assert slurm_stub.tasks() == {"1": 2, "2": 2, "3": 1}
+    assert jobs(slurm_stub.project) == ["1_1", "1_2", "2_1", "2_2", "3"]
+
+
+def test_the_second_array_is_refused(slurm_stub: Slurm) -> None:
+    project = slurm_stub.project
+    slurm_stub.limit(max_array=3)
+    done = slurm_stub.submit("ok refuse ok", "seed=1,2,3,4,5", code=3)
+    assert "nosuch" in done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        f"3 refused, submit again: mlxjobs requeue 3-5 --logs {project.logs}"
+    )
+    assert "Traceback" not in done.stderr
+    assert statuses(project) == ["SUBMITTED", "SUBMITTED", "FAILED", "FAILED", "FAILED"]
+    assert "invalid partition" in str(project.state(5).reason)
+    assert sorted(os.listdir(project.logs / ".arrays")) == ["1"]
+    # nothing is lost: they go out again, as arrays
+    done = project.mlxjobs("requeue", "3-5")
+    assert done.stdout.splitlines() == [
+        f"run {log_id} is submitted again (job {job})" for log_id, job in [(3, "2_1"), (4, "2_2"), (5, "3")]
+    ]
+    assert statuses(project) == ["SUBMITTED"] * 5
+
+
+@pytest.mark.parametrize("mode", ["hang", "timeout", "mute"])
+def test_nobody_heard_the_answer(slurm_stub: Slurm, mode: str) -> None:
+    project = slurm_stub.project
+    write(project, {"main.py": IMPATIENT + MAIN})
+    # it went through: submitted once, and found by the path of the array's script
+    slurm_stub.submit(f"{mode}-taken", "seed=1,2")
+    assert jobs(project) == ["1_1", "1_2"]
+    # it did not
+    done = slurm_stub.submit(f"{mode}-lost", "seed=1,2", code=3)
+    assert "the scheduler did not take the job" in done.stderr
+    assert statuses(project) == ["SUBMITTED", "SUBMITTED", "FAILED", "FAILED"]
+    # nobody knows: it is said, not tried again, and its jobs would find all they need
+    (slurm_stub.folder / "down").touch()
+    done = slurm_stub.submit(f"{mode}-taken", "seed=1,2", code=3)
+    assert "nobody knows whether the job was taken" in done.stderr
+    assert slurm_stub.tasks() == {"1": 2, "2": 2}
+    run_task(slurm_stub, "2", 1)
+    assert project.state(5).status is RunStatus.COMPLETE
+
+
+def test_a_submission_is_interrupted(slurm_stub: Slurm) -> None:
+    project = slurm_stub.project
+    slurm_stub.limit(max_array=2)
+    done = slurm_stub.submit("ok interrupt ok", "seed=1,2,3", code=130)
+    assert done.stderr.splitlines()[-1] == "mlxjobs: interrupted"
+    assert "Traceback" not in done.stderr
+    assert statuses(project) == ["SUBMITTED", "FAILED", "FAILED"]
+    assert project.state(2).reason == "interrupted while it was submitted"
+    slurm_stub.submit("ok", "mlxpy.logger.forced_log_id=2")  # and it can be submitted again
+    assert project.state(2).status is RunStatus.SUBMITTED
+
+
+def test_a_submission_is_killed(slurm_stub: Slurm) -> None:
+    project = slurm_stub.project
+    slurm_stub.limit(max_array=3)
+    slurm_stub.submit("ok kill", "seed=1,2,3", code=-9)
+    assert [row.split()[:2] for row in project.mlxjobs("ls").stdout.splitlines()[1:]] == [
+        ["1", "SUBMITTED"],
+        ["2", "SUBMITTED"],
+        ["3", "FAILED"],
+    ]
+    assert project.state(3).reason == "its submission was interrupted: the process is gone"
+    assert "job 2" in project.mlxjobs("requeue", "3").stdout
+
+
+def test_the_users_share_of_the_queue_is_filled_and_the_rest_waits(slurm_stub: Slurm) -> None:
+    project = slurm_stub.project
+    slurm_stub.limit(room=5)
+    done = slurm_stub.submit("", "seed=range(8)")
+    assert "5 submitted to SLURMScheduler" in done.stdout
+    assert "runs 6-8 wait" in done.stderr
+    assert slurm_stub.tasks() == {"1": 4, "2": 1}
+    assert statuses(project) == ["SUBMITTED"] * 5 + ["WAITING"] * 3
+    assert "AssocMaxSubmitJobLimit" in str(project.state(6).reason)
+    assert "WAITING" in project.mlxjobs("ls").stdout
+    # a run that ends finds no room, as its own job is still there
+    run_task(slurm_stub, "1", 1)
+    assert statuses(project)[5:] == ["WAITING"] * 3
+    # one that ends after another has left
+    slurm_stub.end("1")
+    done = run_task(slurm_stub, "2")
+    assert statuses(project)[5:] == ["SUBMITTED"] * 3
+    assert jobs(project)[5:] == ["3_1", "3_2", "3_3"]
+    assert "mlxjobs: run 6, which waited, is job 3_1" in done.stderr
+    assert os.listdir(project.logs / ".waiting") == []
+
+
+def test_what_waits_can_be_handed_in_and_cancelled_by_hand(slurm_stub: Slurm) -> None:
+    project = slurm_stub.project
+    slurm_stub.limit(room=2)
+    slurm_stub.submit("", "seed=range(5)")
+    assert "run 3 waits: the queue has no room for it" in project.mlxjobs("requeue", "3").stdout
+    assert project.mlxjobs("cancel", "4").stdout == "run 4 is cancelled\n"
+    slurm_stub.limit()
+    done = project.mlxjobs("requeue", "3-5")
+    assert jobs(project) == ["1_1", "1_2", "2_1", "2_2", "2_3"], done.stdout
+    assert statuses(project) == ["SUBMITTED"] * 5  # the cancelled one too, as its user says so
+
+
+def test_a_cancelled_run_is_not_fed(slurm_stub: Slurm) -> None:
+    project = slurm_stub.project
+    slurm_stub.limit(room=2)
+    slurm_stub.submit("", "seed=range(4)")
+    project.mlxjobs("cancel", "3")
+    slurm_stub.limit()
+    run_task(slurm_stub, "1", 1)
+    assert statuses(project) == ["COMPLETE", "SUBMITTED", "CANCELLED", "SUBMITTED"]
+    assert slurm_stub.tasks() == {"1": 2, "2": 1}
+
+
+def test_no_room_for_a_single_one_is_an_error(slurm_stub: Slurm) -> None:
+    slurm_stub.limit(room=0)
+    done = slurm_stub.submit("", "seed=1,2", code=3)
+    assert "AssocMaxSubmitJobLimit" in done.stderr  # nothing of it runs, so nothing would hand the rest in
+    assert statuses(slurm_stub.project) == ["FAILED", "FAILED"]
+
+
+def test_many_are_cancelled_by_one_command(slurm_stub: Slurm) -> None:
+    project = slurm_stub.project
+    slurm_stub.submit("", "seed=1,2,3")
+    done = project.mlxjobs("cancel", "1-3")
+    assert done.stdout.splitlines() == [f"run {n} is cancelled (job 1_{n})" for n in (1, 2, 3)]
+    assert (slurm_stub.folder / "cancelled").read_text() == "1_1 1_2 1_3\n"
+    assert statuses(project) == ["CANCELLED"] * 3
+
+
+def test_sweeps_submitted_at_once_do_not_meet(slurm_stub: Slurm) -> None:
+    project = slurm_stub.project
+    slurm_stub.answer("")
+    command = [project.python, "main.py", "mlxpy.use_scheduler=true", "mlxpy.scheduler.name=SLURMScheduler"]
+    processes = [
+        subprocess.Popen(
+            [*command, "seed=range(20)"], cwd=project.folder, env=project.env, stdout=subprocess.DEVNULL
+        )
+        for _ in range(3)
+    ]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert statuses(project) == ["SUBMITTED"] * 60
+    arrays = project.logs / ".arrays"
+    linked = [os.readlink(path) for path in arrays.glob("*/*") if path.is_symlink()]
+    assert sorted(linked) == sorted(f"../../{n}" for n in range(1, 61))
+
+
+def test_a_sweep_beside_runs_that_were_there_before(slurm_stub: Slurm) -> None:
+    project = slurm_stub.project
+    project.run("num_epoch=1")
+    (project.logs / "3").mkdir()
+    slurm_stub.submit("", "seed=1,2,3")
+    assert runs(project) == [1, 3, 4, 5, 6]
+    assert jobs(project)[2:] == ["1_1", "1_2", "1_3"]
+
+
+def test_what_is_wrong_is_found_before_anything_is_made(slurm_stub: Slurm) -> None:
+    done = slurm_stub.submit("", "seed=1,2", "mlxpy.scheduler.option_cmd='--time=1 --mem=2G'", code=2)
+    assert_one_message(done, "holds several options")
+    assert not slurm_stub.project.logs.exists()
