@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from mlxjobs.history import RunState, RunStatus
 from mlxjobs.scheduler import TASK, Job
 from mlxjobs.script import job_name, render
 from mlxjobs.store import Run, take_array, waiting_in
+
+# how long a run that ends keeps its job to hand in another one
+_PATIENCE_S = 20.0
 
 
 @dataclass
@@ -42,6 +46,7 @@ def hand_in_all(
     *,
     check: Callable[[Run, RunState], None] | None = None,
     patient: bool = False,
+    patience_s: float = 0.0,
 ) -> HandedIn:
     """Submit the scripts of runs, and record it.
 
@@ -51,6 +56,7 @@ def hand_in_all(
         given: the settings of the scheduler, the same for all of them.
         check: raises if a run's state allows no submission; the others are handed in all the same.
         patient: let the runs wait if the queue is full, even if none of them was taken.
+        patience_s: how long to try for the first one.
 
     Returns:
         What became of each. Where one was refused, so are those after it: a scheduler that says no is
@@ -68,7 +74,7 @@ def hand_in_all(
                 result.failed[run.log_id] = error
     todo = list(numbers)
     try:
-        for run, job_id in _submit_in_turn(todo, cluster, given):
+        for run, job_id in _submit_in_turn(todo, cluster, given, patience_s):
             accept(run, numbers[run], job_id)
             result.jobs[run.log_id] = job_id
     except (JobSubmissionError, OSError, KeyboardInterrupt) as error:
@@ -86,18 +92,23 @@ def hand_in_all(
 
 
 def _submit_in_turn(
-    runs: Sequence[Run], cluster: Cluster, given: Mapping[str, Any]
+    runs: Sequence[Run], cluster: Cluster, given: Mapping[str, Any], patience_s: float
 ) -> Iterator[tuple[Run, str]]:
     """Hand in runs in as large arrays as may be; yield each with the id of its job."""
+    end = time.monotonic() + patience_s
     size = min(cluster.max_array(), len(runs)) if len(runs) > 1 else 1
     while runs:
         try:
             jobs = _submit(runs[:size], cluster, given)
         except QueueFullError:
-            if size == 1:
+            if size > 1:
+                size //= 2  # how much of the user's share is left nobody tells: it is found by trying
+                continue
+            if time.monotonic() >= end:
                 raise
-            size //= 2  # how much of the user's share is left nobody tells: it is found by trying
+            time.sleep(1)
             continue
+        end = 0.0
         with flushed_together(runs[0].path.parent) if len(jobs) > 1 else nullcontext():
             yield from zip(runs, jobs, strict=False)
         runs = runs[len(jobs) :]
@@ -107,7 +118,8 @@ def feed(parent: Path, most: int = 16) -> HandedIn:
     """Hand in runs for which the queue had no room, as many as it takes now.
 
     Each run does so when it ends in a job, so that a sweep larger than the user's share of the queue
-    needs no process that outlives the command line.
+    needs no process that outlives the command line. Its own job is still in the queue then, and so
+    may be others that end at this moment: one of them tries for a while, the others leave and make room.
 
     Args:
         parent: the log directory.
@@ -117,13 +129,33 @@ def feed(parent: Path, most: int = 16) -> HandedIn:
         What became of those that were tried.
     """
     result = HandedIn()
-    for cluster, given, runs in alike([Run(parent / str(log_id)) for log_id in waiting_in(parent)[:most]]):
-        one = hand_in_all(runs, cluster, given, check=_check_waiting, patient=True)
-        result.jobs.update(one.jobs)
-        result.waiting += one.waiting
-        for log_id in [*one.jobs, *one.failed]:
-            Run(parent / str(log_id)).mark_waiting(False)
+    with _alone(parent) as alone:
+        runs = [Run(parent / str(log_id)) for log_id in waiting_in(parent)[:most]] if alone else []
+        for cluster, given, group in alike(runs):
+            one = hand_in_all(
+                group, cluster, given, check=_check_waiting, patient=True, patience_s=_PATIENCE_S
+            )
+            result.jobs.update(one.jobs)
+            result.waiting += one.waiting
+            for log_id in [*one.jobs, *one.failed]:
+                Run(parent / str(log_id)).mark_waiting(False)
     return result
+
+
+@contextmanager
+def _alone(parent: Path) -> Iterator[bool]:
+    """Tell whether no other process feeds this log directory: a courtesy, nothing goes wrong without."""
+    import fcntl
+
+    with (parent / ".waiting" / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # a file system that has no locks
+            pass
+        yield True
 
 
 def _check_waiting(run: Run, state: RunState) -> None:

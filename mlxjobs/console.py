@@ -1,8 +1,9 @@
-"""The only module that prints: what the program tells its user, all on one of two streams."""
+"""The only module that prints and asks: what the program tells its user, all on one of two streams."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 
 def say(message: str) -> None:
@@ -13,3 +14,37 @@ def say(message: str) -> None:
 def note(message: str) -> None:
     """Print what the user should know beside that, on standard error."""
     print(f"mlxjobs: {message}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def is_terminal() -> bool:
+    """Whether somebody is there to answer a question."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def ask(question: str, choices: Sequence[str], names: Sequence[str]) -> int:
+    """Ask until the answer is one of the choices.
+
+    Args:
+        question: one line.
+        choices: what is offered, a line each; they are numbered from 1.
+        names: what may be answered instead of a number, one for each choice.
+
+    Returns:
+        Which one was chosen, counted from 0.
+
+    Raises:
+        EOFError: the terminal was closed.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    note(question)
+    for number, choice in enumerate(choices, 1):
+        print(f"  {number}  {choice}".rstrip(), file=sys.stderr)  # noqa: T201
+    numbers = [str(number) for number in range(1, len(choices) + 1)]
+    while True:
+        print(f"1 to {len(choices)}, or a name: ", end="", file=sys.stderr, flush=True)  # noqa: T201
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        for answers in (numbers, names):
+            if line.strip() in answers:
+                return answers.index(line.strip())

@@ -12,13 +12,14 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from mlxjobs import command_line, compose, settings
-from mlxjobs.console import note
+from mlxjobs.console import is_terminal, note
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
 from mlxjobs.files import create_file, replace_file
 from mlxjobs.frozen import Composed, to_yaml
@@ -269,6 +270,7 @@ class _Launch:
                 "use_scheduler=true needs use_logger=true: a job lives in its run directory"
             )
         program = this_program()
+        self._settle_scheduler(options)
         Submission(options, program, {})  # what is wrong is found before anything is made
         composed: list[Composed] = []
         self._compose(options, arguments, quiet=True, run=composed.append)
@@ -278,6 +280,16 @@ class _Launch:
             program, facts["version_manager"] = freeze_code(options, program)
         facts["work_dir"] = str(program.work_dir)
         Submission(options, program, facts).submit_new(composed)
+
+    def _settle_scheduler(self, options: dict[str, Any]) -> None:
+        """Ask for a scheduler where none is set and somebody is there to answer."""
+        given = options["scheduler"]
+        if given["name"] != settings.NO_SCHEDULER or not (options["interactive_mode"] and is_terminal()):
+            return
+        from mlxjobs.choose import choose_scheduler
+
+        with suppress(EOFError):  # no answer: the error says how to set one
+            given["name"] = choose_scheduler(self.config_dir / settings.FILE_NAME)
 
     def _check_submission(self, options: dict[str, Any], composed: Sequence[Composed]) -> None:
         if not composed:
@@ -365,6 +377,7 @@ class _Launch:
         from mlxjobs.submit import Submission, freeze_code, this_program
 
         program = this_program()
+        self._settle_scheduler(options)
         facts = self._facts()
         submission = Submission(options, program, facts)
         if options["use_version_manager"]:

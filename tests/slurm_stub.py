@@ -58,7 +58,10 @@ done
 SCONTROL = '#!/bin/bash\ncd "$(dirname "$0")" || exit\necho "MaxArraySize            = $(cat max_array)"\n'
 SCANCEL = '#!/bin/bash\ncd "$(dirname "$0")" || exit\necho "$*" >> cancelled\n'
 # the time that is left to a command that hangs, cut short
-IMPATIENT = "import mlxjobs.cluster as c\nc._SUBMIT_S, c._SEARCH_S = 0.5, 0.5\n"
+IMPATIENT = (
+    "import mlxjobs.cluster as c, mlxjobs.arrays as a\n"
+    "c._SUBMIT_S, c._SEARCH_S, a._PATIENCE_S = 0.5, 0.5, 0.0\n"
+)
 
 
 class Slurm:

@@ -129,6 +129,7 @@ def test_a_submission_is_killed(slurm_stub: Slurm) -> None:
 def test_the_users_share_of_the_queue_is_filled_and_the_rest_waits(slurm_stub: Slurm) -> None:
     project = slurm_stub.project
     slurm_stub.limit(room=5)
+    write(project, {"main.py": IMPATIENT + MAIN})
     done = slurm_stub.submit("", "seed=range(8)")
     assert "5 submitted to SLURMScheduler" in done.stdout
     assert "runs 6-8 wait" in done.stderr
@@ -145,7 +146,7 @@ def test_the_users_share_of_the_queue_is_filled_and_the_rest_waits(slurm_stub: S
     assert statuses(project)[5:] == ["SUBMITTED"] * 3
     assert jobs(project)[5:] == ["3_1", "3_2", "3_3"]
     assert "mlxjobs: run 6, which waited, is job 3_1" in done.stderr
-    assert os.listdir(project.logs / ".waiting") == []
+    assert os.listdir(project.logs / ".waiting") == [".lock"]
 
 
 def test_what_waits_can_be_handed_in_and_cancelled_by_hand(slurm_stub: Slurm) -> None:

@@ -1,0 +1,183 @@
+"""use_scheduler=true where no scheduler is set: a terminal is asked, all else is told what to type."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pexpect
+import pytest
+import yaml
+
+from mlxjobs import adapters
+from mlxjobs.choose import set_value
+from mlxjobs.errors import InvalidConfigFileError
+from tests.project import Project
+from tests.slurm_stub import Slurm
+from tests.test_launch import assert_one_message, finish, runs
+
+KEYS = ("scheduler", "name")
+USE = "+mlxpy.use_scheduler=true"
+
+
+def terminal(project: Project, *arguments: str) -> pexpect.spawn[str]:
+    """Type `python main.py ...` in a terminal."""
+    words = ["main.py", *arguments]
+    env = {**project.env, "TERM": "dumb"}
+    return pexpect.spawn(
+        project.python, words, cwd=str(project.folder), env=env, encoding="utf-8", timeout=60, echo=False
+    )
+
+
+def closing(child: pexpect.spawn[str]) -> tuple[int, str]:
+    """Wait for the end; return the exit code and what was printed until then."""
+    child.expect(pexpect.EOF)
+    child.close()
+    return child.exitstatus, str(child.before)
+
+
+def test_a_choice_is_kept_and_the_command_goes_on(project: Project) -> None:
+    project.run("--cfg", "job")
+    path = project.folder / "configs" / "mlxpy.yaml"
+    text = "# ours\n" + path.read_text().replace("NoScheduler", "NoScheduler  # none yet")
+    path.write_text(text)
+    child = terminal(project, USE, "optimizer.lr=0.1,0.01")
+    child.expect("use_scheduler is true, and no scheduler is set. Which one\\?")
+    child.expect("[0-9]  LocalScheduler +this machine alone")
+    child.expect("or a name: ")
+    child.sendline("Local")
+    child.expect("or a name: ")  # what is no answer is asked again
+    child.sendline("LocalScheduler")
+    child.expect(f"LocalScheduler is set in {path}")
+    code, out = closing(child)
+    assert code == 0, out
+    assert "2 submitted to LocalScheduler" in out
+    assert "Which one?" not in out  # once for the whole sweep
+    assert path.read_text() == text.replace("NoScheduler ", "LocalScheduler ")
+    finish(project, 2)
+    # it is set now: nobody is asked any more
+    assert closing(terminal(project, USE))[0] == 0
+
+
+def test_those_whose_commands_are_here_come_first(slurm_stub: Slurm) -> None:
+    child = terminal(slurm_stub.project, USE)
+    child.expect("or a name: ")
+    offers = re.findall(r"([0-9])  (\w+) +(\S.*)\r\n", str(child.before))
+    assert [int(number) for number, *_ in offers] == list(range(1, len(adapters.known()) + 1))
+    assert {name for _, name, _ in offers} == set(adapters.known())
+    here = [not about.startswith("not here: no ") for *_, about in offers]
+    assert here == sorted(here, reverse=True)
+    slurm = next(offer for offer in offers if offer[1] == "SLURMScheduler")
+    assert slurm[2] == "sbatch, squeue, scontrol, scancel"
+    child.sendline(slurm[0])
+    code, out = closing(child)
+    assert code == 0, out
+    assert "run 1: job 1" in out
+
+
+@pytest.mark.parametrize(("key", "code"), [("\x03", 130), ("\x04", 2)], ids=["Ctrl-C", "Ctrl-D"])
+def test_no_answer_leaves_all_as_it_was(project: Project, key: str, code: int) -> None:
+    project.run("--cfg", "job")
+    path = project.folder / "configs" / "mlxpy.yaml"
+    before = path.read_bytes(), sorted(os.listdir(project.folder))
+    child = terminal(project, USE)
+    child.expect("or a name: ")
+    child.send(key)
+    ended, out = closing(child)
+    assert ended == code
+    assert "Traceback" not in out
+    assert ("no scheduler is set" in out) == (code == 2)
+    assert (path.read_bytes(), sorted(os.listdir(project.folder))) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_file_that_cannot_be_written(project: Project) -> None:
+    project.run("--cfg", "job")
+    (project.folder / "configs").chmod(0o555)
+    child = terminal(project, USE)
+    child.expect("or a name: ")
+    child.sendline("LocalScheduler")
+    child.expect("LocalScheduler is used this time; it could not be kept")
+    assert closing(child)[0] == 0
+
+
+def test_without_a_terminal_it_is_said_what_to_type(project: Project) -> None:
+    done = project.run(USE, code=2)
+    assert_one_message(done, "no scheduler is set", "configs/mlxpy.yaml", "+mlxpy.scheduler.name=")
+    assert runs(project) == []
+
+
+def test_a_terminal_is_not_asked_with_interactive_mode_off(project: Project) -> None:
+    code, out = closing(terminal(project, USE, "+mlxpy.interactive_mode=false"))
+    assert code == 2
+    assert "no scheduler is set" in out
+
+
+def test_an_existing_run_can_be_submitted_too(project: Project) -> None:
+    project.run()
+    child = terminal(project, USE, "+mlxpy.logger.forced_log_id=1")
+    child.expect("or a name: ")
+    child.sendline("LocalScheduler")
+    code, out = closing(child)
+    assert code == 0, out
+    assert "run 1: job 1" in out
+
+
+# -- the edit ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "scheduler:\n  name: X\n"),
+        ("# nothing", "# nothing\nscheduler:\n  name: X\n"),
+        ("scheduler:\n  name: NoScheduler\n", "scheduler:\n  name: X\n"),
+        ("scheduler:\n  name: 'No' # why\n  a: 1\n", "scheduler:\n  name: X # why\n  a: 1\n"),
+        ("a: 1\nscheduler:\n  b: 2 # c\n", "a: 1\nscheduler:\n  name: X\n  b: 2 # c\n"),
+        ("scheduler:\n  name:\n  b: 2\n", "scheduler:\n  name: X\n  b: 2\n"),
+        ("scheduler:\n  name: # none\n", "scheduler:\n  name: X # none\n"),
+        ("scheduler:\nuse_logger: true\n", "scheduler: {name: X}\nuse_logger: true\n"),
+        ("# c\nuse_logger: true\n", "# c\nscheduler: {name: X}\nuse_logger: true\n"),
+        ("{scheduler: {name: a, b: [1]}}", "{scheduler: {name: X, b: [1]}}"),
+        ("scheduler: {}", "scheduler: {name: X}"),
+        ("scheduler: {b: 1}\n", "scheduler: {name: X, b: 1}\n"),
+        ("scheduler:\r\n  name: a\r\n  b: é\r\n", "scheduler:\r\n  name: X\r\n  b: é\r\n"),
+        ("a: 1\r\n", "scheduler: {name: X}\r\na: 1\r\n"),
+        (
+            "a: &n NoScheduler\nscheduler: {name: b}\nc: *n\n",
+            "a: &n NoScheduler\nscheduler: {name: X}\nc: *n\n",
+        ),
+        (
+            'scheduler:\n  name: "a\\\n    b"\n  c: |\n    name: d\n',
+            "scheduler:\n  name: X\n  c: |\n    name: d\n",
+        ),
+        ("---\nscheduler:\n    name: a\n...\n", "---\nscheduler:\n    name: X\n...\n"),
+    ],
+)
+def test_one_value_is_set_and_the_rest_stays(before: str, after: str) -> None:
+    assert set_value(before, KEYS, "X") == after
+    assert yaml.safe_load(after)["scheduler"]["name"] == "X"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &n NoScheduler\nscheduler:\n  name: *n\n",
+        "a: &s {name: b}\nscheduler: *s\n",
+        "scheduler: [1]\n",
+        "- 1\n",
+        "scheduler: {name: a}\nscheduler: {name: b}\n",
+        "a: &s {name: b}\n<<: *s\nscheduler:\n  <<: *s\n  name: &t {x: 1}\n",
+    ],
+)
+def test_what_cannot_be_edited_alone_is_left_to_the_user(text: str) -> None:
+    with pytest.raises(InvalidConfigFileError, match=r"set scheduler.name: X by hand"):
+        set_value(text, KEYS, "X")
+
+
+def test_the_file_that_is_made_for_a_new_project(tmp_path: Path) -> None:
+    project = Project(tmp_path / "project")
+    project.run("--cfg", "job")
+    text = (project.folder / "configs" / "mlxpy.yaml").read_text()
+    assert set_value(text, KEYS, "X") == text.replace("name: NoScheduler", "name: X")
