@@ -115,8 +115,8 @@ def _added(text: str, node: Any, keys: Sequence[str], value: str, line: str) -> 
     start: int = node.start_mark.index
     new = f"{keys[0]}: {_flow(keys[1:], value)}"
     if node.flow_style:
-        return text[: start + 1] + new + (", " if node.value else "") + text[start + 1 :]
-    return text[:start] + new + line + " " * node.start_mark.column + text[start:]
+        return f"{text[: start + 1]}{new}{', ' if node.value else ''}{text[start + 1 :]}"
+    return f"{text[:start]}{new}{line}{' ' * node.start_mark.column}{text[start:]}"
 
 
 def _flow(keys: Sequence[str], value: str) -> str:

@@ -30,7 +30,7 @@ def terminal(project: Project, *arguments: str) -> pexpect.spawn[str]:
     )
 
 
-def closing(child: pexpect.spawn[str]) -> tuple[int, str]:
+def closing(child: pexpect.spawn[str]) -> tuple[int | None, str]:
     """Wait for the end; return the exit code and what was printed until then."""
     child.expect(pexpect.EOF)
     child.close()
