@@ -84,7 +84,7 @@ def _begin(
             "facts": facts,
         }
 
-    after = run.record(started)
+    after = run.record(started, paint=False)  # "running" follows
     return before, after
 
 

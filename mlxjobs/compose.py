@@ -19,6 +19,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from mlxjobs import shortcut
 from mlxjobs.command_line import is_question, names_action, quote_value, separate_options
 from mlxjobs.config_dict import MISSING, ConfigDict
 from mlxjobs.errors import InvalidConfigFileError, MissingFieldError, MLXJobsError, RunError
@@ -98,14 +99,17 @@ def compose_runs(
         import hydra._internal.hydra  # which hydra.main imports anyway, later
 
     raised: list[Exception] = []
+    seen: list[Composed] = []
+    given = _hydra_arguments(arguments, scratch, sweep_dir, quiet)
     # with HYDRA_FULL_ERROR Hydra raises what went wrong instead of printing it and leaving
     with (
-        _arguments([sys.argv[0], *_hydra_arguments(arguments, scratch, sweep_dir, quiet)]),
+        _arguments([sys.argv[0], *given]),
         _environment("HYDRA_FULL_ERROR", "1"),
         _only_composing() if quiet else nullcontext(),
+        shortcut.taken(run if quiet else None, seen) if "-m" in given else nullcontext(),
         _garbage_left() as collect_again,
     ):
-        job = _job(task, run, raised, collect_again)
+        job = _job(task, run, raised, seen, collect_again)
         try:
             hydra.main(version_base=None, config_path=str(config_dir), config_name=config_name)(job)()
         except _Refused as refused:
@@ -140,6 +144,7 @@ def _job(
     task: Callable[..., Any],
     run: Callable[[Composed], Any],
     raised: list[Exception],
+    seen: list[Composed],
     collect_again: Callable[[], None],
 ) -> Callable[..., Any]:
     """Return what Hydra calls for each run; the user's code sees the process as it was."""
@@ -150,7 +155,8 @@ def _job(
         collect_again()  # from the first run on: a sweep does leave garbage
         with _arguments(argv), _environment("HYDRA_FULL_ERROR", full_error):
             try:
-                return run(_capture(config))
+                seen[:] = [_capture(config)]
+                return run(seen[0])
             except MLXJobsError as error:
                 raise _Refused(error) from error
             except Exception as error:

@@ -85,7 +85,14 @@ def _write_aside(path: Path, content: bytes, mode: int, *, durable: bool = True)
     return aside
 
 
-def replace_file(path: Path, content: bytes | str, *, mode: int = 0o666, durable: bool = True) -> None:
+def replace_file(
+    path: Path,
+    content: bytes | str,
+    *,
+    mode: int = 0o666,
+    durable: bool = True,
+    sync_folder: bool = True,
+) -> None:
     """Replace `path` by a file with this content, atomically.
 
     Args:
@@ -93,6 +100,8 @@ def replace_file(path: Path, content: bytes | str, *, mode: int = 0o666, durable
         content: the new content; text is encoded as UTF-8.
         mode: permission bits of the new file, before the user's umask.
         durable: flush it to the disk; what can be made again does not need that.
+        sync_folder: flush the folder's entry too; what is followed by another file in the same
+            folder, before anybody relies on it, does not need that.
 
     Raises:
         OSError: the file could not be written; the old one is untouched.
@@ -100,7 +109,7 @@ def replace_file(path: Path, content: bytes | str, *, mode: int = 0o666, durable
     data = content.encode() if isinstance(content, str) else content
     aside = _write_aside(path, data, mode, durable=durable)
     aside.replace(path)
-    if durable:
+    if durable and sync_folder:
         sync_directory(path.parent)
 
 

@@ -207,7 +207,9 @@ class Run:
         """Return what is known of this run."""
         return fold(self.events())
 
-    def record(self, decide: Callable[[RunState], Mapping[str, Any] | None]) -> RunState:
+    def record(
+        self, decide: Callable[[RunState], Mapping[str, Any] | None], *, paint: bool = True
+    ) -> RunState:
         """Add the event that `decide` makes of the present state, and paint `info.yaml` again.
 
         If another process adds an event in between, `decide` is asked again with the newer state:
@@ -216,6 +218,7 @@ class Run:
         Args:
             decide: given the state, returns the event (without its time), or None to add nothing;
                 what it raises is passed on.
+            paint: False where the next event follows at once.
 
         Returns:
             The state after that.
@@ -228,7 +231,8 @@ class Run:
             stamped = {"event": event["event"], "time": timestamp(), **event}
             path = self.history_dir / f"{len(events) + 1:04d}.json"
             if create_file(path, json.dumps(stamped, ensure_ascii=False)):
-                return self._paint([*events, stamped])
+                events = [*events, stamped]
+                return self._paint(events) if paint else fold(events)
             events = self.events(events)
 
     def _paint(self, events: list[Event]) -> RunState:
@@ -257,14 +261,14 @@ class Run:
         return self.metadata / ".frozen.yaml"
 
     def keep(self, composed: str, settings: Mapping[str, Any]) -> None:
-        """Write the composed configuration and the settings of this run."""
-        replace_file(self.frozen, composed)
+        """Write the composed configuration and the settings of this run; an event has to follow."""
+        replace_file(self.frozen, composed, sync_folder=False)
         self.write_yaml("mlxpy", settings)
 
     def write_yaml(self, name: str, content: Any) -> None:
-        """Replace `metadata/<name>.yaml`, atomically."""
+        """Replace `metadata/<name>.yaml`, atomically; an event has to follow, unless it is `info`."""
         text = dump_yaml(content).encode()
-        replace_file(self.metadata / f"{name}.yaml", text)
+        replace_file(self.metadata / f"{name}.yaml", text, sync_folder=name == "info")
         if name in COPIED:
             self._copy_json(name, content, len(text))
 

@@ -164,7 +164,7 @@ class Submission:
             run.write_yaml("config", frozen.plain(composed.config))
             run.keep(frozen.to_yaml(composed), self._options)
             replace_file(run.script, self._script(run.path), mode=0o777)
-            run.record(lambda state: {"event": "created", "facts": about})
+            run.record(lambda state: {"event": "created", "facts": about}, paint=False)
         except OSError:
             shutil.rmtree(run.path, ignore_errors=True)  # nobody can know of it yet
             raise

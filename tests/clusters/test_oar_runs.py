@@ -112,6 +112,27 @@ def test_a_normal_job_kills_an_idempotent_besteffort_one(remote: OarProject) -> 
     assert remote.cluster.job(remote.job())["resubmit_job_id"] == int(old)
 
 
+def test_each_job_of_an_array_is_followed_under_its_new_id(remote: OarProject) -> None:
+    remote.let_pass(2)
+    remote.run(
+        "mlxpy.scheduler.option_cmd=['-t besteffort','-l nodes=1,walltime=0:10:0','--checkpoint 0']",
+        "optimizer.lr=0.1,0.1",
+    )
+    old = [remote.job(log_id) for log_id in (1, 2)]
+    assert [remote.cluster.job(job)["array_id"] for job in old] == [int(old[0])] * 2
+    for log_id in (1, 2):
+        remote.await_epoch(2, log_id)
+    remote.oarsub("-l", "nodes=2", "true")
+    for job in old:
+        remote.await_job(job, "Error")
+    remote.let_pass(10)
+    for log_id, job in ((1, old[0]), (2, old[1])):
+        state = assert_whole(remote, job, log_id=log_id)
+        assert state.attempts[0].reason == "stopped and started again by the scheduler: BESTEFFORT_KILL"
+        assert remote.cluster.job(remote.job(log_id))["resubmit_job_id"] == int(job)
+        assert remote.stdout(log_id).count("Starting from epoch") == 2
+
+
 def test_what_oar_makes_of_a_killed_job_is_followed_while_it_waits(remote: OarProject) -> None:
     old = remote.start(WHOLE.format(more=",'--checkpoint 0'"))
     above = remote.oarsub("-l", "nodes=2", "sleep 600")

@@ -1,0 +1,278 @@
+"""The configurations of a sweep are what Hydra alone composes, whatever way they were made."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from hydra.core.config_store import ConfigStore
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlxjobs import compose, shortcut
+from mlxjobs.errors import InvalidConfigFileError
+from mlxjobs.frozen import Composed
+
+CONFIG = """
+defaults:
+  - model: small
+  - _self_
+seed: 0
+name: run
+ratio: 0.5
+flag: true
+nothing: null
+text: "a b"
+wanted: ???
+linked: ${optimizer.lr}
+link_to_dict: ${optimizer}
+made: ${oc.env:HOME}
+items: [1, 2, {a: 3}]
+optimizer:
+  lr: 0.1
+  betas: [0.9, 0.99]
+  inner: {momentum: 0.9, model: x}
+"""
+SMALL = "layers: 2\nwidth: ${..ratio}\n"
+BIG = "layers: 9\nextra: 1\nwidth: 3\n"
+
+
+class Colour(Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclass
+class Inner:
+    count: int = 1
+    rate: float = 0.1
+    colour: Colour = Colour.RED
+    path: Path = Path("/a")
+    many: list[int] = field(default_factory=lambda: [1])
+
+
+@dataclass
+class Typed:
+    seed: int = 0
+    name: str = "n"
+    inner: Inner = field(default_factory=Inner)
+    free: Any = 1
+
+
+def task(config: Any) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def config_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("configs")
+    (folder / "model").mkdir()
+    (folder / "config.yaml").write_text(CONFIG)
+    (folder / "model" / "small.yaml").write_text(SMALL)
+    (folder / "model" / "big.yaml").write_text(BIG)
+    (folder / "choosing.yaml").write_text(
+        "defaults:\n  - model: small\n  - other: ${model}\n  - _self_\nseed: 1\n"
+    )
+    (folder / "other").mkdir()
+    (folder / "other" / "small.yaml").write_text("o: 1\n")
+    (folder / "other" / "big.yaml").write_text("o: 2\n")
+    ConfigStore.instance().store(name="typed", node=Typed)
+    yield folder
+    ConfigStore.instance().repo.pop("typed.yaml")
+
+
+def runs(
+    folder: Path, arguments: list[str], *, short: bool, quiet: bool, name: str = "config"
+) -> list[Composed]:
+    """What is kept of each run of a command line, composed the short way or by Hydra alone."""
+    found: list[Composed] = []
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        nullcontext() if short else mock.patch.object(shortcut, "taken", return_value=nullcontext()),
+    ):
+        compose.compose_runs(
+            task,
+            arguments,
+            config_dir=folder,
+            config_name=name,
+            scratch=Path(scratch),
+            sweep_dir=Path(scratch),
+            quiet=quiet,
+            run=found.append,
+        )
+        for one in found:  # what differs between two calls, not between two ways
+            text = repr(one.hydra).replace(scratch, "SCRATCH")
+            one.hydra.clear()
+            one.hydra["all"] = text
+    return found
+
+
+def assert_same(folder: Path, arguments: list[str], name: str = "config") -> list[Composed]:
+    """Both ways give the same in both modes: equal configurations of the same types, or the same error."""
+    result: list[Composed] = []
+    for quiet in (True, False):
+        outcomes = []
+        for short in (True, False):
+            try:
+                result = runs(folder, arguments, short=short, quiet=quiet, name=name)
+                outcomes.append([repr(one) for one in result])
+            except InvalidConfigFileError as error:
+                outcomes.append([f"error: {error}"])
+        assert outcomes[0] == outcomes[1]
+    return result
+
+
+def count_compositions(folder: Path, arguments: list[str], name: str = "config") -> int:
+    """How many configurations Hydra composed for a submission, the master's aside."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    with mock.patch.object(
+        ConfigLoaderImpl, "load_sweep_config", autospec=True, side_effect=ConfigLoaderImpl.load_sweep_config
+    ) as load:
+        runs(folder, arguments, short=True, quiet=True, name=name)
+    return load.call_count
+
+
+KEYS = ["seed", "name", "ratio", "flag", "nothing", "text", "wanted", "linked", "optimizer.lr",
+        "optimizer.inner.momentum", "optimizer.inner.model", "model.layers", "model.width",
+        "made"]  # fmt: skip
+SCALARS = st.one_of(
+    st.integers(-3, 3).map(str),
+    st.sampled_from(["0.5", "1e-3", ".5", "inf", "nan", "true", "false", "null", "Null", "abc", "a-b",
+                     "'a b'", '"c d"', "'it\\'s'", "''", "'é,日本'", "1_000", "0x10", "'3'", "'true'",
+                     "${seed}", "'${seed}'", "???", "a:b", "1:2", "\\${x}", "/x/y.z", "'null'"]),
+)  # fmt: skip
+OTHERS = st.sampled_from(
+    ["model=big", "model=small,big", "+new=1", "++seed=4", "++new.a=2", "~flag", "items=[3]", "items=[1],[2]",
+     "optimizer={lr:1}", "optimizer.betas=[1,2]", "hydra.job.name=x", "seed=range(3)", "seed=choice(1,2)",
+     "+list=[1,2],[3]", "optimizer.inner={momentum:1},{momentum:2}", "nowhere=1",
+     "model.extra=1", "hydra.sweep.subdir=${hydra.job.num}", "linked=${seed},3", "link_to_dict.lr=3,4",
+     "items.0=5,6", "seed=tag(t,1,2)", "+model.deep.er=1,2", "hydra.job.env_copy=[HOME]",
+     "name=glob(*)", "model@other=big", "optimizer.lr=float(1),int(2)", "text=str(1),str(2)"]
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    swept=st.lists(
+        st.tuples(st.sampled_from(KEYS), st.lists(SCALARS, min_size=1, max_size=3)), min_size=1, max_size=2
+    ),
+    others=st.lists(OTHERS, max_size=2),
+    last=st.booleans(),
+)
+def test_both_ways_give_the_same(
+    config_dir: Path, swept: list[tuple[str, list[str]]], others: list[str], last: bool
+) -> None:
+    plain = [f"{key}={','.join(values)}" for key, values in swept]
+    assert_same(config_dir, ["-m", *(others + plain if last else plain + others)])
+
+
+def test_runs_that_differ_in_plain_values_are_composed_once(config_dir: Path) -> None:
+    assert count_compositions(config_dir, ["seed=range(50)", "optimizer.lr=0.1,0.2"]) == 2  # checked, run
+    found = assert_same(config_dir, ["seed=1,2", "optimizer.lr=0.1,'x y'"])
+    assert [(one.config["seed"], one.config["optimizer"]["lr"]) for one in found] == [
+        (1, 0.1), (1, "x y"), (2, 0.1), (2, "x y"),
+    ]  # fmt: skip
+    # a group is another composition, once for each choice
+    assert count_compositions(config_dir, ["seed=range(9)", "model=small,big"]) == 4
+
+
+@pytest.mark.parametrize(
+    "unusual",
+    [
+        "model=small,big",
+        "+new=1,2",
+        "++seed=1,2",
+        "optimizer={lr:1},{lr:2}",
+        "items.0=5,6",
+        "link_to_dict.lr=3,4",
+        "linked=${seed},${ratio}",
+        "hydra.job.name=a,b",
+        "optimizer.betas=[1],[2]",
+        "seed=???,1",
+    ],
+)
+def test_what_is_unusual_is_left_to_hydra(config_dir: Path, unusual: str) -> None:
+    assert_same(config_dir, ["-m", unusual])
+    assert_same(config_dir, ["-m", unusual, "ratio=1,2"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["seed=1,2", "optimizer={lr:5,seed:1}"],
+        ["optimizer.lr=1,2", "optimizer={lr:5}"],
+        ["optimizer={lr:5}", "optimizer.lr=1,2"],
+        ["model.layers=1,2", "model=big"],
+        ["optimizer.inner.momentum=1,2", "~optimizer.inner"],
+        ["seed=1,2", "~seed"],
+        ["seed=1,2", "hydra.job.env_copy=[HOME]"],
+        ["seed=1,2", "hydra.sweep.subdir=${hydra.job.override_dirname}"],
+        ["seed=1,2", "hydra.job.config.override_dirname.exclude_keys=[seed]"],
+        ["seed=1,2", "hydra.job.config.override_dirname.kv_sep=:"],
+        ["seed=1,2", "hydra.searchpath=[pkg://nowhere]"],
+        ["seed=1,x,true"],
+        ["seed=1,nowhere=2"],
+        ["seed=1,2", "no.such=1,2"],
+    ],
+)
+def test_overrides_that_meet_each_other(config_dir: Path, arguments: list[str]) -> None:
+    assert_same(config_dir, ["-m", *arguments])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["seed=1,2"],
+        ["seed=1,x"],
+        ["seed=1,1.5"],
+        ["name=1,2"],
+        ["inner.colour=RED,BLUE"],
+        ["inner.rate=1,2"],
+        ["inner.path=/x,/y"],
+        ["inner.many=[1],[2]"],
+        ["free=1,x,null"],
+        ["free=1,2", "inner.count=3,4"],
+    ],
+)
+def test_types_convert_and_check_as_hydra_does(config_dir: Path, arguments: list[str]) -> None:
+    assert_same(config_dir, ["-m", *arguments], "typed")
+
+
+def test_groups_that_are_chosen_by_others(config_dir: Path) -> None:
+    found = assert_same(config_dir, ["-m", "seed=1,2", "model=small,big"], "choosing")
+    assert [(one.config["seed"], one.config["other"]["o"]) for one in found] == [
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (2, 2),
+    ]
+
+
+def test_a_task_sees_its_own_hydra_config(config_dir: Path) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    seen = []
+
+    def look(composed: Composed) -> None:
+        node = HydraConfig.get()
+        seen.append(
+            (composed.config["seed"], node.job.num, node.job.override_dirname, list(node.overrides.task))
+        )
+        composed.config["optimizer"]["lr"] = "changed"
+
+    with tempfile.TemporaryDirectory() as scratch:
+        compose.compose_runs(
+            task, ["seed=1,2,3"], config_dir=config_dir, config_name="config", scratch=Path(scratch),
+            sweep_dir=Path(scratch), quiet=False, run=look,
+        )  # fmt: skip
+    assert seen == [(n + 1, n, f"seed={n + 1}", [f"seed={n + 1}"]) for n in range(3)]
+    assert os.environ.get("HYDRA_FULL_ERROR") is None
