@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from mlxjobs import user_class
 from mlxjobs.errors import InvalidSchedulerError, MLXJobsError, SnapshotError
 from mlxjobs.scheduler import Scheduler
 from mlxjobs.settings import NO_SCHEDULER
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from mlxjobs.snapshot import VersionManager
 
 GROUP = "mlxjobs.schedulers"
+_SCHEDULER: type[Scheduler] = Scheduler  # type: ignore[type-abstract]  # to compare with
 _PACKAGES = ("", "mlxpy", "mlxp", "mlxjobs")  # what may stand before the name of something of ours
 
 
@@ -27,7 +27,9 @@ def known() -> dict[str, str]:
     """Return the schedulers that are installed: name -> import path `module:Class`."""
     from importlib.metadata import entry_points  # reads a file of every installed distribution
 
-    return {point.name: point.value for point in sorted(entry_points(group=GROUP), key=lambda p: p.name)}
+    # the last one of a name counts: nobody else's can take the name of one of ours
+    points = sorted(entry_points(group=GROUP), key=lambda one: (one.name, one.value.startswith("mlxjobs.")))
+    return {point.name: point.value for point in points}
 
 
 def find(name: str) -> str:
@@ -49,7 +51,7 @@ def find(name: str) -> str:
     package, _, last = name.replace(":", ".").rpartition(".")
     if last in known() and package in _PACKAGES:
         return known()[last]
-    if package not in _PACKAGES:
+    if last and package not in _PACKAGES:
         return f"{package}:{last}"
     near = get_close_matches(last, known(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
@@ -63,13 +65,40 @@ def load(path: str) -> Scheduler:
     """Import a scheduler.
 
     Args:
-        path: `module:Class`, as `find` returns it.
+        path: `module:Class` as `find` returns it, or `module:Class@folder` as `locate` does.
 
     Raises:
         InvalidSchedulerError: it cannot be imported, or is no scheduler.
     """
-    scheduler: Scheduler = _make(path, Scheduler, InvalidSchedulerError)
+    where, _, folder = path.partition("@")
+    scheduler, _ = user_class.make(where, _SCHEDULER, InvalidSchedulerError, folder)
+    if not type(scheduler).__module__.startswith("mlxjobs."):
+        user_class.guard(scheduler, where)
     return scheduler
+
+
+def locate(path: str, work_dir: Path, job_dir: Path) -> str:
+    """Say where a scheduler of the user's own is, so that it is found from any folder.
+
+    Args:
+        path: as `find` returns it.
+        work_dir: where the command was typed.
+        job_dir: where the job runs: the same folder, or its copy in a snapshot.
+
+    Returns:
+        `module:Class@folder`, the folder being that of the snapshot if the class is in it; `path` for
+        one that is installed.
+
+    Raises:
+        InvalidSchedulerError: as `load`.
+    """
+    if path in known().values():
+        return path
+    _, home = user_class.make(path, _SCHEDULER, InvalidSchedulerError)
+    if not home:
+        return path
+    copy = os.path.normpath(job_dir / os.path.relpath(home, work_dir))
+    return f"{path}@{copy if user_class.holds(copy, path.partition(':')[0]) else home}"
 
 
 def load_version_manager(name: str) -> VersionManager:
@@ -92,42 +121,28 @@ def load_version_manager(name: str) -> VersionManager:
             f"unknown version manager '{name}': it is GitVM, or the import path of your own subclass "
             "of mlxpy.VersionManager (version_manager.name)"
         )
-    manager: VersionManager = _make(f"{package}:{last}", VersionManager, SnapshotError)
-    return manager
+    base: type[VersionManager] = VersionManager  # type: ignore[type-abstract]  # to compare with
+    return user_class.make(f"{package}:{last}", base, SnapshotError)[0]
 
 
-def _make(path: str, base: type, error_type: type[MLXJobsError]) -> Any:
-    """Import a class of the user's or of ours, check it, and make its object."""
-    module_name, _, class_name = path.partition(":")
-    if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - a str, for sys.path
-        sys.path.append(os.getcwd())  # noqa: PTH109
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise error_type(f"{path} cannot be imported: {error}") from error
-    if not (inspect.isclass(found) and issubclass(found, base)):
-        raise error_type(f"{path} is no subclass of mlxpy.{base.__name__}")
-    if inspect.isabstract(found):
-        raise error_type(
-            f"{path} lacks the methods {', '.join(sorted(getattr(found, '__abstractmethods__', ())))}"
-        )
-    return found()
-
-
-def _environment_of(path: str) -> tuple[str, ...]:
+def _environment_of(path: str) -> Sequence[str]:
     try:
         return load(path).environment
     except MLXJobsError:  # a package of somebody else's that is broken, and not in use here
         return ()
 
 
-def clean_environment(env: Mapping[str, str]) -> dict[str, str]:
+def clean_environment(env: Mapping[str, str], own: Sequence[str] = ()) -> dict[str, str]:
     """Return an environment without what schedulers set inside their jobs.
 
     A job that is submitted from inside another would inherit its rank, its processors' mask and
     its restart count otherwise.
+
+    Args:
+        env: an environment.
+        own: what a scheduler that is not installed, the user's own, sets.
     """
-    patterns = [pattern for path in known().values() for pattern in _environment_of(path)]
+    patterns = [*own, *(pattern for path in known().values() for pattern in _environment_of(path))]
     kept = {pattern[1:] for pattern in patterns if pattern.startswith("!")}
     exact = {pattern for pattern in patterns if not pattern.endswith("*")} - kept
     begins = tuple(pattern[:-1] for pattern in patterns if pattern.endswith("*"))

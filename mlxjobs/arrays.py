@@ -12,7 +12,14 @@ from typing import Any
 
 from mlxjobs import settings
 from mlxjobs.cluster import Cluster
-from mlxjobs.errors import JobSubmissionError, MLXJobsError, QueueFullError, RunError, UnknownSubmissionError
+from mlxjobs.errors import (
+    JobSubmissionError,
+    MLXJobsError,
+    QueueFullError,
+    RunError,
+    SchedulerError,
+    UnknownSubmissionError,
+)
 from mlxjobs.files import flushed_together, replace_file
 from mlxjobs.hand_in import accept, claim, refuse, wait
 from mlxjobs.history import RunState, RunStatus
@@ -77,7 +84,7 @@ def hand_in_all(
         for run, job_id in _submit_in_turn(todo, cluster, given, patience_s):
             accept(run, numbers[run], job_id)
             result.jobs[run.log_id] = job_id
-    except (JobSubmissionError, OSError, KeyboardInterrupt) as error:
+    except (SchedulerError, OSError, KeyboardInterrupt) as error:
         left = todo[len(result.jobs) :]
         with flushed_together(runs[0].path.parent):
             if isinstance(error, QueueFullError) and (patient or result.jobs):

@@ -11,7 +11,13 @@ from typing import TypeVar
 
 from mlxjobs import shell
 from mlxjobs.adapters import clean_environment, load
-from mlxjobs.errors import JobSubmissionError, QueueFullError, SchedulerError, UnknownSubmissionError
+from mlxjobs.errors import (
+    InvalidSchedulerError,
+    JobSubmissionError,
+    QueueFullError,
+    SchedulerError,
+    UnknownSubmissionError,
+)
 from mlxjobs.scheduler import JobStatus
 
 # sbatch alone sleeps for two minutes when the queue is full
@@ -31,7 +37,7 @@ class Cluster:
     """The cluster behind one scheduler.
 
     Args:
-        path: the scheduler's import path, as `adapters.find` returns it.
+        path: where the scheduler is imported from, as `adapters.find` or `adapters.locate` returns it.
     """
 
     def __init__(self, path: str) -> None:
@@ -44,7 +50,20 @@ class Cluster:
         return type(self.scheduler).__name__
 
     def check(self) -> None:
-        """Raise `JobSubmissionError` unless this machine has the scheduler's commands."""
+        """Raise unless the scheduler can be used here, before anything is made.
+
+        Raises:
+            JobSubmissionError: this machine lacks its commands.
+            InvalidSchedulerError: it is somebody's own, and its commands cannot be run.
+        """
+        script, ids = Path("/logs/1/script.sh"), ("1", "2")
+        try:  # it promises that these do nothing
+            self.scheduler.submit_command(script)
+            self.scheduler.status_command(ids)
+            self.scheduler.cancel_command(ids)
+            self.scheduler.here({})
+        except SchedulerError as error:
+            raise InvalidSchedulerError(str(error)) from error
         lacking = shell.missing(self.scheduler.commands)
         if lacking:
             raise JobSubmissionError(
@@ -111,7 +130,11 @@ class Cluster:
         self, command: Sequence[str], parse: Callable[[str], T], found: Callable[[str], T | None]
     ) -> T:
         try:
-            result = shell.run(command, timeout_s=_SUBMIT_S, env=clean_environment(os.environ))
+            result = shell.run(
+                command,
+                timeout_s=_SUBMIT_S,
+                env=clean_environment(os.environ, self.scheduler.environment),
+            )
         except shell.CommandTimeout as error:
             return self._look_for(found, str(error))
         except shell.CommandMissing as error:
@@ -122,10 +145,13 @@ class Cluster:
                 return self._look_for(found, words)
             full = self.scheduler.is_full(result.words())
             raise (QueueFullError if full else JobSubmissionError)(f"the scheduler refused the job: {words}")
+        said = f"{command[0]} said {result.out.strip()!r}"
         try:
             return parse(result.out)
         except ValueError:
-            return self._look_for(found, f"{command[0]} said {result.out.strip()!r}, no job id")
+            return self._look_for(found, f"{said}, no job id")
+        except SchedulerError as error:
+            return self._look_for(found, f"{said}; {error}")
 
     def _look_for(self, found: Callable[[str], T | None], words: str) -> T:
         """Find the job of a submission that failed and yet may have gone through."""

@@ -50,7 +50,7 @@ def hand_in(
         if prepare is not None:
             prepare()
         job_id = cluster.submit(run.script.absolute(), known, after)
-    except (JobSubmissionError, OSError, KeyboardInterrupt) as error:
+    except (SchedulerError, OSError, KeyboardInterrupt) as error:
         refused = refuse(run, number, error, attempt)
         if isinstance(error, KeyboardInterrupt):
             raise

@@ -193,11 +193,11 @@ class Preemption:
         self._status = None
         try:
             self._status = self._cluster.status([job_id]).get(job_id)
+            if self._status is not None:
+                return self._cluster.scheduler.fate(self._status, self._here)
         except SchedulerError as error:
             note(f"the scheduler does not say what the signal means: {error}")
-        return (
-            Fate.UNKNOWN if self._status is None else self._cluster.scheduler.fate(self._status, self._here)
-        )
+        return Fate.UNKNOWN
 
     def _come_back(self, reason: str, *, wait: bool) -> None:
         done = self._run.state().interruptions

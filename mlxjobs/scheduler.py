@@ -156,7 +156,8 @@ class Scheduler(ABC):
     Attributes:
         directive: what an option's line in the script begins with: "#SBATCH".
         commands: programs that must be on the PATH to submit.
-        template: the file in `templates/` that makes the script.
+        template: the file that makes the script: beside the module of the class that names it, or one of
+            those in `templates/`.
         environment: names of variables it sets inside its jobs; one that ends with "*" stands for
             all that begin so. They are kept out of a job that is submitted from inside another.
         warning_signals: what it may send to a job before it ends it.
@@ -168,7 +169,7 @@ class Scheduler(ABC):
 
     directive: ClassVar[str]
     commands: ClassVar[tuple[str, ...]]
-    template: ClassVar[str]
+    template: ClassVar[str] = "job.sh"
     environment: ClassVar[tuple[str, ...]] = ()
     warning_signals: ClassVar[tuple[signal.Signals, ...]] = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     aliases: ClassVar[Mapping[str, str]] = {}

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlxjobs.errors import InvalidSchedulerError
 from mlxjobs.scheduler import Job, Scheduler
 
 if TYPE_CHECKING:
+    from importlib.abc import Traversable
+
     from jinja2 import Template
 
 
@@ -33,8 +38,20 @@ def render(job: Job, scheduler: Scheduler) -> str:
 
     Raises:
         InvalidConfigFileError: an option of the user cannot be used.
+        InvalidSchedulerError: there is no such template, or it is wrong.
     """
-    template = _template("array.sh" if job.tasks else scheduler.template)
+    from jinja2 import TemplateError
+
+    file = _ours("array.sh") if job.tasks else _template_of(scheduler)
+    try:
+        return _render(_template(file.read_text("utf-8")), job, scheduler)
+    except TemplateError as error:
+        line = getattr(error, "lineno", None)
+        where = f"{file}, line {line}" if line else f"{file}"
+        raise InvalidSchedulerError(f"{where}: {error}") from error
+
+
+def _render(template: Template, job: Job, scheduler: Scheduler) -> str:
     return template.render(
         shell_path=job.shell_path,
         directives=scheduler.directives(job),
@@ -51,12 +68,33 @@ def render(job: Job, scheduler: Scheduler) -> str:
     )
 
 
+def _ours(name: str) -> Traversable:
+    return files("mlxjobs").joinpath("templates", name)
+
+
+def _template_of(scheduler: Scheduler) -> Traversable:
+    """Find a scheduler's template: beside the module of the class that names it, or among ours."""
+    owner = next(one for one in type(scheduler).__mro__ if "template" in vars(one))
+    module = getattr(sys.modules.get(owner.__module__), "__file__", None) or ""
+    beside = Path(module).absolute().parent / scheduler.template
+    if beside.is_file():
+        return beside
+    ours = _ours(scheduler.template)
+    if not scheduler.template or not ours.is_file():
+        known = ", ".join(sorted(one.name for one in files("mlxjobs").joinpath("templates").iterdir()))
+        raise InvalidSchedulerError(
+            f"{owner.__module__}:{owner.__qualname__}: its template '{scheduler.template}' is neither in "
+            f"{beside.parent} nor one of ours: {known}"
+        )
+    return ours
+
+
 @cache
-def _template(name: str) -> Template:
+def _template(text: str) -> Template:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(  # noqa: S701 - a shell script, no HTML; every value is quoted by `quote`
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["quote"] = lambda value: shlex.quote(str(value))
-    return environment.from_string(files("mlxjobs").joinpath("templates", name).read_text("utf-8"))
+    return environment.from_string(text)

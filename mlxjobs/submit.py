@@ -98,7 +98,8 @@ class Submission:
         self._options = options
         self._program = program
         self._facts = facts
-        self._cluster = Cluster(adapters.find(options["scheduler"]["name"]))
+        path = adapters.find(options["scheduler"]["name"])
+        self._cluster = Cluster(adapters.locate(path, Path.cwd(), program.work_dir))
         self._parent = settings.log_dir(options)
         self._cluster.check()
         shell_path = options["scheduler"]["shell_path"]

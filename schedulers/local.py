@@ -26,7 +26,6 @@ class LocalScheduler(Scheduler):
 
     directive = "#LOCAL"
     commands = ()
-    template = "local.sh"
     environment = ("MLXJOBS_LOCAL_JOB_ID", "MLXJOBS_LOCAL_RESTART_COUNT")
 
     def options(self, job: Job) -> list[str]:

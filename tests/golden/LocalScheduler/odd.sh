@@ -8,5 +8,5 @@ trap '' USR1 USR2
 
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}"
 cd '/data/a b/it'"'"'s "$HOME" `id` %j/é;日本&' || exit
-# The queue signals this process only: it has to be python.
+# What the scheduler signals has to be python.
 exec /opt/python/bin/python3 -u '/data/a b/it'"'"'s "$HOME" `id` %j/é;日本&/main.py' +mlxpy.logger.forced_log_id=5 '+mlxpy.logger.parent_log_dir='"'"'/data/a b/it\'"'"'s "$HOME" `id` %j/é;日本&/logs'"'"'' +mlxpy.use_scheduler=false +mlxpy.use_version_manager=false +mlxpy.interactive_mode=false

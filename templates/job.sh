@@ -14,5 +14,5 @@ exec >>{{ stdout | quote }} 2>>{{ stderr | quote }}
 
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}"
 cd {{ work_dir | quote }} || exit
-# The queue signals this process only: it has to be python.
+# What the scheduler signals has to be python.
 exec {{ command | map("quote") | join(" ") }}

@@ -1,0 +1,223 @@
+"""A class of somebody else's: imported from where it was found, checked, kept from breaking the engine."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from mlxjobs.errors import InvalidSchedulerError, MLXJobsError, SchedulerError
+from mlxjobs.scheduler import Scheduler
+
+T = TypeVar("T")
+
+_INSTALLED = ("site-packages", "dist-packages")
+_MAY_RAISE = {"parse_submission": ValueError, "parse_array": ValueError}
+_HELP = "docs/schedulers.md shows a whole one"
+
+
+def make(path: str, base: type[T], error_type: type[MLXJobsError], folder: str = "") -> tuple[T, str]:
+    """Import a class, check it, and make its object.
+
+    Args:
+        path: `module:Class`.
+        base: what it has to be a subclass of.
+        error_type: what to raise.
+        folder: where to look for the module first.
+
+    Returns:
+        The object, and the folder to import its module from another time; "" if it is installed.
+
+    Raises:
+        MLXJobsError: of `error_type`; the message says what is wrong with the class.
+    """
+    module_name, _, class_name = path.partition(":")
+    module = _import(module_name, folder, path, error_type)
+    found = getattr(module, class_name, None)
+    if found is None:
+        raise error_type(f"{_file(module)} has no class {class_name}{_hint(module, base, class_name)}")
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise error_type(f"{path} is no subclass of mlxpy.{base.__name__}; {_HELP}")
+    if inspect.isabstract(found):
+        lacking = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+        raise error_type(f"{path} ({_file(module)}) lacks the methods {lacking}; {_HELP}")
+    try:
+        return found(), _home(module)
+    except Exception as error:
+        raise error_type(f"{path} cannot be made: {_words(error)}") from error
+
+
+def _hint(module: types.ModuleType, base: type, name: str) -> str:
+    own = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, base)]
+    near = get_close_matches(name, [key for key in own if key != base.__name__], n=1, cutoff=0.0)
+    return f"; did you mean {module.__name__}.{near[0]}?" if near else ""
+
+
+# -- where a module is ----------------------------------------------------------------------------
+
+
+def _import(module_name: str, folder: str, path: str, error_type: type[MLXJobsError]) -> types.ModuleType:
+    _see_project()
+    try:
+        if folder and holds(folder, module_name):
+            with _from(folder, module_name.partition(".")[0]):
+                return importlib.import_module(module_name)
+        return importlib.import_module(module_name)
+    except SystemExit as error:
+        raise error_type(
+            f"{path} cannot be imported: its module ends the program (SystemExit: {error}); "
+            "what it runs belongs under: if __name__ == '__main__':"
+        ) from error
+    except Exception as error:
+        also, folders = "", [folder, *_project()] if folder else _project()
+        if isinstance(error, ModuleNotFoundError) and module_name.startswith(str(error.name)):
+            also = f"; it was looked for in {', '.join(dict.fromkeys(folders))}"
+        raise error_type(f"{path} cannot be imported: {_words(error)}{also}") from error
+
+
+def _project() -> list[str]:
+    """The folders of a user's own modules: that of the program, and the current one."""
+    program = getattr(sys.modules.get("__main__"), "__file__", None)
+    beside = [str(Path(program).absolute().parent)] if program else []
+    return [*beside, os.getcwd()]  # noqa: PTH109 - a str, for sys.path
+
+
+def _see_project() -> None:
+    # python does so itself, but not with -P or PYTHONSAFEPATH, and not for the command `mlxjobs`
+    for folder in _project():
+        if folder not in sys.path:
+            sys.path.append(folder)
+
+
+def holds(folder: str, module_name: str) -> bool:
+    """Whether a folder has a module."""
+    path = Path(folder, *module_name.split("."))
+    return path.is_dir() or path.with_name(f"{path.name}.py").is_file()
+
+
+@contextmanager
+def _from(folder: str, top: str) -> Iterator[None]:
+    """Import from this folder, also if the name was imported from elsewhere: that stays what it was."""
+
+    def names() -> list[str]:
+        return [name for name in sys.modules if name == top or name.startswith(f"{top}.")]
+
+    loaded = sys.modules.get(top)
+    elsewhere = loaded is not None and Path(_home(loaded)).resolve() != Path(folder).resolve()
+    aside = {name: sys.modules.pop(name) for name in names()} if elsewhere else {}
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(folder)
+        if aside:
+            for name in names():
+                del sys.modules[name]
+            sys.modules.update(aside)
+
+
+def _home(module: types.ModuleType) -> str:
+    """The folder that has to be on the path to import a module; "" if it is there in any case."""
+    file = getattr(module, "__file__", None)
+    depth = module.__name__.count(".")
+    if file is None:  # a namespace package, or built in
+        file = next(iter(getattr(module, "__path__", ())), None)
+    elif Path(file).name.startswith("__init__."):
+        depth += 1
+    if file is None or module.__name__.partition(".")[0] == "mlxjobs":
+        return ""
+    home = Path(file).absolute().parents[depth]
+    return "" if any(part in _INSTALLED for part in home.parts) else str(home)
+
+
+def _file(module: types.ModuleType) -> str:
+    return getattr(module, "__file__", None) or module.__name__
+
+
+def _words(error: BaseException) -> str:
+    """What was raised, and where."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: SyntaxError: {error.msg}"
+    what = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    frames = [frame for frame in frames if not frame.filename.startswith("<")]
+    last = frames[-1] if frames else None
+    inside = last is None or str(Path(importlib.__file__).parent) == str(Path(last.filename).parent)
+    return what if inside or last is None else f"{last.filename}, line {last.lineno}: {what}"
+
+
+# -- what a scheduler may not do ------------------------------------------------------------------
+
+
+def guard(scheduler: Scheduler, path: str) -> None:
+    """See to it that a mistake in somebody else's scheduler becomes a message, wherever it shows.
+
+    Its attributes are checked now; what its methods return, at each call.
+
+    Raises:
+        InvalidSchedulerError: an attribute is missing, or of a wrong type.
+    """
+    for name, hint in get_type_hints(Scheduler).items():
+        kind = get_args(hint)[0] if get_origin(hint) is ClassVar else hint
+        value = getattr(scheduler, name, None)
+        if not _fits(value, kind):
+            words = "lacks it" if value is None else f"says {value!r}"
+            raise InvalidSchedulerError(
+                f"{path}: a scheduler has an attribute '{name}' of type {_name(kind)}, and this one "
+                f"{words}; {_HELP}"
+            )
+    for name, method in vars(Scheduler).items():
+        if inspect.isfunction(method) and not name.startswith("_"):
+            setattr(scheduler, name, _guarded(getattr(scheduler, name), method, f"{path}.{name}"))
+
+
+def _guarded(call: Callable[..., Any], contract: Callable[..., Any], what: str) -> Callable[..., Any]:
+    kind = get_type_hints(contract)["return"]
+    allowed = (MLXJobsError, _MAY_RAISE.get(contract.__name__, MLXJobsError))
+
+    @functools.wraps(call)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            value = call(*args, **kwargs)
+        except allowed:
+            raise
+        except Exception as error:
+            raise SchedulerError(f"{what} failed: {_words(error)}") from error
+        if not _fits(value, kind):
+            raise SchedulerError(f"{what} returned {value!r}, which is no {_name(kind)}")
+        return value
+
+    return guarded
+
+
+def _name(kind: Any) -> str:
+    return (
+        kind.__name__
+        if inspect.isclass(kind) and not get_args(kind)
+        else str(kind).replace("mlxjobs.scheduler.", "")
+    )
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type, as far as the contract's types go."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin in (list, tuple):
+        return isinstance(value, (list, tuple)) and all(_fits(item, inner[0]) for item in value)
+    if origin is not None and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(
+            _fits(key, inner[0]) and _fits(item, inner[1]) for key, item in value.items()
+        )
+    return isinstance(value, (int, float) if kind is float else kind)
