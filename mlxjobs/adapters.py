@@ -77,13 +77,13 @@ def load(path: str) -> Scheduler:
     return scheduler
 
 
-def locate(path: str, work_dir: Path, job_dir: Path) -> str:
+def locate(path: str, program: Path, copy: Path) -> str:
     """Say where a scheduler of the user's own is, so that it is found from any folder.
 
     Args:
         path: as `find` returns it.
-        work_dir: where the command was typed.
-        job_dir: where the job runs: the same folder, or its copy in a snapshot.
+        program: the folder of the program that was started.
+        copy: the same folder of the program that the job starts, which may be in a snapshot.
 
     Returns:
         `module:Class@folder`, the folder being that of the snapshot if the class is in it; `path` for
@@ -97,8 +97,8 @@ def locate(path: str, work_dir: Path, job_dir: Path) -> str:
     _, home = user_class.make(path, _SCHEDULER, InvalidSchedulerError)
     if not home:
         return path
-    copy = os.path.normpath(job_dir / os.path.relpath(home, work_dir))
-    return f"{path}@{copy if user_class.holds(copy, path.partition(':')[0]) else home}"
+    same = os.path.normpath(copy / os.path.relpath(home, program))
+    return f"{path}@{same if user_class.holds(same, path.partition(':')[0]) else home}"
 
 
 def load_version_manager(name: str) -> VersionManager:

@@ -154,7 +154,7 @@ class Scheduler(ABC):
     """A cluster's batch system. Subclass it to add one; `schedulers/README.md` shows how.
 
     Attributes:
-        directive: what an option's line in the script begins with: "#SBATCH".
+        directive: what an option's line in the script begins with: "#SBATCH"; "": it reads no options there.
         commands: programs that must be on the PATH to submit.
         template: the file that makes the script: beside the module of the class that names it, or one of
             those in `templates/`.
@@ -167,7 +167,7 @@ class Scheduler(ABC):
             so that the script opens its files itself.
     """
 
-    directive: ClassVar[str]
+    directive: ClassVar[str] = ""
     commands: ClassVar[tuple[str, ...]]
     template: ClassVar[str] = "job.sh"
     environment: ClassVar[tuple[str, ...]] = ()
@@ -178,9 +178,9 @@ class Scheduler(ABC):
 
     # -- the script -------------------------------------------------------------------------
 
-    @abstractmethod
     def options(self, job: Job) -> list[str]:
         """Return our own options for this job, one a line, without the directive."""
+        return []
 
     def can_name(self, path: Path) -> bool:
         """Whether an option can name this output file; if not, the script opens it itself."""
@@ -188,7 +188,9 @@ class Scheduler(ABC):
 
     def names(self, path: Path) -> bool:
         """Whether our options name this output file, of a task of an array too."""
-        return self.can_name(path) and (TASK not in str(path) or bool(self.array_index))
+        return (
+            bool(self.directive) and self.can_name(path) and (TASK not in str(path) or bool(self.array_index))
+        )
 
     def option_name(self, line: str) -> str:
         """Return the long name of the option that a line sets: `-J x` -> `--job-name`."""
@@ -203,6 +205,11 @@ class Scheduler(ABC):
         Raises:
             InvalidConfigFileError: an entry of `option_cmd` holds several options, or none.
         """
+        if not self.directive:
+            if job.option_lines:
+                name = type(self).__name__
+                raise InvalidConfigFileError(f"scheduler.option_cmd: {name} reads no options from a script")
+            return []
         for line in job.option_lines:
             _check_option(line)
         theirs = {self.option_name(line) for line in job.option_lines}
@@ -311,9 +318,9 @@ class Scheduler(ABC):
     def here(self, env: Mapping[str, str]) -> Here | None:
         """Return the job that a process with this environment runs in; None: in none."""
 
-    @abstractmethod
     def fate(self, status: JobStatus, here: Here) -> Fate:
         """Return what will become of the job `here`, given its status after a signal came."""
+        return Fate.UNKNOWN
 
     def requeue_exit_code(self) -> int:
         """Return the exit code of an attempt that leaves to come back: never 0, it is no success."""

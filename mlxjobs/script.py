@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlxjobs.errors import InvalidSchedulerError
+from mlxjobs.errors import InvalidSchedulerError, SchedulerError
 from mlxjobs.scheduler import Job, Scheduler
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def render(job: Job, scheduler: Scheduler) -> str:
 
     Raises:
         InvalidConfigFileError: an option of the user cannot be used.
-        InvalidSchedulerError: there is no such template, or it is wrong.
+        InvalidSchedulerError: its template is missing or wrong, or its options are.
     """
     from jinja2 import TemplateError
 
@@ -49,6 +49,8 @@ def render(job: Job, scheduler: Scheduler) -> str:
         line = getattr(error, "lineno", None)
         where = f"{file}, line {line}" if line else f"{file}"
         raise InvalidSchedulerError(f"{where}: {error}") from error
+    except SchedulerError as error:
+        raise InvalidSchedulerError(str(error)) from error
 
 
 def _render(template: Template, job: Job, scheduler: Scheduler) -> str:

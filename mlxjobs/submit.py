@@ -46,6 +46,11 @@ class Program:
         """The program's file; None when it was started as a module."""
         return None if self.interpreter[-1] == "-m" else Path(self.target)
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the modules that it imports: that of its file, or with `-m` where it runs."""
+        return self.work_dir if self.script is None else self.script.parent
+
 
 def this_program() -> Program:
     """Return how this process was started.
@@ -99,7 +104,7 @@ class Submission:
         self._program = program
         self._facts = facts
         path = adapters.find(options["scheduler"]["name"])
-        self._cluster = Cluster(adapters.locate(path, Path.cwd(), program.work_dir))
+        self._cluster = Cluster(adapters.locate(path, this_program().folder, program.folder))
         self._parent = settings.log_dir(options)
         self._cluster.check()
         shell_path = options["scheduler"]["shell_path"]

@@ -57,8 +57,13 @@ def make(path: str, base: type[T], error_type: type[MLXJobsError], folder: str =
 
 
 def _hint(module: types.ModuleType, base: type, name: str) -> str:
-    own = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, base)]
-    near = get_close_matches(name, [key for key in own if key != base.__name__], n=1, cutoff=0.0)
+    classes = {key: value for key, value in vars(module).items() if inspect.isclass(value)}
+    own = [
+        key
+        for key, value in classes.items()
+        if issubclass(value, base) and not value.__module__.startswith("mlxjobs.")
+    ]
+    near = get_close_matches(name, own, n=1, cutoff=0.0)
     return f"; did you mean {module.__name__}.{near[0]}?" if near else ""
 
 
