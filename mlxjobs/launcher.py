@@ -21,13 +21,13 @@ from typing import Any
 from mlxjobs import command_line, compose, settings
 from mlxjobs.console import is_terminal, note
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
-from mlxjobs.files import create_file, replace_file
+from mlxjobs.files import replace_file
 from mlxjobs.frozen import Composed, to_yaml
-from mlxjobs.store import Run, dump_yaml
+from mlxjobs.project import Project
+from mlxjobs.store import Run
 
 # carries what is known of a run into the program that is started for it from the snapshot
 _SNAPSHOT = "MLXJOBS_SNAPSHOT"
-_CONFIG = "# The options of this project: `python main.py seed=1` overrides them.\nseed: null\n"
 
 
 def launch(
@@ -59,7 +59,7 @@ def launch(
         @functools.wraps(task)
         def main() -> None:
             folder = (_file_of(task).parent / config_path).absolute()
-            _guard(lambda: _Launch(task, folder, config_name, seeding_function).run(sys.argv[1:]))
+            _guard(lambda: _Launch(task, Project(folder, config_name), seeding_function).run(sys.argv[1:]))
 
         return main
 
@@ -104,8 +104,7 @@ class _Launch:
     """What one call of a decorated function knows."""
 
     task: Callable[..., Any]
-    config_dir: Path
-    config_name: str
+    project: Project
     seeding: Callable[[Any], Any] | None
 
     def run(self, argv: Sequence[str]) -> None:
@@ -115,12 +114,12 @@ class _Launch:
         typed = settings.defaults()
         settings.merge(typed, given, "the command line")  # before anything else is done
         if command_line.is_question(arguments):
-            self._prepare()
+            self.project.prepare()
             self._compose(typed, arguments, quiet=True, run=lambda composed: None)
             return
         inherited = json.loads(os.environ.pop(_SNAPSHOT, "null"))
         # a job's command line says it all: what the project says today is none of its business
-        project = None if command_line.names_run(given) else self._settings(given)
+        project = None if command_line.names_run(given) else self.project.read_settings(given)
         options = typed if project is None else project
         run = _existing_run(options)
         if run is not None:
@@ -132,31 +131,6 @@ class _Launch:
             self._submit_new(options, arguments)
         else:
             self._run_new(options, arguments, inherited)
-
-    # -- settings ---------------------------------------------------------------------------
-
-    def _settings(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the settings in force; make the project's folder and files if they are missing."""
-        self._prepare()
-        options = settings.defaults()
-        path = self.config_dir / settings.FILE_NAME
-        if path.exists():
-            settings.merge(options, settings.read_file(path), str(path))
-        settings.merge(options, given, "the command line")
-        return options
-
-    def _prepare(self) -> None:
-        try:
-            self.config_dir.mkdir(parents=True, exist_ok=True)
-            if not (self.config_dir / settings.FILE_NAME).exists():
-                create_file(self.config_dir / settings.FILE_NAME, dump_yaml(settings.defaults()))
-            path = self.config_dir / "config.yaml"
-            if self.config_name == "config" and not path.exists() and not compose.is_registered("config"):
-                create_file(path, _CONFIG)
-        except OSError as error:
-            # a project that cannot be written works with the defaults, if it has a configuration
-            if not (self.config_dir / f"{self.config_name}.yaml").exists():
-                raise InvalidConfigFileError(f"{self.config_dir} cannot be created: {error}") from error
 
     def _check_seed(self, composed: Composed) -> None:
         if self.seeding is not None:
@@ -175,8 +149,8 @@ class _Launch:
             compose.compose_runs(
                 self.task,
                 arguments,
-                config_dir=self.config_dir,
-                config_name=self.config_name,
+                config_dir=self.project.config_dir,
+                config_name=self.project.config_name,
                 scratch=scratch,
                 sweep_dir=settings.log_dir(options) / ".sweeps" / stamp if keep else scratch,
                 quiet=quiet,
@@ -284,12 +258,14 @@ class _Launch:
     def _settle_scheduler(self, options: dict[str, Any]) -> None:
         """Ask for a scheduler where none is set and somebody is there to answer."""
         given = options["scheduler"]
-        if given["name"] != settings.NO_SCHEDULER or not (options["interactive_mode"] and is_terminal()):
+        if given["name"] not in ("", settings.NO_SCHEDULER) or not (
+            options["interactive_mode"] and is_terminal()
+        ):
             return
         from mlxjobs.choose import choose_scheduler
 
         with suppress(EOFError):  # no answer: the error says how to set one
-            given["name"] = choose_scheduler(self.config_dir / settings.FILE_NAME)
+            given["name"] = choose_scheduler(self.project.settings_file)
 
     def _check_submission(self, options: dict[str, Any], composed: Sequence[Composed]) -> None:
         if not composed:
