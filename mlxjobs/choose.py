@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mlxjobs import adapters, shell
+from mlxjobs.cluster import Cluster
 from mlxjobs.console import ask, note
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError
 from mlxjobs.files import replace_file
@@ -28,15 +32,39 @@ def choose_scheduler(path: Path) -> str:
     """
     offers = sorted(_offers())
     words = [f"{name:<18}{about}" for *_, name, about in offers]
-    answers = [name for *_, name, _about in offers]
-    name = answers[ask("use_scheduler is true, and no scheduler is set. Which one?", words, answers)]
+    names = [name for *_, name, _about in offers]
+    question = "use_scheduler is true, and no scheduler is set. Which one?"
+    for name in ask(question, words, names, "the import path of your own"):
+        wrong = _wrong(name)
+        if not wrong:
+            _keep(path, name)
+            return name
+        note(wrong)
+    raise EOFError
+
+
+def _wrong(name: str) -> str:
+    """Say why a scheduler cannot be used here, or nothing."""
+    try:
+        cluster = Cluster(adapters.find(name))
+        cluster.check()
+    except MLXJobsError as error:
+        return str(error)
+    return ""
+
+
+def _keep(path: Path, name: str) -> None:
+    """Write the choice into the settings' file; where that cannot be, it holds for this command."""
     try:
         text = path.read_bytes().decode()
+        if not os.access(path, os.W_OK):  # it could be replaced all the same, and is not meant to be
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         replace_file(path.resolve(), set_value(text, _KEYS, name), mode=path.stat().st_mode & 0o777)
         note(f"{name} is set in {path}")
-    except (OSError, MLXJobsError) as error:
+    except OSError as error:
+        note(f"{name} is used this time; it could not be kept in {path}: {error.strerror}")
+    except MLXJobsError as error:
         note(f"{name} is used this time; it could not be kept in {path}: {error}")
-    return name
 
 
 def _offers() -> list[tuple[int, bool, str, str]]:
@@ -104,6 +132,8 @@ def _edited(text: str, node: Any, keys: Sequence[str], value: str) -> str | None
             return _edited(text, found, keys[1:], value)
         if not isinstance(found, yaml.ScalarNode):
             return None
+        if start < end:  # the value's anchor and tag stay
+            start += len(re.match(r"(?:[&!]\S*\s+)*", text[start:end]).group())  # type: ignore[union-attr]  # it may be empty
         gap = " " if start == end else ""  # nothing stands there
         place = key.end_mark.index + 1 if start == end else start
         return text[:place] + gap + _flow(keys[1:], value) + text[max(place, end) :]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 def say(message: str) -> None:
@@ -21,16 +21,17 @@ def is_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def ask(question: str, choices: Sequence[str], names: Sequence[str]) -> int:
-    """Ask until the answer is one of the choices.
+def ask(question: str, choices: Sequence[str], names: Sequence[str], other: str = "") -> Iterator[str]:
+    """Ask, and yield each answer until the caller is content with one.
 
     Args:
         question: one line.
         choices: what is offered, a line each; they are numbered from 1.
         names: what may be answered instead of a number, one for each choice.
+        other: what else may be answered, in words; "": nothing.
 
-    Returns:
-        Which one was chosen, counted from 0.
+    Yields:
+        One of `names`; or, if there is something else to answer, whatever was typed.
 
     Raises:
         EOFError: the terminal was closed.
@@ -40,11 +41,14 @@ def ask(question: str, choices: Sequence[str], names: Sequence[str]) -> int:
     for number, choice in enumerate(choices, 1):
         print(f"  {number}  {choice}".rstrip(), file=sys.stderr)  # noqa: T201
     numbers = [str(number) for number in range(1, len(choices) + 1)]
+    prompt = f"1 to {len(choices)}, a name, or {other}: " if other else f"1 to {len(choices)}, or a name: "
     while True:
-        print(f"1 to {len(choices)}, or a name: ", end="", file=sys.stderr, flush=True)  # noqa: T201
+        print(prompt, end="", file=sys.stderr, flush=True)  # noqa: T201
         line = sys.stdin.readline()
         if not line:
             raise EOFError
-        for answers in (numbers, names):
-            if line.strip() in answers:
-                return answers.index(line.strip())
+        answer = line.strip()
+        if answer in numbers:
+            yield names[numbers.index(answer)]
+        elif answer in names or (answer and other and not answer.isdecimal()):
+            yield answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pexpect
@@ -19,14 +20,19 @@ from tests.test_launch import assert_one_message, finish, runs
 
 KEYS = ("scheduler", "name")
 USE = "+mlxpy.use_scheduler=true"
+PROMPT = "[0-9], a name, or the import path of your own: "
 
 
 def terminal(project: Project, *arguments: str) -> pexpect.spawn[str]:
     """Type `python main.py ...` in a terminal."""
-    words = ["main.py", *arguments]
+    return typed(project, project.python, "main.py", *arguments)
+
+
+def typed(project: Project, command: str, *arguments: str) -> pexpect.spawn[str]:
+    """Type a command in a terminal."""
     env = {**project.env, "TERM": "dumb"}
     return pexpect.spawn(
-        project.python, words, cwd=str(project.folder), env=env, encoding="utf-8", timeout=60, echo=False
+        command, list(arguments), cwd=str(project.folder), env=env, encoding="utf-8", timeout=60, echo=False
     )
 
 
@@ -45,9 +51,9 @@ def test_a_choice_is_kept_and_the_command_goes_on(project: Project) -> None:
     child = terminal(project, USE, "optimizer.lr=0.1,0.01")
     child.expect("use_scheduler is true, and no scheduler is set. Which one\\?")
     child.expect("[0-9]  LocalScheduler +this machine alone")
-    child.expect("or a name: ")
+    child.expect(PROMPT)
     child.sendline("Local")
-    child.expect("or a name: ")  # what is no answer is asked again
+    child.expect(PROMPT)  # what is no answer is asked again
     child.sendline("LocalScheduler")
     child.expect(f"LocalScheduler is set in {path}")
     code, out = closing(child)
@@ -62,7 +68,7 @@ def test_a_choice_is_kept_and_the_command_goes_on(project: Project) -> None:
 
 def test_those_whose_commands_are_here_come_first(slurm_stub: Slurm) -> None:
     child = terminal(slurm_stub.project, USE)
-    child.expect("or a name: ")
+    child.expect(PROMPT)
     offers = re.findall(r"([0-9])  (\w+) +(\S.*)\r\n", str(child.before))
     assert [int(number) for number, *_ in offers] == list(range(1, len(adapters.known()) + 1))
     assert {name for _, name, _ in offers} == set(adapters.known())
@@ -82,7 +88,7 @@ def test_no_answer_leaves_all_as_it_was(project: Project, key: str, code: int) -
     path = project.folder / "configs" / "mlxpy.yaml"
     before = path.read_bytes(), sorted(os.listdir(project.folder))
     child = terminal(project, USE)
-    child.expect("or a name: ")
+    child.expect(PROMPT)
     child.send(key)
     ended, out = closing(child)
     assert ended == code
@@ -91,15 +97,101 @@ def test_no_answer_leaves_all_as_it_was(project: Project, key: str, code: int) -
     assert (path.read_bytes(), sorted(os.listdir(project.folder))) == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_file_that_cannot_be_written(project: Project) -> None:
+def test_an_answer_that_cannot_be_used_is_asked_again(project: Project, tmp_path: Path) -> None:
+    project.env["PATH"] = str(tmp_path)  # no cluster's commands
+    (project.folder / "mine.py").write_text(
+        "from mlxpy import LocalScheduler\nclass Mine(LocalScheduler): pass\n"
+    )
     project.run("--cfg", "job")
-    (project.folder / "configs").chmod(0o555)
+    path = project.folder / "configs" / "mlxpy.yaml"
+    before = path.read_text()
     child = terminal(project, USE)
-    child.expect("or a name: ")
+    child.expect(PROMPT)
+    for answer, words in {
+        "": "",
+        "0": "",
+        "99": "",
+        "NoScheduler": "no scheduler is set",
+        "SLURMSchedular": "did you mean SLURMScheduler?",
+        "SLURMScheduler": "SLURMScheduler needs sbatch",
+        "mine.Nobody": "has no class Nobody; did you mean mine.Mine?",
+        "os.path": "os:path is no subclass of mlxpy.Scheduler",
+    }.items():
+        child.sendline(answer)
+        child.expect(PROMPT)
+        assert words in str(child.before)
+    assert path.read_text() == before
+    child.sendline(" mine.Mine ")
+    code, out = closing(child)
+    assert code == 0, out
+    assert "1 submitted to Mine" in out
+    assert path.read_text() == before.replace("name: NoScheduler", "name: mine.Mine")
+    finish(project)
+
+
+def test_a_project_that_cannot_be_written(project: Project) -> None:
+    project.run("--cfg", "job")
+    configs = project.folder / "configs"
+    before = (configs / "mlxpy.yaml").read_bytes()
+    command = [project.python, "main.py", USE]
+    if os.geteuid() == 0:  # who may write everywhere but on a file system that is mounted read-only
+        mount = f"mount --bind {configs} {configs} && mount -o remount,bind,ro {configs}"
+        command = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh", *command]
+        probe = subprocess.run([*command[:6], "true"], capture_output=True, text=True, check=False)
+        if probe.returncode != 0:
+            pytest.skip(f"SKIPPED: nothing can be mounted here: {probe.stderr}")
+    else:
+        configs.chmod(0o555)
+    child = typed(project, *command)
+    child.expect(PROMPT)
     child.sendline("LocalScheduler")
-    child.expect("LocalScheduler is used this time; it could not be kept")
+    child.expect("LocalScheduler is used this time; it could not be kept in .*: (Read-only|Permission)")
     assert closing(child)[0] == 0
+    configs.chmod(0o755)
+    assert (configs / "mlxpy.yaml").read_bytes() == before
+    finish(project)
+
+
+def test_a_file_that_cannot_be_edited_stays_and_the_answer_is_used_once(project: Project) -> None:
+    path = project.folder / "configs" / "mlxpy.yaml"
+    path.write_text("logger: {name: &n NoScheduler}\nscheduler: {name: *n}\n")
+    child = terminal(project, USE)
+    child.expect(PROMPT)
+    child.sendline("LocalScheduler")
+    child.expect("LocalScheduler is used this time; .* set scheduler.name: LocalScheduler by hand")
+    assert closing(child)[0] == 0
+    assert path.read_text() == "logger: {name: &n NoScheduler}\nscheduler: {name: *n}\n"
+    finish(project)
+
+
+def test_a_link_stays_one_and_the_file_keeps_its_mode(project: Project, tmp_path: Path) -> None:
+    path, shared = project.folder / "configs" / "mlxpy.yaml", tmp_path / "shared.yaml"
+    shared.write_text("scheduler: {name: NoScheduler} # ours\n")
+    shared.chmod(0o600)
+    path.symlink_to(shared)
+    child = terminal(project, USE)
+    child.expect(PROMPT)
+    child.sendline("LocalScheduler")
+    assert closing(child)[0] == 0
+    assert path.is_symlink()
+    assert shared.read_text() == "scheduler: {name: LocalScheduler} # ours\n"
+    assert shared.stat().st_mode & 0o777 == 0o600
+    finish(project)
+
+
+def test_what_is_printed_may_go_elsewhere(project: Project) -> None:
+    child = typed(project, "/bin/sh", "-c", f"{project.python} main.py {USE} >out")
+    child.expect(PROMPT)
+    child.sendline("LocalScheduler")
+    assert closing(child)[0] == 0
+    assert "1 submitted to LocalScheduler" in (project.folder / "out").read_text()
+    finish(project)
+
+
+def test_without_an_input_it_is_said_what_to_type(project: Project) -> None:
+    code, out = closing(typed(project, "/bin/sh", "-c", f"{project.python} main.py {USE} </dev/null"))
+    assert code == 2
+    assert "no scheduler is set" in out
 
 
 def test_without_a_terminal_it_is_said_what_to_type(project: Project) -> None:
@@ -117,7 +209,7 @@ def test_a_terminal_is_not_asked_with_interactive_mode_off(project: Project) -> 
 def test_an_existing_run_can_be_submitted_too(project: Project) -> None:
     project.run()
     child = terminal(project, USE, "+mlxpy.logger.forced_log_id=1")
-    child.expect("or a name: ")
+    child.expect(PROMPT)
     child.sendline("LocalScheduler")
     code, out = closing(child)
     assert code == 0, out
@@ -141,6 +233,10 @@ def test_an_existing_run_can_be_submitted_too(project: Project) -> None:
         ("# c\nuse_logger: true\n", "# c\nscheduler: {name: X}\nuse_logger: true\n"),
         ("{scheduler: {name: a, b: [1]}}", "{scheduler: {name: X, b: [1]}}"),
         ("scheduler: {}", "scheduler: {name: X}"),
+        ("scheduler:\n  name: &n !!str NoScheduler # c\n", "scheduler:\n  name: &n !!str X # c\n"),
+        ('scheduler: {"name":"No"} # é 日本 😀\n', 'scheduler: {"name":X} # é 日本 😀\n'),
+        ("\ufeffscheduler: {name: No}\n", "\ufeffscheduler: {name: X}\n"),
+        ("scheduler:\n  ? name\n  : No\n", "scheduler:\n  ? name\n  : X\n"),
         ("scheduler: {b: 1}\n", "scheduler: {name: X, b: 1}\n"),
         ("scheduler:\r\n  name: a\r\n  b: é\r\n", "scheduler:\r\n  name: X\r\n  b: é\r\n"),
         ("a: 1\r\n", "scheduler: {name: X}\r\na: 1\r\n"),
