@@ -72,8 +72,14 @@ def _hint(module: types.ModuleType, base: type, name: str) -> str:
 
 def _import(module_name: str, folder: str, path: str, error_type: type[MLXJobsError]) -> types.ModuleType:
     _see_project()
+    there = bool(folder) and holds(folder, module_name)
+    if there and not _is_trusted(folder, module_name.partition(".")[0]):
+        raise error_type(
+            f"{path} in {folder} belongs to another user, so it is not run; "
+            "if you trust it, type the command in that folder"
+        )
     try:
-        if folder and holds(folder, module_name):
+        if there:
             with _from(folder, module_name.partition(".")[0]):
                 return importlib.import_module(module_name)
         return importlib.import_module(module_name)
@@ -107,6 +113,13 @@ def holds(folder: str, module_name: str) -> bool:
     """Whether a folder has a module."""
     path = Path(folder, *module_name.split("."))
     return path.is_dir() or path.with_name(f"{path.name}.py").is_file()
+
+
+def _is_trusted(folder: str, top: str) -> bool:
+    """Whether to run what a run directory names, which anybody may have written."""
+    place = Path(folder, top)
+    owner = (place if place.is_dir() else place.with_name(f"{top}.py")).stat().st_uid
+    return owner in (0, os.geteuid()) or any(Path(one).samefile(folder) for one in _project())
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -237,6 +238,19 @@ def test_a_class_that_was_moved_is_found_where_the_command_is_typed(project: Pro
         in words
     )
     assert mlxjobs(project, moved, "ls").stderr == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="SKIPPED: only root can give a file away")
+def test_code_of_another_user_is_run_only_in_its_folder(project: Project, tmp_path: Path) -> None:
+    (project.folder / "mine.py").write_text(LOCAL)
+    project.let_pass(0)
+    project.submit("mlxpy.scheduler.name=mine.Mine")
+    os.chown(project.folder / "mine.py", 12345, 12345)
+    words = mlxjobs(project, tmp_path, "ls").stderr
+    assert f"mine:Mine in {project.folder} belongs to another user, so it is not run" in words
+    assert mlxjobs(project, project.folder, "ls").stderr == ""
+    project.let_pass(10)
+    project.await_status("COMPLETE")  # a job of the user's own
 
 
 def test_a_template_of_its_own_beside_it(project: Project, tmp_path: Path) -> None:
