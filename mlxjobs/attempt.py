@@ -49,7 +49,7 @@ def _settle(run: Run, place: Place) -> None:
     """Record why the last attempt ended, where the scheduler killed it and made a new job of it."""
     here, state = place.here, run.state()
     last = state.attempt
-    if place.cluster is None or here is None or not here.first_job_id or last is None:
+    if place.cluster is None or here is None or last is None:
         return
     if last.status is not None or last.job_id in (None, here.job_id) or last.job_id != state.job_id:
         return
