@@ -93,11 +93,8 @@ class LSFScheduler(Scheduler):
         lines = super().directives(job)
         if not job.tasks:
             return lines
-        name = rf"{self.directive} -J\s+(\S+)"
-        *lines, indices = lines
-        return [
-            re.sub(rf"^{name}$", rf'{self.directive} -J "\1{indices.split()[-1]}"', each) for each in lines
-        ]
+        indices = self.array_option(job.tasks).split()[-1]
+        return [re.sub(r"^(\S+ -J)\s+(\S+)$", rf'\1 "\2{indices}"', each) for each in lines[:-1]]
 
     def array_option(self, tasks: int) -> str:
         """bsub(1), -J."""
