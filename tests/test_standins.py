@@ -13,8 +13,8 @@ import pytest
 
 from mlxjobs.history import RunState, RunStatus
 from tests.project import MAIN, Project, await_value
-from tests.standins import standin
 from tests.slurm_stub import IMPATIENT
+from tests.standins import standin
 
 NAMES = {"pbs": "PBSScheduler", "torque": "PBSScheduler", "lsf": "LSFScheduler", "mwm": "MWMScheduler"}
 RESUBMITS = ("pbs", "torque", "mwm")  # there a run comes back under a new id
