@@ -57,7 +57,6 @@ class LSFScheduler(Scheduler):
 
     directive = "#BSUB"
     commands = ("bsub", "bjobs", "bkill")
-    template = "lsf.sh"
     # LSF_* is how its commands find it, two of LSB_* are the user's own defaults
     environment = ("LSB_*", "LS_*", "LSFUSER", "!LSB_DEFAULTQUEUE", "!LSB_DEFAULTPROJECT")
     # SIGINT and SIGTERM are how bkill, and so brequeue, begin to end a job: they do what they do

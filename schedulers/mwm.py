@@ -50,7 +50,7 @@ class MWMScheduler(Scheduler):
 
     directive = "#MSUB"
     commands = ("msub", "showq", "checkjob", "canceljob")
-    template = "mwm.sh"
+    template = "pbs.sh"  # what runs the jobs is Torque
     environment = ("MOAB_*", "PBS_*", "!MOABHOMEDIR", "!PBS_DEFAULT", "!PBS_SERVER")
     # as in PBS: SIGTERM is the beginning of a job's end, and the warning is the script's own
     warning_signals = (signal.SIGUSR1, signal.SIGUSR2)

@@ -17,5 +17,5 @@ exec >>/home/ada/project/logs/5/log.stdout 2>>/home/ada/project/logs/5/log.stder
 
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}"
 cd /home/ada/project || exit
-# The job's exit code has to be python's: by it the job is requeued.
+# What the scheduler signals has to be python.
 exec /opt/python/bin/python3 -u /home/ada/project/main.py +mlxpy.logger.forced_log_id=5 +mlxpy.logger.parent_log_dir=/home/ada/project/logs +mlxpy.use_scheduler=false +mlxpy.use_version_manager=false +mlxpy.interactive_mode=false

@@ -9,7 +9,7 @@
 # A warning that comes before python listens must not end the job.
 trap '' USR1 USR2
 exec >>/home/ada/project/logs/5/log.stdout 2>>/home/ada/project/logs/5/log.stderr
-# Torque ends jobs without a warning: this gives one, a minute before the time limit. It tells the limit.
+# PBS and Torque end jobs without a warning: this is one, a minute before. Torque tells its jobs the limit.
 if [ "${PBS_JOBID-}" ]; then
     limit=${PBS_WALLTIME:-$(qstat -f "$PBS_JOBID" 2>/dev/null |
         awk '/Resource_List.walltime/ { split($3, t, ":"); print t[1] * 3600 + t[2] * 60 + t[3] }')}

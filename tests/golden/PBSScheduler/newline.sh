@@ -9,7 +9,7 @@ trap '' USR1 USR2
 exec >>'/data/new
 line/logs/5/log.stdout' 2>>'/data/new
 line/logs/5/log.stderr'
-# PBS ends jobs without a warning: this gives one, a minute before the time limit. Torque tells the limit.
+# PBS and Torque end jobs without a warning: this is one, a minute before. Torque tells its jobs the limit.
 if [ "${PBS_JOBID-}" ]; then
     limit=${PBS_WALLTIME:-$(qstat -f "$PBS_JOBID" 2>/dev/null |
         awk '/Resource_List.walltime/ { split($3, t, ":"); print t[1] * 3600 + t[2] * 60 + t[3] }')}
