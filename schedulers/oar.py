@@ -146,8 +146,11 @@ class OARScheduler(Scheduler):
     def parse_status(self, output: str) -> dict[str, JobStatus]:
         """Each job as what it is now: a resubmitted one's successor names it in `resubmit_job_id`."""
         jobs = _jobs(output)
-        heirs = {str(job["resubmit_job_id"]): job_id for job_id, job in jobs.items()}
-        return {job_id: _status(jobs, heirs, job_id) for job_id in jobs}
+        try:
+            heirs = {str(job["resubmit_job_id"]): job_id for job_id, job in jobs.items()}
+            return {job_id: _status(jobs, heirs, job_id) for job_id in jobs}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"oarstat gave a job that lacks something: {error!r}") from error
 
     def cancel_command(self, job_ids: Sequence[str]) -> list[str]:
         """oardel(1). A job that is deleted is not resubmitted, idempotent or not (measured)."""
@@ -210,7 +213,12 @@ def _as_read(line: str, known: Container[str]) -> str:
 def _jobs(output: str) -> dict[str, dict[str, Any]]:
     """Read `oarstat -J`, which prints nothing at all when there is no job."""
     start = output.find("{")
-    return dict(json.loads(output[start:])) if start >= 0 else {}
+    jobs: Any = json.loads(output[start:]) if start >= 0 else {}
+    if not isinstance(jobs, dict) or not all(
+        isinstance(job, dict) and "command" in job for job in jobs.values()
+    ):
+        raise ValueError("oarstat gave JSON that is no list of jobs")
+    return jobs
 
 
 def _status(jobs: Mapping[str, Mapping[str, Any]], heirs: Mapping[str, str], job_id: str) -> JobStatus:

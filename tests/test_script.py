@@ -136,7 +136,8 @@ def test_the_command_gets_its_arguments_whatever_they_are(name: str, tmp_path: P
     )
     script.write_text(render(job, adapters.load(adapters.known()[name])))
     done = subprocess.run(["bash", str(script)], check=True, capture_output=True, text=True)
-    assert done.stdout.split("\0")[:-1] == words
+    said = done.stdout or job.stdout.read_text()  # where the script opens its files itself
+    assert said.split("\0")[:-1] == words
 
 
 @pytest.mark.parametrize(

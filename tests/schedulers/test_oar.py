@@ -1,4 +1,4 @@
-"""OARScheduler on what an OAR 2.5.9 printed (data/oar_jobs.json: `oarstat -f -J`, some fields left out)."""
+"""OARScheduler on what an OAR 2.5.9 printed (data/OARScheduler)."""
 
 import json
 import shlex
@@ -10,9 +10,10 @@ import pytest
 
 from mlxjobs.scheduler import EX_TEMPFAIL, Fate, Here, Job, JobState, JobStatus
 from mlxjobs.schedulers.oar import OARScheduler
+from tests.schedulers.recordings import recordings
 
 oar = OARScheduler()
-RECORDED = (Path(__file__).parent / "data" / "oar_jobs.json").read_text()
+RECORDED = recordings("OARScheduler")["status"]
 
 
 def job(**more: object) -> Job:

@@ -1,0 +1,20 @@
+#!/bin/bash
+#PBS -N main-5
+#PBS -o /dev/null
+#PBS -e /dev/null
+#PBS -r y
+
+# A warning that comes before python listens must not end the job.
+trap '' USR1 USR2
+exec >>'/data/a b/it'"'"'s "$HOME" `id` %j/é;日本&/logs/5/log.stdout' 2>>'/data/a b/it'"'"'s "$HOME" `id` %j/é;日本&/logs/5/log.stderr'
+# PBS and Torque end jobs without a warning: this is one, a minute before. Torque tells its jobs the limit.
+if [ "${PBS_JOBID-}" ]; then
+    limit=${PBS_WALLTIME:-$(qstat -f "$PBS_JOBID" 2>/dev/null |
+        awk '/Resource_List.walltime/ { split($3, t, ":"); print t[1] * 3600 + t[2] * 60 + t[3] }')}
+    [ "${limit:-0}" -gt 0 ] && sleep $((limit > 120 ? limit - 60 : limit / 2)) && kill -USR2 $$
+fi </dev/null >/dev/null 2>&1 &
+
+export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}"
+cd '/data/a b/it'"'"'s "$HOME" `id` %j/é;日本&' || exit
+# The warning goes to one process, this one: it has to be python.
+exec /opt/python/bin/python3 -u '/data/a b/it'"'"'s "$HOME" `id` %j/é;日本&/main.py' +mlxpy.logger.forced_log_id=5 '+mlxpy.logger.parent_log_dir='"'"'/data/a b/it\'"'"'s "$HOME" `id` %j/é;日本&/logs'"'"'' +mlxpy.use_scheduler=false +mlxpy.use_version_manager=false +mlxpy.interactive_mode=false
