@@ -89,7 +89,7 @@ def _default_base() -> Path:
 
 
 class SgeCluster:
-    """One Grid Engine of nodes node1, node2, ... with 4 slots each in all.q, and in high.q, which suspends it.
+    """One Grid Engine of nodes node1, node2, ... with 4 slots each, and a queue above that suspends them.
 
     Args:
         base: folder of everything that the cluster writes; a cluster is known by it. Default: the environment
@@ -255,7 +255,7 @@ class SgeCluster:
         job, _, task = job_id.partition(".")
         said = self.root("qacct", "-j", job, *(["-t", task] if task else []), check=False)
         parts = re.split(r"(?m)^=+$", said)[1:]
-        return [dict((*line.split(None, 1), "")[:2] for line in part.strip().splitlines()) for part in parts]  # type: ignore[misc]
+        return [dict((*line.split(None, 1), "")[:2] for line in part.strip().splitlines()) for part in parts]
 
     def status(self) -> dict[str, str]:
         """Return what is up: 'up' or 'down' for the server, and for each node as `node_states` does."""
@@ -281,7 +281,9 @@ class SgeCluster:
         for name in ("", "qmaster", "qmaster/job_scripts", "spooldb", "execd"):
             (self.base / "spool" / name).mkdir()
             os.chown(self.base / "spool" / name, admin.pw_uid, admin.pw_gid)
-        (self.base / "hosts").write_text(sge_conf.render_hosts(self._addresses))
+        (self.base / "hosts").write_text(
+            sge_conf.render_hosts({address: node for node, address in self._addresses.items()})
+        )
 
     def _create_cell(self) -> None:
         """As the package does when it is installed, and with root for a manager."""
@@ -299,7 +301,8 @@ class SgeCluster:
             self.root("qconf", "-as", node)  # a job may submit
             self._give("-Ae", node, sge_conf.render_host(node))
         self._give("-Ahgrp", "group", sge_conf.render_group(self.nodes))
-        self._give("-Ap", "parallel", sge_conf.PARALLEL)
+        for name in ("smp", "high"):
+            self._give("-Ap", name, sge_conf.PARALLEL.format(name=name))
         for name, more in sge_conf.QUEUES.items():
             queue = change(self.root("qconf", "-sq"), {"qname": name, **sge_conf.QUEUE, **more})
             self._give("-Aq", name, queue)

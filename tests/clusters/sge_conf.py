@@ -34,9 +34,10 @@ QUEUE = {  # queue_conf(5)
 }
 QUEUES: dict[str, dict[str, str]] = {
     "all.q": {},
-    "high.q": {"subordinate_list": "all.q=1"},  # one job here suspends all those of all.q on its node
+    # by `-pe high 1` alone; one job here suspends all those of all.q on its node
+    "high.q": {"subordinate_list": "all.q=1", "qtype": "NONE", "pe_list": "high"},
 }
-PARALLEL = """pe_name smp
+PARALLEL = """pe_name {name}
 slots 99
 user_lists NONE
 xuser_lists NONE
@@ -72,9 +73,13 @@ def render_host(node: str) -> str:
     return "\n".join([*lines, "report_variables NONE", ""])
 
 
-def render_hosts(addresses: Mapping[str, str]) -> str:
-    """Return /etc/hosts."""
-    lines = {"127.0.0.1": "localhost", ADDRESS: SERVER, **{address: node for node, address in addresses.items()}}
+def render_hosts(nodes: Mapping[str, str]) -> str:
+    """Return /etc/hosts, with the names of nodes by their addresses."""
+    lines = {
+        "127.0.0.1": "localhost",
+        ADDRESS: SERVER,
+        **{address: node for node, address in addresses.items()},
+    }
     return "".join(f"{address} {names}\n" for address, names in lines.items())
 
 
