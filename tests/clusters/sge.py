@@ -1,4 +1,4 @@
-"""A real Grid Engine on this machine for the tests: Debian's packages, started by root, in namespaces of its own.
+"""A real Grid Engine on this machine for the tests: Debian's packages, in namespaces of its own, by root.
 
 The qmaster and the user's commands live behind one process whose namespaces (host name, process ids, mounts,
 network) are its own, and each node in one more of its kind below it, on a bridge: Grid Engine knows a host by
@@ -281,9 +281,7 @@ class SgeCluster:
         for name in ("", "qmaster", "qmaster/job_scripts", "spooldb", "execd"):
             (self.base / "spool" / name).mkdir()
             os.chown(self.base / "spool" / name, admin.pw_uid, admin.pw_gid)
-        (self.base / "hosts").write_text(
-            sge_conf.render_hosts({address: node for node, address in self._addresses.items()})
-        )
+        (self.base / "hosts").write_text(sge_conf.render_hosts(self._addresses))
 
     def _create_cell(self) -> None:
         """As the package does when it is installed, and with root for a manager."""

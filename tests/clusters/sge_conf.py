@@ -73,8 +73,8 @@ def render_host(node: str) -> str:
     return "\n".join([*lines, "report_variables NONE", ""])
 
 
-def render_hosts(nodes: Mapping[str, str]) -> str:
-    """Return /etc/hosts, with the names of nodes by their addresses."""
+def render_hosts(addresses: Mapping[str, str]) -> str:
+    """Return /etc/hosts."""
     lines = {
         "127.0.0.1": "localhost",
         ADDRESS: SERVER,
