@@ -208,7 +208,13 @@ def _status(job_id: str, letters: str, submitted: str) -> JobStatus:
         reason = f"in error, see qstat -j {job_id}, then qmod -cj {job_id}"
     restarts = 1 if "R" in letters else 0
     return JobStatus(
-        state, letters, reason, restarts, _time(submitted), job_id=job_id, requeues_exit=suspended
+        state,
+        letters,
+        reason,
+        restarts,
+        _time(submitted),
+        job_id=job_id,
+        requeues_exit=suspended and state is JobState.RUNNING,
     )
 
 
