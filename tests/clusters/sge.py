@@ -62,7 +62,8 @@ mount --bind "${base}hosts" /etc/hosts
 mount -t tmpfs -o mode=755 tmpfs /run
 install -d -o sgeadmin -g sgeadmin /run/gridengine
 ip link set lo up
-ip link add nodes type bridge
+# an address of its own: else it takes that of a node, and changes it when that node goes
+ip link add nodes address 02:00:00:00:00:01 type bridge
 ip address add "$1/24" dev nodes
 ip link set nodes up
 echo ready >/run/ready

@@ -118,7 +118,11 @@ def test_mlxjobs_preempt_checkpoints_and_comes_back_in_the_same_job(remote: SgeP
     remote.let_pass(10)
     state = assert_whole(remote, job, job)
     assert state.job_id == job
-    assert [record["failed"].split()[0] for record in remote.cluster.records(job)] == ["25", "25", "0"]
+    remote.await_job(job, "ended")
+    remote.cluster.wait_for(
+        lambda: [record["failed"].split()[0] for record in remote.cluster.records(job)],
+        until=lambda failed: failed == ["25", "25", "0"],
+    )
 
 
 def test_a_job_of_a_queue_above_suspends_it(remote: SgeProject) -> None:
@@ -193,7 +197,7 @@ def test_a_waiting_job_that_was_deleted_can_be_cancelled(remote: SgeProject) -> 
     remote.run(OPTIONS.format("'-h'"))
     remote.command("qdel", remote.job())
     # Grid Engine keeps no account of a job that never ran
-    assert "does not know job" in remote.mlxjobs("ls").stdout
+    assert "does not know job" in remote.mlxjobs("ls").stderr
     remote.mlxjobs("cancel", "1")
     assert remote.state().status is RunStatus.CANCELLED
 
@@ -219,6 +223,7 @@ def test_kill_9_of_python(remote: SgeProject) -> None:
 def test_the_node_is_powered_off(remote: SgeProject) -> None:
     job = remote.start()
     host = remote.state().attempts[0].host
+    remote.await_job(job, "r")  # not `t`: the node has told so
     remote.cluster.node_down(host)
     remote.let_pass(10)
     state = assert_whole(remote, job)
