@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -244,10 +245,10 @@ class SgeCluster:
     def job_states(self, ids: Iterable[str]) -> dict[str, str]:
         """Return qstat's letters by job or `job.task`; `ended` for what only the accounting file knows."""
         states = {}
-        for line in self.root("qstat", "-u", "*", "-g", "d").splitlines()[2:]:
-            words = line.split()
-            task = f".{words[-1]}" if len(words) > 8 and not words[-2].count(":") else ""
-            states[words[0] + task] = words[4]
+        for job in ElementTree.fromstring(self.root("qstat", "-u", "*", "-g", "d", "-xml")).iter("job_list"):
+            task = job.findtext("tasks")
+            name = job.findtext("JB_job_number", "") + (f".{task}" if task else "")
+            states[name] = job.findtext("state", "")
         found = {job: states[job] for job in ids if job in states}
         return {**{job: "ended" for job in ids if job not in found and self.records(job)}, **found}
 
