@@ -348,12 +348,8 @@ class SgeCluster:
             ["nsenter", f"--target={self._pid()}", "--all", "--wd=/", *argv],
             env={"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8", "HOME": "/"},
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            umask=0o022,
-            timeout=timeout,
-            check=False,
-        )
+            capture_output=True, text=True, umask=0o022, timeout=timeout, check=False,
+        )  # fmt: skip
 
     def _delete_all(self) -> str:
         left = self.root("qstat", "-u", "*")

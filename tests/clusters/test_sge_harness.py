@@ -20,7 +20,17 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 def submit(sge: SgeCluster, folder: Path, *options: str, script: str) -> str:
     (folder / "job.sh").write_text(f"#!/bin/bash\n{script}\n")
-    command = ["qsub", "-terse", "-S", "/bin/bash", "-o", folder / "out", "-e", folder / "err", *options]
+    command: list[str | Path] = [
+        "qsub",
+        "-terse",
+        "-S",
+        "/bin/bash",
+        "-o",
+        folder / "out",
+        "-e",
+        folder / "err",
+        *options,
+    ]
     done = sge.run([*command, folder / "job.sh"])
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
