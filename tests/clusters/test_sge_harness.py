@@ -37,7 +37,7 @@ def submit(sge: SgeCluster, folder: Path, *options: str, script: str) -> str:
 
 
 def wait_for_state(sge: SgeCluster, job: str, state: str) -> None:
-    sge.wait_for(lambda: sge.job_states([job]), 40, until=lambda states: states.get(job) == state)
+    sge.wait_for(lambda: sge.job_states([job]), 60, until=lambda states: states.get(job) == state)
 
 
 def test_a_job_of_an_ordinary_user_runs_on_a_node(sge: SgeCluster, sge_dir: Path) -> None:
@@ -67,21 +67,20 @@ def test_a_node_dies_and_comes_back(sge: SgeCluster, sge_dir: Path) -> None:
     sge.node_down("node2")
     assert not subprocess.run(["pgrep", "-u", USER, "sleep"], check=False, capture_output=True).stdout
     wait_for_state(sge, job, "Rq")
-    assert sge.node_states() == {"node1": "up", "node2": "au"}
+    states = sge.node_states()
+    assert states["node1"] == "up"
+    assert "u" in states["node2"]  # unknown
     sge.restore()
     assert sge.node_states() == {"node1": "up", "node2": "up"}
 
 
-def test_jobs_go_on_while_the_server_is_down(sge: SgeCluster, sge_dir: Path) -> None:
-    job = submit(
-        sge, sge_dir, script="while [ ! -e $0.end ]; do sleep 0.1; done".replace("$0", f"{sge_dir}/x")
-    )
+def test_the_server_comes_back_and_knows_its_jobs(sge: SgeCluster, sge_dir: Path) -> None:
+    job = submit(sge, sge_dir, script="exec sleep 600")
     wait_for_state(sge, job, "r")
     sge.stop_server()
     assert sge.status() == {"server": "down"}
-    (sge_dir / "end").touch()
     sge.start_server()
-    wait_for_state(sge, job, "ended")
+    assert sge.job_states([job]) == {job: "r"}
 
 
 def test_nothing_of_the_machine_is_changed(sge: SgeCluster) -> None:
