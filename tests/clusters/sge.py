@@ -138,7 +138,6 @@ class SgeCluster:
         self.nodes = [f"node{number}" for number in range(1, nodes + 1)]
         self._addresses = {node: f"10.99.0.{number}" for number, node in enumerate(self.nodes, 11)}
         try:
-            self._wipe()
             self._prepare()
             server = ["sh", "-c", _SERVER, f"{self.base}/", sge_conf.ADDRESS]  # the mark of our processes
             self._spawn("server", "unshare", *_namespaces(), *server)
@@ -240,8 +239,7 @@ class SgeCluster:
         """
         done = self._enter(argv)
         if check and done.returncode != 0:
-            words = (done.stderr or done.stdout).strip()
-            raise ClusterError(f"{' '.join(argv)} failed ({done.returncode}): {words}")
+            raise ClusterError(f"{' '.join(argv)} failed ({done.returncode}): {done.stderr or done.stdout}")
         return done.stdout
 
     def job_states(self, ids: Iterable[str]) -> dict[str, str]:
@@ -278,6 +276,7 @@ class SgeCluster:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _prepare(self) -> None:
+        self._wipe()
         for name in ("pids", "log", "conf"):
             (self.base / name).mkdir()
         admin = account("sgeadmin")
