@@ -197,9 +197,9 @@ def _status(job_id: str, letters: str, submitted: str) -> JobStatus:
     suspended = bool(re.search("[sST]", letters))
     if "d" in letters:
         state = JobState.ENDING
-    elif re.fullmatch(r"R?[hE]*(qw|[qwt])[hE]*", letters):
+    elif re.fullmatch(r"R?[hE]*(qw|[qw])[hE]*", letters):
         state = JobState.PENDING
-    elif suspended or "r" in letters:
+    elif suspended or re.search("[rt]", letters):  # `t`: sent to its node, where it runs already (measured)
         state = JobState.RUNNING
     else:
         state = JobState.UNKNOWN

@@ -132,7 +132,7 @@ def test_many_jobs_are_one_question() -> None:
     assert sge.parse_history("") == {}
 
 
-@pytest.mark.parametrize(("letters", "state"), [("Rt", "PENDING"), ("qw", "PENDING"), ("Rq", "PENDING"),
+@pytest.mark.parametrize(("letters", "state"), [("Rt", "RUNNING"), ("t", "RUNNING"), ("qw", "PENDING"), ("Rq", "PENDING"),
     ("r", "RUNNING"), ("S", "RUNNING"), ("Ts", "RUNNING"), ("dRr", "ENDING"), ("Z?", "UNKNOWN")])  # fmt: skip
 def test_letters(letters: str, state: str) -> None:
     said = (
