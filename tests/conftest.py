@@ -8,11 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters.fixtures import cluster_python, oar, oar_dir, slurm, user_dir
+from tests.clusters.fixtures import cluster_python, oar, oar_dir, sge, sge_dir, slurm, user_dir
 from tests.project import Project
 from tests.slurm_stub import Slurm
 
-__all__ = ["cluster_python", "oar", "oar_dir", "project", "slurm", "slurm_stub", "user_dir"]
+__all__ = [
+    "cluster_python",
+    "oar",
+    "oar_dir",
+    "project",
+    "sge",
+    "sge_dir",
+    "slurm",
+    "slurm_stub",
+    "user_dir",
+]
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ import pytest
 
 from tests.clusters.machine import ClusterError, account, install_packages
 from tests.clusters.oar import OarCluster
+from tests.clusters.sge import SgeCluster
 from tests.clusters.slurm import USER, SlurmCluster
 
-__all__ = ["cluster_python", "oar", "oar_dir", "slurm", "user_dir"]
+__all__ = ["cluster_python", "oar", "oar_dir", "sge", "sge_dir", "slurm", "user_dir"]
 
-Cluster = TypeVar("Cluster", SlurmCluster, OarCluster)
+Cluster = TypeVar("Cluster", SlurmCluster, OarCluster, SgeCluster)
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -46,7 +47,7 @@ def _running(cluster: Cluster) -> Iterator[Cluster]:
 
 
 @contextmanager
-def _folder_on(cluster: SlurmCluster | OarCluster) -> Iterator[Path]:
+def _folder_on(cluster: SlurmCluster | OarCluster | SgeCluster) -> Iterator[Path]:
     """A new folder of the ordinary user, on all nodes and readable by everybody.
 
     Afterwards it is removed, and the cluster is whole and without jobs again, whatever the test did.
@@ -74,6 +75,13 @@ def oar() -> Iterator[OarCluster]:
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def sge() -> Iterator[SgeCluster]:
+    """A running Grid Engine of two nodes, for the whole test run."""
+    with _running(SgeCluster()) as cluster:
+        yield cluster
+
+
 @pytest.fixture
 def user_dir(slurm: SlurmCluster) -> Iterator[Path]:
     """A new folder of the ordinary user on Slurm's nodes."""
@@ -85,6 +93,13 @@ def user_dir(slurm: SlurmCluster) -> Iterator[Path]:
 def oar_dir(oar: OarCluster) -> Iterator[Path]:
     """A new folder of the ordinary user on OAR's nodes."""
     with _folder_on(oar) as folder:
+        yield folder
+
+
+@pytest.fixture
+def sge_dir(sge: SgeCluster) -> Iterator[Path]:
+    """A new folder of the ordinary user on Grid Engine's nodes."""
+    with _folder_on(sge) as folder:
         yield folder
 
 

@@ -1,0 +1,15 @@
+#!/bin/bash
+#$ -N main-5
+#$ -o /home/ada/project/logs/5/log.stdout
+#$ -e /home/ada/project/logs/5/log.stderr
+#$ -S /bin/bash
+#$ -r y
+#$ -notify
+
+# A warning that comes before python listens must not end the job.
+trap '' USR1 USR2
+
+export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}"
+cd /home/ada/project || exit
+# Grid Engine signals this process and its group: it has to be python.
+exec /opt/python/bin/python3 -u /home/ada/project/main.py +mlxpy.logger.forced_log_id=5 +mlxpy.logger.parent_log_dir=/home/ada/project/logs +mlxpy.use_scheduler=false +mlxpy.use_version_manager=false +mlxpy.interactive_mode=false
