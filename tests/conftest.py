@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters.fixtures import cluster_python, oar, oar_dir, slurm, user_dir
+from tests.clusters.fixtures import cluster_python, oar, oar_dir, slurm, torch_python, user_dir
 from tests.project import Project
 from tests.slurm_stub import Slurm
 
-__all__ = ["cluster_python", "oar", "oar_dir", "project", "slurm", "slurm_stub", "user_dir"]
+__all__ = ["cluster_python", "oar", "oar_dir", "project", "slurm", "torch_python", "user_dir"]
 
 
 @pytest.fixture
