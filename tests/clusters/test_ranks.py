@@ -37,13 +37,13 @@ import socket
 import mlxpy, submitit
 
 def connect(env):
-    """Return a file that both ends can write and read."""
+    """Return a connection to the other rank."""
     if env.rank == 0:
         with socket.create_server(("", env.master_port)) as server:
-            return server.accept()[0].makefile("rw")
+            return server.accept()[0]
     while True:
         try:
-            return socket.create_connection((env.master_addr, env.master_port)).makefile("rw")
+            return socket.create_connection((env.master_addr, env.master_port))
         except ConnectionRefusedError:
             time.sleep(0.05)
 
@@ -61,9 +61,10 @@ def train(ctx: mlxpy.Context) -> None:
     print(f"job {job.job_id} on {job.hostname} of {' '.join(job.hostnames)}", flush=True)
     print(f"rank {env.rank} of {env.world_size} starts from epoch {start}", flush=True)
     peer = connect(env)
+    say, hear = peer.makefile("w"), peer.makefile("r")
     for epoch in range(start, ctx.config.num_epoch):
-        print(epoch, model, file=peer, flush=True)
-        line = peer.readline()
+        print(epoch, model, file=say, flush=True)
+        line = hear.readline()
         if not line:
             raise ConnectionError("the other rank is gone")
         theirs = line.split()
