@@ -119,7 +119,7 @@ def torch_python(cluster_python: Path) -> Path:
         wanted = version("torch").partition("+")[0]
     except PackageNotFoundError:
         pytest.skip("SKIPPED: torch is not installed; .venv/bin/pip install torch==2.13.0, then again")
-    probe = [cluster_python, "-c", f"import torch; assert torch.__version__.startswith('{wanted}')"]
+    probe = [str(cluster_python), "-c", f"import torch; assert torch.__version__.startswith('{wanted}')"]
     if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
         try:
             _pip(cluster_python, "install", f"torch=={wanted}")
