@@ -142,7 +142,8 @@ def clean_environment(env: Mapping[str, str], own: Sequence[str] = ()) -> dict[s
         env: an environment.
         own: what a scheduler that is not installed, the user's own, sets.
     """
-    patterns = [*own, *(pattern for path in known().values() for pattern in _environment_of(path))]
+    patterns = [*own, "MLXJOBS_RANK*"]  # the latter is what `mlxjobs.ranks` sets
+    patterns += [pattern for path in known().values() for pattern in _environment_of(path)]
     kept = {pattern[1:] for pattern in patterns if pattern.startswith("!")}
     exact = {pattern for pattern in patterns if not pattern.endswith("*")} - kept
     begins = tuple(pattern[:-1] for pattern in patterns if pattern.endswith("*"))

@@ -17,6 +17,7 @@ from mlxjobs.context import Context
 from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.history import Preempted, RunState, RunStatus
 from mlxjobs.logger import DefaultLogger, SilentLogger
+from mlxjobs.scheduler import Fate
 from mlxjobs.startable import Place, check_startable, process_key
 from mlxjobs.store import Run
 
@@ -126,10 +127,11 @@ def execute(
     limit = settings["scheduler"]["max_requeues"]
     with ExitStack() as stack:
         if place.rank > 0:
+            _divert(run, place.rank)
             preemption = _listen(stack, run, 0, place, limit)
             silent = SilentLogger(run.path, preempted=_flag(preemption))
             context = Context(config, ConfigDict(settings), _info(run, run.state(), place), silent)
-            return _reporting(lambda: _call(task, context, seeding))
+            return _as_other_rank(run, place, lambda: _reporting(lambda: _call(task, context, seeding)))
         before, after = _begin(run, place, facts, cluster)
         stop = _limits(before, limit)
         number = len(after.attempts)
@@ -207,6 +209,44 @@ def _reporting(call: Callable[[], Any]) -> Any:
     except BaseException as error:
         _print_traceback(error)
         raise TaskFailed from error
+
+
+def _divert(run: Run, rank: int) -> None:
+    """Let what this process writes from now on go to files of its own, C code's output too."""
+    for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+        stream.flush()
+        with run.output_of(rank, descriptor).open("ab") as file:
+            os.dup2(file.fileno(), descriptor)
+
+
+def _as_other_rank(run: Run, place: Place, call: Callable[[], Any]) -> Any:
+    """Call the task of a rank that writes nothing, but for its failure: rank 0 may wait for it for ever."""
+    try:
+        return call()
+    except TaskFailed as failed:
+        reason = _last_line(failed.__cause__ or failed)
+        with suppress(SchedulerError, OSError):
+            _record_failed_rank(run, place, reason)
+        raise
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            with suppress(SchedulerError, OSError):
+                _record_failed_rank(run, place, f"SystemExit: {error.code}")
+        raise
+
+
+def _record_failed_rank(run: Run, place: Place, reason: str) -> None:
+    """Record that the run failed, unless rank 0 has left or the scheduler is ending the job."""
+    cluster, here, attempt = place.cluster, place.here, run.state().attempt
+    if cluster is None or here is None or attempt is None or attempt.job_id != here.job_id:
+        return
+    from mlxjobs.hand_in import end_attempt
+
+    status = cluster.status([here.job_id]).get(here.job_id)
+    if status is not None and cluster.scheduler.fate(status, here) is Fate.RUNS_ON:
+        where = f"rank {here.rank} on {socket.gethostname()}"
+        words = f"{where}: {reason} (more in {run.output_of(here.rank, 2).name})"
+        end_attempt(run, attempt, RunStatus.FAILED, words)
 
 
 def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any], place: Place) -> Any:

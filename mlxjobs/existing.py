@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from mlxjobs import compose, frozen, settings
+from mlxjobs import compose, frozen, ranks, settings
 from mlxjobs.cluster import Cluster
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.console import note
@@ -72,7 +72,10 @@ def place_of(run: Run) -> tuple[Place, Cluster | None]:
         return Place(), None
     cluster = Cluster(path)
     here = cluster.scheduler.here(os.environ)
-    return (Place(cluster, here) if here else Place()), cluster
+    if here is None:
+        return Place(), cluster
+    ranks.tell_submitit(cluster.scheduler, path)
+    return Place(cluster, ranks.placed(here, os.environ)), cluster
 
 
 def hand_in_more(run: Run, place: Place) -> None:

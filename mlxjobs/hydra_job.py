@@ -67,12 +67,15 @@ def settle_here(composed: Composed, output_dir: Path, *, keep_log: bool, follow_
 
 
 @contextmanager
-def surroundings(composed: Composed, output_dir: Path, *, follow_streams: bool = False) -> Iterator[Composed]:
+def surroundings(
+    composed: Composed, output_dir: Path, *, keep_log: bool = True, follow_streams: bool = False
+) -> Iterator[Composed]:
     """Make a process that did not compose what Hydra would have made it.
 
     Args:
         composed: the stored configuration.
         output_dir: the run's directory.
+        keep_log: whether Python's logging may have files.
         follow_streams: whether `sys.stdout` is going to be replaced, and logging has to follow.
 
     Yields:
@@ -85,7 +88,7 @@ def surroundings(composed: Composed, output_dir: Path, *, follow_streams: bool =
         os.environ.update(_resolved(job.get("env_set") or {}, placed.hydra))
         if placed.hydra:
             _provide_hydra_config(placed.hydra)
-            _configure_logging(placed.hydra, follow_streams=follow_streams)
+            _configure_logging(placed.hydra, keep_files=keep_log, follow_streams=follow_streams)
         if job.get("chdir"):
             os.chdir(output_dir)
         yield placed
@@ -155,11 +158,15 @@ class _OnImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 # -- logging ------------------------------------------------------------------------------------
 
 
-def _configure_logging(node: Mapping[str, Any], *, follow_streams: bool) -> None:
+def _configure_logging(
+    node: Mapping[str, Any], *, keep_files: bool = True, follow_streams: bool = False
+) -> None:
     """Configure Python's logging as `hydra.core.utils.configure_log` does."""
     import logging.config
 
     settings = _resolved(node.get("job_logging") or {}, node)
+    if not keep_files:
+        _drop_files(settings)
     if settings.get("root") is not None:
         logging.config.dictConfig(settings)
     verbose = node.get("verbose", False)
@@ -172,6 +179,17 @@ def _configure_logging(node: Mapping[str, Any], *, follow_streams: bool) -> None
             for name in ("stdout", "stderr"):
                 if isinstance(handler, logging.StreamHandler) and handler.stream is getattr(sys, name):
                     handler.setStream(_Stream(name))
+
+
+def _drop_files(settings: dict[str, Any]) -> None:
+    """Take the handlers that have files out of a configuration of Python's logging."""
+    handlers = settings.get("handlers", {})
+    files = [name for name, handler in handlers.items() if "filename" in handler]
+    for name in files:
+        del handlers[name]
+    for logger in (settings.get("root"), *settings.get("loggers", {}).values()):
+        if logger:
+            logger["handlers"] = [name for name in logger.get("handlers", []) if name not in files]
 
 
 class _Stream:

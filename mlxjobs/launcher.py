@@ -326,10 +326,12 @@ class _Launch:
         place, cluster = existing.place_of(run)
         follow = options["logger"]["log_streams_to_file"] and place.here is None
         try:
-            if changed:
+            if changed and place.rank == 0:
                 check_startable(run, run.state(), place, cluster)
                 replace_file(run.frozen, to_yaml(composed))
-            with hydra_job.surroundings(composed, run.path, follow_streams=follow) as placed:
+            with hydra_job.surroundings(
+                composed, run.path, keep_log=place.rank == 0, follow_streams=follow
+            ) as placed:
                 config = existing.resolve(run, placed, place)
 
                 def call() -> Any:

@@ -11,7 +11,7 @@ import re
 import shlex
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -134,6 +134,7 @@ class Job:
         env_lines: the user's lines that make the program's environment.
         tasks: for an array, how many jobs it makes, numbered from 1; `stdout` and `stderr` then hold
             `TASK` where the number belongs. 0: it is no array.
+        ranks_per_node: how many times to start the command on each of its nodes. 0: as the scheduler does.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Job:
     cleanup_lines: Sequence[str] = ()
     env_lines: Sequence[str] = ()
     tasks: int = 0
+    ranks_per_node: int = 0
 
 
 class Scheduler(ABC):
@@ -165,6 +167,13 @@ class Scheduler(ABC):
         array_variable: the variable that holds a task's number in an array's job; "": it has no arrays.
         array_index: what stands for that number in the path of an output file: "%a"; "": nothing does,
             so that the script opens its files itself.
+        launches_ranks: whether the template starts several ranks by a launcher of the scheduler's own (srun),
+            given what `options` makes of `ranks_per_node`; if not, we start them by `remote_shell`.
+        remote_shell: the command that executes another one on a host of the job, given the host and the
+            command in one word; it hands on its input and the exit code.
+        node_file: the variable that holds the path of a file of the job's hosts, a line for each host or
+            slot, its name first; "": there is none.
+        submitit: which of submitit's job environments describes its jobs; "mlxjobs" is made of this class.
     """
 
     directive: ClassVar[str] = ""
@@ -175,6 +184,10 @@ class Scheduler(ABC):
     aliases: ClassVar[Mapping[str, str]] = {}
     array_variable: ClassVar[str] = ""
     array_index: ClassVar[str] = ""
+    launches_ranks: ClassVar[bool] = False
+    remote_shell: ClassVar[tuple[str, ...]] = ("ssh", "-o", "BatchMode=yes")
+    node_file: ClassVar[str] = ""
+    submitit: ClassVar[str] = "mlxjobs"
 
     # -- the script -------------------------------------------------------------------------
 
@@ -317,6 +330,19 @@ class Scheduler(ABC):
     @abstractmethod
     def here(self, env: Mapping[str, str]) -> Here | None:
         """Return the job that a process with this environment runs in; None: in none."""
+
+    def hosts(self, env: Mapping[str, str], read: Callable[[str], str]) -> list[str]:
+        """Return the names of the hosts of the job that a process with this environment runs in.
+
+        Args:
+            env: the environment.
+            read: returns the text of the file at a path.
+
+        Returns:
+            The names, which may come more than once; [] if the scheduler does not say.
+        """
+        path = env.get(self.node_file) if self.node_file else None
+        return [line.split()[0] for line in read(path).splitlines() if line.strip()] if path else []
 
     def fate(self, status: JobStatus, here: Here) -> Fate:
         """Return what will become of the job `here`, given its status after a signal came."""

@@ -30,6 +30,7 @@ SCHEMA: dict[str, Any] = {
         "max_requeues": (100, "an integer"),
         "name": (NO_SCHEDULER, "a string"),
         "option_cmd": ([], "a string or a list of strings"),
+        "ranks_per_node": (0, "an integer"),
         "shell_config_cmd": ("", "a string or a list of strings"),
         "shell_path": ("/bin/bash", "a string"),
     },

@@ -133,6 +133,10 @@ class Run:
         """The run's number."""
         return int(self.path.name)
 
+    def output_of(self, rank: int, descriptor: int) -> Path:
+        """Return the file of what a rank but the first prints; its descriptor is 1 or 2."""
+        return self.path / f"log.{rank}.{'stdout' if descriptor == 1 else 'stderr'}"
+
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 

@@ -16,7 +16,7 @@ from mlxjobs import adapters, command_line, frozen, settings
 from mlxjobs.arrays import HandedIn, hand_in_all
 from mlxjobs.cluster import Cluster
 from mlxjobs.console import note, say
-from mlxjobs.errors import InvalidShellPathError, RunError
+from mlxjobs.errors import InvalidConfigFileError, InvalidShellPathError, RunError
 from mlxjobs.files import flushed_together, replace_file
 from mlxjobs.frozen import Composed
 from mlxjobs.hand_in import hand_in
@@ -198,6 +198,7 @@ class Submission:
             stderr=run.stderr,
             work_dir=self._program.work_dir,
             command=[
+                *self._launcher(given["ranks_per_node"]),
                 *self._program.interpreter,
                 self._program.target,
                 f"+mlxpy.logger.forced_log_id={log_dir.name}",
@@ -211,8 +212,21 @@ class Submission:
             shell_config_lines=settings.as_lines(given["shell_config_cmd"]),
             cleanup_lines=settings.as_lines(given["cleanup_cmd"]),
             env_lines=settings.as_lines(given["env_cmd"]),
+            ranks_per_node=given["ranks_per_node"],
         )
         return render(job, self._cluster.scheduler)
+
+    def _launcher(self, ranks_per_node: int) -> list[str]:
+        """Return what starts the command several times, where the scheduler does not."""
+        if ranks_per_node < 0:
+            raise InvalidConfigFileError(
+                f"scheduler.ranks_per_node: {ranks_per_node} is negative; it is how many times python is "
+                "started on each node of a job, or 0 for once in all"
+            )
+        if ranks_per_node == 0 or self._cluster.scheduler.launches_ranks:
+            return []
+        python = self._program.interpreter[0]
+        return [python, "-m", "mlxjobs.launch_ranks", self._cluster.path, str(ranks_per_node)]
 
 
 def _setting(text: str) -> str:

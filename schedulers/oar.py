@@ -55,6 +55,8 @@ class OARScheduler(Scheduler):
         "-t": "--type",
     }
     array_variable = "OAR_ARRAY_INDEX"
+    remote_shell = ("oarsh",)
+    node_file = "OAR_NODEFILE"
 
     def options(self, job: Job) -> list[str]:
         """Name, output, error, and what lets a job come back."""

@@ -60,6 +60,8 @@ class SLURMScheduler(Scheduler):
     }
     array_variable = "SLURM_ARRAY_TASK_ID"
     array_index = "%a"
+    launches_ranks = True
+    submitit = "slurm"
 
     def options(self, job: Job) -> list[str]:
         """Name, output, error, and what lets a job come back."""
@@ -73,6 +75,7 @@ class SLURMScheduler(Scheduler):
             # a minute before the time limit, to the batch step's process only (sbatch(1), --signal).
             # USR2, as NCCL takes USR1 for itself
             "--signal=B:USR2@60",
+            *([f"--ntasks-per-node={job.ranks_per_node}"] if job.ranks_per_node else []),
         ]
 
     def can_name(self, path: Path) -> bool:

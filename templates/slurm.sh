@@ -15,12 +15,12 @@ exec >>{{ stdout | quote }} 2>>{{ stderr | quote }}
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}"
 cd {{ work_dir | quote }} || exit
 if [ "${SLURM_NTASKS:-1}" -gt 1 ]; then
-    # One python for each task. This shell outlives the signals that Slurm sends to it and hands
+    # One python for each task; one that fails ends all. This shell outlives the signals that Slurm sends to it and hands
     # the warnings on; what sends them to the tasks itself is Slurm.
     trap : TERM CONT
     trap 'kill -USR1 "$step"' USR1
     trap 'kill -USR2 "$step"' USR2
-    srun {{ command | map("quote") | join(" ") }} &
+    srun --kill-on-bad-exit=1 {{ command | map("quote") | join(" ") }} &
     step=$!
     while :; do
         wait "$step"

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters.fixtures import cluster_python, oar, oar_dir, sge, sge_dir, slurm, user_dir
+from tests.clusters.fixtures import (
+    cluster_python,
+    oar,
+    oar_dir,
+    sge,
+    sge_dir,
+    slurm,
+    torch_python,
+    user_dir,
+)
 from tests.project import Project
 from tests.slurm_stub import Slurm
 
@@ -21,6 +30,7 @@ __all__ = [
     "sge_dir",
     "slurm",
     "slurm_stub",
+    "torch_python",
     "user_dir",
 ]
 

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -19,7 +20,7 @@ from tests.clusters.oar import OarCluster
 from tests.clusters.sge import SgeCluster
 from tests.clusters.slurm import USER, SlurmCluster
 
-__all__ = ["cluster_python", "oar", "oar_dir", "sge", "sge_dir", "slurm", "user_dir"]
+__all__ = ["cluster_python", "oar", "oar_dir", "sge", "sge_dir", "slurm", "torch_python", "user_dir"]
 
 Cluster = TypeVar("Cluster", SlurmCluster, OarCluster, SgeCluster)
 
@@ -124,6 +125,22 @@ def cluster_python() -> Path:
     except ClusterError as error:
         unavailable(str(error))
     return python
+
+
+@pytest.fixture(scope="session")
+def torch_python(cluster_python: Path) -> Path:
+    """The same Python, with torch if the tests' own Python has it: torch is large and no dependency."""
+    try:
+        wanted = version("torch").partition("+")[0]
+    except PackageNotFoundError:
+        pytest.skip("SKIPPED: torch is not installed; .venv/bin/pip install torch==2.13.0, then again")
+    probe = [str(cluster_python), "-c", f"import torch; assert torch.__version__.startswith('{wanted}')"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
+        try:
+            _pip(cluster_python, "install", f"torch=={wanted}")
+        except ClusterError as error:
+            pytest.skip(f"SKIPPED: torch {wanted} cannot be installed for the cluster: {error}")
+    return cluster_python
 
 
 def _dependencies() -> str:

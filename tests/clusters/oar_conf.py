@@ -25,8 +25,9 @@ _SETTINGS = {
     "FINAUD_FREQUENCY": "4",
     "OAR_SSH_CONNECTION_TIMEOUT": "10",
 }
-# without these jobs are not confined by a cpuset, and are ended by walking through /proc
-_UNSET = ("JOB_RESOURCE_MANAGER_PROPERTY_DB_FIELD", "CPUSET_PATH", "PINGCHECKER_SENTINELLE_SCRIPT_COMMAND")
+# Without a path jobs are not confined by a cpuset, and are ended by walking through /proc. The cpuset's field
+# stays: without it oarstat does not tell the cpuset's name, by which oarsh knows whose job it is.
+_UNSET = ("CPUSET_PATH", "PINGCHECKER_SENTINELLE_SCRIPT_COMMAND")
 
 # waits in seconds that are written in OAR's server; nothing else of it is changed
 _WAITS = {"read_commands_timeout": (10, 1), "villainstimeout": (10, 2), "schedulertimeout": (60, 5)}

@@ -237,7 +237,9 @@ RANKS = MAIN.replace(
 def test_of_several_ranks_only_the_first_writes_and_requeues(remote: ClusterProject) -> None:
     (remote.folder / "main.py").write_text(RANKS)
     job = start(remote, "mlxpy.scheduler.option_cmd=['--partition=low','--ntasks=2','--nodes=2','--mem=200']")
-    await_value(lambda: "rank 1 of 2" in remote.stdout(), "the second rank")
+    other = remote.at().output_of(1, 1)
+    await_value(lambda: other.exists() and "rank 1 of 2" in other.read_text(), "the second rank")
+    assert "rank 1 of 2" not in remote.stdout()
     remote.command("scancel", "--signal=USR2", "--batch", job)  # the batch shell hands it to srun
     let_it_leave(remote, job)
     remote.await_status("COMPLETE", attempts=2)

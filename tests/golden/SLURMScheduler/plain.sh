@@ -12,12 +12,12 @@ trap '' USR1 USR2
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}"
 cd /home/ada/project || exit
 if [ "${SLURM_NTASKS:-1}" -gt 1 ]; then
-    # One python for each task. This shell outlives the signals that Slurm sends to it and hands
+    # One python for each task; one that fails ends all. This shell outlives the signals that Slurm sends to it and hands
     # the warnings on; what sends them to the tasks itself is Slurm.
     trap : TERM CONT
     trap 'kill -USR1 "$step"' USR1
     trap 'kill -USR2 "$step"' USR2
-    srun /opt/python/bin/python3 -u /home/ada/project/main.py +mlxpy.logger.forced_log_id=5 +mlxpy.logger.parent_log_dir=/home/ada/project/logs +mlxpy.use_scheduler=false +mlxpy.use_version_manager=false +mlxpy.interactive_mode=false &
+    srun --kill-on-bad-exit=1 /opt/python/bin/python3 -u /home/ada/project/main.py +mlxpy.logger.forced_log_id=5 +mlxpy.logger.parent_log_dir=/home/ada/project/logs +mlxpy.use_scheduler=false +mlxpy.use_version_manager=false +mlxpy.interactive_mode=false &
     step=$!
     while :; do
         wait "$step"

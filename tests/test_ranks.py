@@ -1,0 +1,172 @@
+"""Several ranks in one job, and what submitit says in it, without a cluster."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxjobs import adapters, launch_ranks, ranks
+from mlxjobs.scheduler import Here
+from tests.project import Project, await_value
+
+# a process that is in a job of each scheduler that there is
+JOBS = {
+    "SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]",
+    "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_ID": "0",
+    "OAR_JOB_ID": "7", "MLXJOBS_LOCAL_JOB_ID": "7",
+    "JOB_ID": "7", "SGE_O_HOST": "login", "SGE_TASK_ID": "undefined",
+    "PBS_JOBID": "7.server", "LSB_JOBID": "7", "MOAB_JOBID": "7",
+}  # fmt: skip
+ASK = """
+import submitit
+job, torch = submitit.JobEnvironment(), submitit.helpers.TorchDistributedEnvironment().export()
+print(job.job_id, job.num_tasks, job.num_nodes, job.node, job.global_rank, job.local_rank, *job.hostnames)
+print(torch.master_addr, torch.rank, torch.world_size, torch.local_rank, torch.local_world_size)
+"""
+RANKS = {ranks.RANK: "3", ranks.RANKS: "4", ranks.NODE: "1", ranks.NODES: "2", ranks.LOCAL_RANK: "1"}
+
+
+def ask(name: str, env: dict[str, str]) -> list[list[str]]:
+    """What submitit says in a job of this scheduler."""
+    path = adapters.known()[name]
+    tell = f"from mlxjobs import adapters, ranks; ranks.tell_submitit(adapters.load({path!r}), {path!r})"
+    command = [sys.executable, "-c", f"{tell}\n{ASK}"]
+    told = {"PATH": os.environ["PATH"], **JOBS, **env}
+    done = subprocess.run(command, env=told, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("name", adapters.known())
+def test_submitit_tells_a_job_of_any_scheduler_its_ranks(name: str) -> None:
+    scheduler = adapters.load(adapters.known()[name])
+    here = scheduler.here(JOBS)
+    assert here is not None
+    job, torch = ask(name, {**RANKS, ranks.HOSTS: "n1,n2"})
+    assert job == [here.job_id, "4", "2", "1", "3", "1", "n1", "n2"]
+    assert torch == ["n1", "3", "4", "1", "2"]
+
+
+@pytest.mark.parametrize("name", adapters.known())
+def test_submitit_tells_the_hosts_of_a_job_of_one_rank(name: str, tmp_path: Path) -> None:
+    scheduler = adapters.load(adapters.known()[name])
+    own = os.uname().nodename
+    if not scheduler.node_file:
+        return  # one that names none is on one host, or has another way: above, and on the real one
+    # as SGE writes it; of others only the first word is there
+    (tmp_path / "nodes").write_text(f"a1.site 2 all.q@a1 UNDEFINED\na1.site 2\n{own}.site 2\n\n")
+    job, torch = ask(name, {scheduler.node_file: str(tmp_path / "nodes")})
+    assert job[1:] == ["1", "1", "0", "0", "0", f"{own}.site", "a1.site"]
+    assert torch == [f"{own}.site", "0", "1", "0", "1"]
+
+
+def test_without_a_job_submitit_answers_as_before() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import submitit; submitit.JobEnvironment()"],
+        env={"PATH": os.environ["PATH"], "OAR_JOB_ID": "7"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "Could not figure out which environment" in done.stderr
+
+
+def test_the_ranks_of_a_job_are_no_ranks_of_one_that_it_submits() -> None:
+    assert adapters.clean_environment({**RANKS, ranks.HOSTS: "a", "KEPT": "1"}) == {"KEPT": "1"}
+    assert ranks.placed(Here("7"), RANKS) == Here("7", rank=3, world_size=4)
+    assert ranks.placed(Here("7"), {}) == Here("7")
+
+
+MAIN = """
+import logging, os, sys, time, mlxpy
+
+@mlxpy.launch(config_path="./configs")
+def train(ctx: mlxpy.Context) -> None:
+    print("rank", ctx.info.rank, "of", ctx.info.world_size, os.environ.get("VALUE"), flush=True)
+    logging.getLogger(__name__).info("logged by %d", ctx.info.rank)
+    ctx.logger.log_metrics({"loss": ctx.info.rank}, log_name="train")
+    ctx.logger.log_checkpoint({"rank": ctx.info.rank})
+    os.system("sleep 1000 & echo $! >" + ctx.config.pids + "/" + str(ctx.info.rank))
+    WORK
+
+if __name__ == "__main__":
+    train()
+"""
+
+
+def submit(project: Project, work: str = "", count: int = 3) -> None:
+    (project.folder / "main.py").write_text(MAIN.replace("WORK", work))
+    pids = project.folder.parent / "pids"
+    pids.mkdir(exist_ok=True)
+    project.submit(
+        f"+mlxpy.scheduler.ranks_per_node={count}", f"+pids={pids}", env={"VALUE": "it's \n$HOME `id`"}
+    )
+
+
+def await_no_children(project: Project) -> None:
+    """Wait until what the ranks started and left behind is gone."""
+    for file in (project.folder.parent / "pids").iterdir():
+        await_value(lambda file=file: not _lives(int(file.read_text())), "the end of a rank's child")  # type: ignore[misc]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_rank_0_alone_writes_and_each_rank_prints_to_files_of_its_own(project: Project) -> None:
+    submit(project, "assert 'submitit' not in sys.modules")
+    project.await_status("COMPLETE")
+    await_no_children(project)
+    run = project.at()
+    value = "it's \n$HOME `id`"
+    assert project.stdout().startswith(f"rank 0 of 3 {value}\n")
+    for rank in (1, 2):
+        assert run.output_of(rank, 1).read_text().startswith(f"rank {rank} of 3 {value}\n")
+    assert (run.path / "main.log").read_text().count("logged by") == 1
+    assert len((run.metrics / "train.json").read_text().splitlines()) == 1
+    assert project.state().attempts[-1].number == 1
+
+
+def test_a_rank_that_fails_fails_the_run_and_ends_the_others(project: Project) -> None:
+    # 99 brings some schedulers' jobs back, if it is the job's own
+    submit(project, "sys.exit(99) if ctx.info.rank == 2 else time.sleep(1000)")
+    state = project.await_status("FAILED")
+    where = f"rank 2 on {os.uname().nodename}"
+    assert state.reason == f"{where}: SystemExit: 99 (more in log.2.stderr)"
+    project.queue("wait", "--timeout", "60")
+    await_no_children(project)
+    assert f"{where} ended with exit code 99: so does the job" in project.stderr()
+    assert "1|FAILED" in project.queue("status")
+
+
+def test_rank_0_that_fails_ends_the_others(project: Project) -> None:
+    submit(project, "if ctx.info.rank == 0: sys.exit(5)\n    time.sleep(1000)")
+    assert project.await_status("FAILED").reason == "SystemExit: 5"
+    project.queue("wait", "--timeout", "60")
+    await_no_children(project)
+    assert "1|FAILED" in project.queue("status")
+
+
+def test_what_is_cancelled_leaves_no_rank_behind(project: Project) -> None:
+    submit(project, "time.sleep(1000)")
+    pids = project.folder.parent / "pids"
+    await_value(lambda: len([file for file in pids.iterdir() if file.read_text()]) == 3, "three ranks")
+    project.env["MLXJOBS_LOCAL_GRACE"] = "1"
+    project.mlxjobs("cancel", "1")
+    await_no_children(project)
+
+
+def test_a_number_of_ranks_that_cannot_be(project: Project) -> None:
+    done = project.submit("+mlxpy.scheduler.ranks_per_node=-1", code=2)
+    assert "scheduler.ranks_per_node: -1 is negative" in done.stderr
+
+
+def test_a_host_that_is_not_the_jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "nodes").write_text("n1\nn2\n")
+    monkeypatch.setenv("OAR_NODEFILE", str(tmp_path / "nodes"))
+    oar = adapters.known()["OARScheduler"]
+    assert launch_ranks.main([oar, "1", sys.executable, "-c", "pass"]) == 3
