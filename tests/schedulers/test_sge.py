@@ -132,8 +132,20 @@ def test_many_jobs_are_one_question() -> None:
     assert sge.parse_history("") == {}
 
 
-@pytest.mark.parametrize(("letters", "state"), [("Rt", "RUNNING"), ("t", "RUNNING"), ("qw", "PENDING"), ("Rq", "PENDING"),
-    ("r", "RUNNING"), ("S", "RUNNING"), ("Ts", "RUNNING"), ("dRr", "ENDING"), ("Z?", "UNKNOWN")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("letters", "state"),
+    [
+        ("Rt", "RUNNING"),
+        ("t", "RUNNING"),
+        ("qw", "PENDING"),
+        ("Rq", "PENDING"),
+        ("r", "RUNNING"),
+        ("S", "RUNNING"),
+        ("Ts", "RUNNING"),
+        ("dRr", "ENDING"),
+        ("Z?", "UNKNOWN"),
+    ],
+)
 def test_letters(letters: str, state: str) -> None:
     said = (
         f"<job_info><queue_info><job_list><JB_job_number>7</JB_job_number><state>{letters}</state></job_list>"
