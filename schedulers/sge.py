@@ -80,10 +80,7 @@ class SGEScheduler(Scheduler):
 
     def parse_submission(self, output: str) -> str:
         """`7`, of an array `7.1-3:1`; what a site's job verifier says comes before."""
-        lines = output.split("\n")
-        found = [
-            match.group(1) for line in lines if (match := re.fullmatch(r"(\d+)(?:\.\d+-\d+:\d+)?", line))
-        ]
+        found = re.findall(r"^(\d+)(?:\.\d+-\d+:\d+)?$", output, re.MULTILINE)
         if not found:
             raise ValueError(output)
         return found[-1]
@@ -95,6 +92,10 @@ class SGEScheduler(Scheduler):
     def may_have_submitted(self, words: str) -> bool:
         """qsub sent the job, and no answer came; a qmaster that is down refuses the connection."""
         return "failed receiving gdi request" in words
+
+    def is_full(self, words: str) -> bool:
+        """max_u_jobs and max_jobs (sge_conf(5)); an array counts as one job (measured)."""
+        return re.search(r"only \d+ jobs are allowed", words) is not None
 
     def find_command(self) -> list[str]:
         """All jobs that have not ended."""
@@ -127,7 +128,11 @@ class SGEScheduler(Scheduler):
     def parse_status(self, output: str) -> dict[str, JobStatus]:
         """Jobs that have ended are not there."""
         found = {}
-        for job in ElementTree.fromstring(output).iter("job_list"):  # noqa: S314 - qstat's own words
+        try:
+            jobs = ElementTree.fromstring(output).iter("job_list")  # noqa: S314 - qstat's own words
+        except ElementTree.ParseError as error:
+            raise ValueError(f"no XML: {output[:80]!r}") from error
+        for job in jobs:
             task = job.findtext("tasks")
             job_id = job.findtext("JB_job_number", "") + (f".{task}" if task else "")
             found[job_id] = _status(job_id, job.findtext("state", ""), job.findtext("JB_submission_time", ""))

@@ -1,4 +1,4 @@
-"""SGEScheduler on what a Grid Engine 8.1.9 printed; the files in data/ name the command."""
+"""SGEScheduler on what a Grid Engine 8.1.9 printed; data/SGEScheduler/ names the commands."""
 
 from pathlib import Path
 
@@ -7,12 +7,11 @@ import pytest
 from mlxjobs.scheduler import TASK, Fate, Here, Job, JobState, JobStatus
 from mlxjobs.schedulers.sge import SGEScheduler
 from mlxjobs.script import render
+from tests.schedulers.recordings import recordings
 
 sge = SGEScheduler()
-DATA = Path(__file__).parent / "data"
-QSTAT = (DATA / "sge_qstat.xml").read_text()
-QACCT = (DATA / "sge_qacct.txt").read_text()
-QSTAT_J = (DATA / "sge_qstat_j.txt").read_text()
+RECORDED = recordings("SGEScheduler")
+QSTAT, QACCT, QSTAT_J = (RECORDED[kind] for kind in ("status", "history", "found"))
 
 
 def job(**more: object) -> Job:
@@ -156,7 +155,7 @@ def test_letters(letters: str, state: str) -> None:
 
 def test_jobs_are_found_by_their_script() -> None:
     assert sge.parse_found(QSTAT_J, Path("j.sh")) == ["5", "8", "9", "10"]
-    assert sge.parse_found_array(QSTAT_J, Path("n.sh"), 2) == ["4.1", "4.2"]
+    assert sge.parse_found_array(QSTAT_J, Path("/home/ada/logs/5/script.sh"), 2) == ["4.1", "4.2"]
     assert sge.parse_found("", Path("j.sh")) == []
 
 
@@ -203,3 +202,11 @@ def test_what_brings_a_job_back() -> None:
     assert sge.requeues_exit_after_s(None) == 0.0
     assert sge.requeue_command("7") is None
     assert sge.fate(JobStatus(JobState.UNKNOWN, "?"), Here("7")) is Fate.UNKNOWN
+
+
+def test_a_full_queue_is_told_from_a_refusal() -> None:
+    said = (
+        "Unable to run job: job rejected: only 2 jobs are allowed per user (current job count: 2)\nExiting."
+    )
+    assert sge.is_full(said)
+    assert not sge.is_full("Unable to run job: unknown queue nosuch.\nExiting.")
