@@ -127,6 +127,7 @@ def test_a_run_of_a_sweep_comes_back_alone(tmp_path: Path, monkeypatch: pytest.M
 def test_the_scheduler_kills_a_job_and_starts_it_again(project: StandinProject) -> None:
     project.start()
     project.change(1, requeue=True)  # without a warning, as PBS and Torque do
+    await_value(lambda: (standin.read("1") or {})["runs"] == 2, "the second start")
     project.let_pass(10)
     state = assert_whole(project, attempts=2)
     assert state.attempts[1].job_id == state.attempts[0].job_id
