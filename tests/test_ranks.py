@@ -104,6 +104,12 @@ def submit(project: Project, work: str = "", count: int = 3) -> None:
     )
 
 
+def await_children(project: Project, count: int) -> None:
+    """Wait until so many ranks have begun their task."""
+    pids = project.folder.parent / "pids"
+    await_value(lambda: len([file for file in pids.iterdir() if file.read_text()]) == count, "the ranks")
+
+
 def await_no_children(project: Project) -> None:
     """Wait until what the ranks started and left behind is gone."""
     for file in (project.folder.parent / "pids").iterdir():
@@ -151,10 +157,29 @@ def test_rank_0_that_fails_ends_the_others(project: Project) -> None:
     assert "1|FAILED" in project.queue("status")
 
 
+WARNED = """warned = ctx.config.pids + "/../warned"
+    if not os.path.exists(warned):
+        while not (ctx.logger.preempted if ctx.info.rank else os.path.exists(warned)):
+            time.sleep(0.01)
+        if ctx.info.rank == 1:
+            open(warned, "w").close()
+        ctx.logger.log_checkpoint({})  # rank 0 leaves here
+        time.sleep(1000)"""
+
+
+def test_a_warning_reaches_all_ranks_and_they_come_back_together(project: Project) -> None:
+    submit(project, WARNED, count=2)
+    await_children(project, 2)
+    project.mlxjobs("preempt", "1")
+    state = project.await_status("COMPLETE", attempts=2)
+    assert state.attempts[0].reason == "stopped and requeued by the scheduler"
+    await_no_children(project)
+    assert project.at().output_of(1, 1).read_text().count("rank 1 of 2") == 2
+
+
 def test_what_is_cancelled_leaves_no_rank_behind(project: Project) -> None:
     submit(project, "time.sleep(1000)")
-    pids = project.folder.parent / "pids"
-    await_value(lambda: len([file for file in pids.iterdir() if file.read_text()]) == 3, "three ranks")
+    await_children(project, 3)
     project.env["MLXJOBS_LOCAL_GRACE"] = "1"
     project.mlxjobs("cancel", "1")
     await_no_children(project)
