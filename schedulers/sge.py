@@ -83,7 +83,7 @@ class SGEScheduler(Scheduler):
         found = re.findall(r"^(\d+)(?:\.\d+-\d+:\d+)?$", output, re.MULTILINE)
         if not found:
             raise ValueError(output)
-        return found[-1]
+        return str(found[-1])
 
     def task_ids(self, array_id: str, tasks: int) -> list[str]:
         """`7.1`, as qdel and qmod take them."""
