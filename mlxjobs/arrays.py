@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -62,7 +64,7 @@ def hand_in_all(
         cluster: where to.
         given: the settings of the scheduler, the same for all of them.
         check: raises if a run's state allows no submission; the others are handed in all the same.
-        patient: let the runs wait if the queue is full, even if none of them was taken.
+        patient: they have waited: let them wait on, whatever the scheduler says against them now.
         patience_s: how long to try for the first one.
 
     Returns:
@@ -87,7 +89,7 @@ def hand_in_all(
     except (SchedulerError, OSError, KeyboardInterrupt) as error:
         left = todo[len(result.jobs) :]
         with flushed_together(runs[0].path.parent):
-            if isinstance(error, QueueFullError) and (patient or result.jobs):
+            if _may_wait(error, patient=patient, some_go_on=bool(result.jobs)):
                 result.waiting = [run.log_id for run in left]
                 for run in left:
                     wait(run, numbers[run], str(error))
@@ -96,6 +98,13 @@ def hand_in_all(
         if isinstance(error, KeyboardInterrupt):
             raise
     return result
+
+
+def _may_wait(error: BaseException, *, patient: bool, some_go_on: bool) -> bool:
+    """Whether runs are to be handed in later: by those that have been taken, or as before."""
+    if isinstance(error, QueueFullError):
+        return patient or some_go_on
+    return patient and isinstance(error, JobSubmissionError) and not isinstance(error, UnknownSubmissionError)
 
 
 def _submit_in_turn(
@@ -116,9 +125,28 @@ def _submit_in_turn(
             time.sleep(1)
             continue
         end = 0.0
-        with flushed_together(runs[0].path.parent) if len(jobs) > 1 else nullcontext():
+        with (
+            flushed_together(runs[0].path.parent) if len(jobs) > 1 else nullcontext(),
+            _interrupt_later(),
+        ):
             yield from zip(runs, jobs, strict=False)
         runs = runs[len(jobs) :]
+
+
+@contextmanager
+def _interrupt_later() -> Iterator[None]:
+    """Let Ctrl-C wait until what the scheduler has taken is on record."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def feed(parent: Path, most: int = 16) -> HandedIn:

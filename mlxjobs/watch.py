@@ -61,7 +61,7 @@ def look(parent: Path, log_ids: Sequence[int] | None = None) -> list[Seen]:
             questions.setdefault(one.state.scheduler["class"], []).append(one)
         elif one.state.status is RunStatus.SUBMITTED:
             _check_submitter(one)
-        elif one.state.attempt is not None:
+        elif one.state.attempt is not None and one.state.status is not RunStatus.WAITING:
             _check_process(one, one.state.attempt)
     for path, asked in questions.items():
         _ask(path, asked)
@@ -233,6 +233,11 @@ def requeue(seen: Sequence[Seen]) -> Iterator[Outcome]:
                 yield _not_submitted(one)
             elif one.state.status.ended or one.state.status is RunStatus.WAITING:
                 again.append(one)
+            elif one.state.job_id is None:
+                yield RunError(
+                    f"run {one.run.log_id} {one.doubt or 'is being handed in at this moment'}; "
+                    f"if not: mlxjobs cancel {one.run.log_id} --logs {one.run.path.parent}"
+                )
             else:
                 yield _start_again(one)
         except MLXJobsError as error:
@@ -262,7 +267,7 @@ def _submit_again(ended: Sequence[Seen]) -> Iterator[Outcome]:
                 run.mark_waiting(False)
                 yield f"run {run.log_id} is submitted again (job {result.jobs[run.log_id]})"
             elif run.log_id in result.waiting:
-                yield f"run {run.log_id} waits: the queue has no room for it"
+                yield f"run {run.log_id} waits: {run.state().reason}"
             else:
                 yield result.failed[run.log_id]
 

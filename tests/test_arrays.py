@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +30,15 @@ def run_task(slurm: Slurm, job: str, task: int | None = None) -> subprocess.Comp
         {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": str(task)} if task else {}
     )
     return slurm.project.command("bash", script, env=names)
+
+
+def only_these(project: Project, *commands: str) -> Path:
+    """A folder with these commands and no others."""
+    folder = project.folder.parent / "few"
+    folder.mkdir()
+    for command in commands:
+        (folder / command).symlink_to(shutil.which(command) or command)
+    return folder
 
 
 def test_a_sweep_is_one_array_of_whole_runs(slurm_stub: Slurm) -> None:
@@ -153,7 +164,8 @@ def test_what_waits_can_be_handed_in_and_cancelled_by_hand(slurm_stub: Slurm) ->
     project = slurm_stub.project
     slurm_stub.limit(room=2)
     slurm_stub.submit("", "seed=range(5)")
-    assert "run 3 waits: the queue has no room for it" in project.mlxjobs("requeue", "3").stdout
+    out = project.mlxjobs("requeue", "3").stdout
+    assert out.startswith("run 3 waits: the scheduler refused the job: sbatch: sbatch: error: AssocMaxSubmit")
     assert project.mlxjobs("cancel", "4").stdout == "run 4 is cancelled\n"
     slurm_stub.limit()
     done = project.mlxjobs("requeue", "3-5")
@@ -170,6 +182,42 @@ def test_a_cancelled_run_is_not_fed(slurm_stub: Slurm) -> None:
     run_task(slurm_stub, "1", 1)
     assert statuses(project) == ["COMPLETE", "SUBMITTED", "CANCELLED", "SUBMITTED"]
     assert slurm_stub.tasks() == {"1": 2, "2": 1}
+
+
+def test_where_nothing_can_be_submitted_what_waits_goes_on_waiting(slurm_stub: Slurm) -> None:
+    project = slurm_stub.project
+    slurm_stub.limit(room=2)
+    slurm_stub.submit("", "seed=range(4)")
+    slurm_stub.limit()
+    (slurm_stub.folder / "sbatch").rename(slurm_stub.folder / "hidden")  # as on many a compute node
+    project.env["PATH"] = f"{slurm_stub.folder}:{only_these(project, 'bash', 'cat', 'dirname', 'wc')}"
+    run_task(slurm_stub, "1", 1)
+    assert statuses(project) == ["COMPLETE", "SUBMITTED", "WAITING", "WAITING"]
+    assert "'sbatch' was not found on the PATH" in str(project.state(3).reason)
+    slurm_stub.answer("refuse")
+    (slurm_stub.folder / "hidden").rename(slurm_stub.folder / "sbatch")
+    project.env["PATH"] = f"{slurm_stub.folder}:{os.environ['PATH']}"
+    run_task(slurm_stub, "1", 2)
+    assert statuses(project) == ["COMPLETE", "COMPLETE", "WAITING", "WAITING"]
+    assert "invalid partition" in str(project.state(4).reason)
+
+
+def test_ctrl_c_waits_until_what_was_taken_is_on_record(slurm_stub: Slurm) -> None:
+    project = slurm_stub.project
+    # sbatch is done, and Ctrl-C comes while the first of its jobs is recorded
+    patch = (
+        "import os, signal, mlxjobs.arrays as a\n"
+        "accept = a.accept\n"
+        "def slowly(run, *more):\n"
+        "    run.log_id == 1 and os.kill(os.getpid(), signal.SIGINT)\n"
+        "    accept(run, *more)\n"
+        "a.accept = slowly\n"
+    )
+    write(project, {"main.py": patch + MAIN})
+    slurm_stub.limit(max_array=3)
+    slurm_stub.submit("", "seed=1,2,3", code=130)
+    assert statuses(project) == ["SUBMITTED", "SUBMITTED", "FAILED"]
+    assert jobs(project) == ["1_1", "1_2", None]
 
 
 def test_no_room_for_a_single_one_is_an_error(slurm_stub: Slurm) -> None:
