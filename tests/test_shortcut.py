@@ -21,6 +21,9 @@ from mlxjobs import compose, shortcut
 from mlxjobs.errors import InvalidConfigFileError
 from mlxjobs.frozen import Composed
 
+# a property is tried on many sweeps, each of which Hydra composes run by run
+pytestmark = pytest.mark.timeout(600)
+
 CONFIG = """
 defaults:
   - model: small
