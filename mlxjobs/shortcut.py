@@ -10,6 +10,7 @@ that overlap, settings of Hydra's. A property test holds the two ways against ea
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +57,7 @@ class Shortcut:
         self._load = load
         self._parser = OverridesParser.create()
         self._parsed: dict[str, Any] = {}
+        self._keys: dict[str, str | None] = {}
         self._models: dict[Signature, Model] = {}
 
     def load(self, master: Any, overrides: list[str]) -> Any:
@@ -65,7 +67,9 @@ class Shortcut:
         model = self.model(overrides)
         if model is None:
             config = self._load(self._loader, master, overrides)
-            self._learn(config, overrides)
+            if self._may_learn(master, config, overrides):
+                model = Model(copy.deepcopy(config), _pickled(config), [])
+                self._models[self._signature(overrides)] = model
             return config
         config = pickle.loads(model.pickled) if model.pickled else copy.deepcopy(model.config)  # noqa: S301
         for key, value in self._values(overrides):
@@ -73,6 +77,7 @@ class Shortcut:
         lines, dirname = self._about(config, overrides)
         config.hydra.overrides.task = lines
         config.hydra.job.override_dirname = dirname
+        config.hydra.runtime.cwd = os.getcwd()  # noqa: PTH109 - a task may have moved away
         OmegaConf.copy_cache(from_config=master, to_config=config)
         return config
 
@@ -105,6 +110,11 @@ class Shortcut:
 
     def _plain_key(self, line: str) -> str | None:
         """The key of an override that sets a plain value; None: it is something else."""
+        if line not in self._keys:  # whether there is a group of that name is a question to the disk
+            self._keys[line] = self._find_plain_key(line)
+        return self._keys[line]
+
+    def _find_plain_key(self, line: str) -> str | None:
         override = self._parse(line)
         key = override.key_or_group
         if override.type.name != "CHANGE" or override.package is not None or not _KEY.fullmatch(key):
@@ -134,18 +144,47 @@ class Shortcut:
         )
         return [str(one.input_line) for one in ours], dirname
 
-    def _learn(self, config: Any, overrides: Sequence[str]) -> None:
-        """Keep a configuration that others can be made of."""
+    def _may_learn(self, master: Any, config: Any, overrides: Sequence[str]) -> bool:
+        """Whether others can be made of a configuration: nothing of it hangs on the plain values but they."""
         keys = [self._parse(line).key_or_group for line in overrides]
         plain = [key for key, _ in self._values(overrides)]
-        if not plain or len(self._models) >= _MOST_MODELS or config.hydra.job.env_copy:
-            return
+        if not plain or len(self._models) >= _MOST_MODELS or len(set(keys)) < len(keys):
+            return False
         if any(key in config.hydra.runtime.choices for key in plain):  # a group of another search path
-            return
+            return False
         if any(_overlap(key, other) for key in plain for other in keys if other is not key):
-            return
-        if len(set(keys)) == len(keys) and all(_is_plain_leaf(config, key.split(".")) for key in plain):
-            self._models[self._signature(overrides)] = Model(copy.deepcopy(config), _pickled(config), [])
+            return False
+        return (
+            all(_is_plain_leaf(config, key.split(".")) for key in plain)
+            and not config.hydra.job.env_copy
+            and not _has_interpolation(config.hydra.job.config.override_dirname)
+            and self._rest_is_fixed(master, config, overrides)
+        )
+
+    def _rest_is_fixed(self, master: Any, config: Any, overrides: Sequence[str]) -> bool:
+        """Whether the other overrides do the same whatever the plain values are."""
+        others = [line for line in overrides if self._plain_key(line) is None]
+        added = []
+        for line in others:
+            override = self._parse(line)
+            if override.package is not None or self._loader.repository.group_exists(override.key_or_group):
+                continue
+            # `~a=1` compares with a value; a path through an interpolation leads where a value says
+            if override.is_delete() or _node(config, override.key_or_group.split(".")[:-1]) is None:
+                return False
+            if override.is_add():
+                added.append(line)
+        if not added:
+            return True
+        # `+a=1` asks whether there is an `a`, which may be an interpolation
+        without = self._load(self._loader, master, [line for line in overrides if line not in added])
+        return all(_is_absent(without, self._parse(line).key_or_group.split(".")) for line in added)
+
+
+def _has_interpolation(node: Any) -> bool:
+    from omegaconf import OmegaConf
+
+    return "${" in repr(OmegaConf.to_container(node, resolve=False))
 
 
 def _pickled(config: Any) -> bytes:
@@ -161,16 +200,37 @@ def _overlap(key: str, other: str) -> bool:
 
 def _is_plain_leaf(config: Any, keys: Sequence[str]) -> bool:
     """Whether a value can be put there as it is: no type converts it, no flag forbids it."""
-    from omegaconf import AnyNode, DictConfig
+    from omegaconf import AnyNode
+
+    parent = _node(config, keys[:-1])
+    if parent is None or parent._metadata.object_type not in (dict, None) or parent._get_flag("readonly"):
+        return False
+    node = parent._get_node(keys[-1])
+    return type(node) is AnyNode and not node._get_flag("readonly")
+
+
+def _node(config: Any, keys: Sequence[str]) -> Any:
+    """Return the section of these keys; None if there is none, or an interpolation on the way."""
+    from omegaconf import DictConfig
 
     node = config
-    for key in keys:
-        if type(node) is not DictConfig or node._is_none() or node._is_interpolation():
+    for key in (*keys, None):
+        if type(node) is not DictConfig or node._is_none() or node._is_missing() or node._is_interpolation():
+            return None
+        if key is not None:
+            node = node._get_node(key)
+    return node
+
+
+def _is_absent(config: Any, keys: Sequence[str]) -> bool:
+    """Whether the first section on the way that lacks the next key is a section, and no interpolation."""
+    for number in range(len(keys)):
+        parent = _node(config, keys[:number])
+        if parent is None:
             return False
-        if node._metadata.object_type not in (dict, None) or node._get_flag("readonly"):
-            return False
-        node = node._get_node(key)
-    return type(node) is AnyNode and not node._get_flag("readonly")
+        if keys[number] not in parent._content:
+            return True
+    return False
 
 
 def _with(config: Any, keys: Sequence[str], value: Any) -> Any:

@@ -419,7 +419,7 @@ def test_an_installed_package_offers_one_by_an_entry_point(project: Project, tmp
     assert mlxjobs(project, tmp_path, "ls").stderr == ""
     done = project.submit("mlxpy.scheduler.name=AcmeSheduler", code=2)
     assert "did you mean AcmeScheduler?" in done.stderr
-    assert "AcmeScheduler, Broken, LocalScheduler, OARScheduler, SLURMScheduler, Spooler" in done.stderr
+    assert "Known ones: AcmeScheduler, Broken, LSFScheduler, LocalScheduler, " in done.stderr
     assert "acme_queue.broken:Mine" not in done.stderr
     done = project.submit("mlxpy.scheduler.name=Broken", code=2)
     assert "acme_queue.broken:Mine cannot be imported" in done.stderr

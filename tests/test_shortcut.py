@@ -36,6 +36,7 @@ nothing: null
 text: "a b"
 wanted: ???
 linked: ${optimizer.lr}
+empty: ${nothing}
 link_to_dict: ${optimizer}
 made: ${oc.env:HOME}
 items: [1, 2, {a: 3}]
@@ -184,6 +185,9 @@ def test_runs_that_differ_in_plain_values_are_composed_once(config_dir: Path) ->
     assert [(one.config["seed"], one.config["optimizer"]["lr"]) for one in found] == [
         (1, 0.1), (1, "x y"), (2, 0.1), (2, "x y"),
     ]  # fmt: skip
+    # what is fixed may be anything; what is added costs a look at what was there
+    assert count_compositions(config_dir, ["seed=range(9)", "items=[7]", "optimizer.inner={momentum:1}"]) == 1
+    assert count_compositions(config_dir, ["seed=range(9)", "+new.deep=3"]) == 2
     # a group is another composition, once for each choice
     assert count_compositions(config_dir, ["seed=range(9)", "model=small,big"]) == 2
 
@@ -224,6 +228,12 @@ def test_what_is_unusual_is_left_to_hydra(config_dir: Path, unusual: str) -> Non
         ["seed=1,x,true"],
         ["seed=1,nowhere=2"],
         ["seed=1,2", "no.such=1,2"],
+        ["ratio=0.5,2", "~linked=0.1"],
+        ["optimizer.lr=0.1,2", "~linked=0.1"],
+        ["nothing=null,3", "+empty=1"],
+        ["nothing=null,3", "+empty.a=1"],
+        ["name=a,b", "hydra.job.config.override_dirname.kv_sep=${name}"],
+        ["seed=1,2", "+new.deep=3", "items=[7]", "++optimizer.lr=4"],
     ],
 )
 def test_overrides_that_meet_each_other(config_dir: Path, arguments: list[str]) -> None:
@@ -257,6 +267,25 @@ def test_groups_that_are_chosen_by_others(config_dir: Path) -> None:
         (2, 1),
         (2, 2),
     ]
+
+
+def test_a_task_that_moves_away_is_seen_by_the_next_run(
+    config_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def move(composed: Composed) -> None:
+        seen.append(HydraConfig.get().runtime.cwd)
+        os.chdir("/")
+
+    compose.compose_runs(
+        task, ["seed=1,2,3"], config_dir=config_dir, config_name="config", scratch=tmp_path / "scratch",
+        sweep_dir=tmp_path, quiet=False, run=move,
+    )  # fmt: skip
+    assert seen == [str(tmp_path), "/", "/"]
 
 
 def test_a_task_sees_its_own_hydra_config(config_dir: Path) -> None:
