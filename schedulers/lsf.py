@@ -62,6 +62,8 @@ class LSFScheduler(Scheduler):
     # SIGINT and SIGTERM are how bkill, and so brequeue, begin to end a job: they do what they do
     warning_signals = (signal.SIGUSR1, signal.SIGUSR2)
     array_variable = "LSB_JOBINDEX"
+    remote_shell = ("blaunch",)
+    node_file = "LSB_DJOB_HOSTFILE"
 
     def option_name(self, line: str) -> str:
         """Names have one dash and may have several letters, `-We` is not `-W`; requirements add up."""

@@ -54,6 +54,7 @@ class MWMScheduler(Scheduler):
     environment = ("MOAB_*", "PBS_*", "!MOABHOMEDIR", "!PBS_DEFAULT", "!PBS_SERVER")
     # as in PBS: SIGTERM is the beginning of a job's end, and the warning is the script's own
     warning_signals = (signal.SIGUSR1, signal.SIGUSR2)
+    node_file = "PBS_NODEFILE"
 
     def options(self, job: Job) -> list[str]:
         """Name, no files of Torque's, what lets a job come back, and MOAB_JOBID in its environment."""

@@ -51,6 +51,7 @@ class PBSScheduler(Scheduler):
     # left to do what it does. The warning is the script's own, or `qsig`
     warning_signals = (signal.SIGUSR1, signal.SIGUSR2)
     array_variable = "PBS_ARRAY_INDEX"
+    node_file = "PBS_NODEFILE"
 
     def options(self, job: Job) -> list[str]:
         """Name, no files of PBS's, and what lets a job come back from a node that failed."""

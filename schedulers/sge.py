@@ -35,6 +35,8 @@ class SGEScheduler(Scheduler):
     )  # fmt: skip
     array_variable = "SGE_TASK_ID"
     array_index = "$TASK_ID"
+    remote_shell = ("qrsh", "-inherit")
+    node_file = "PE_HOSTFILE"  # sge_pe(5)
 
     def options(self, job: Job) -> list[str]:
         """Name, output, error, shell, and what lets a job come back."""
