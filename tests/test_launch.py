@@ -81,6 +81,7 @@ def test_the_first_start_makes_the_configuration_and_nothing_else(project: Proje
             "cleanup_cmd": "",
             "env_cmd": "",
             "max_requeues": 100,
+            "ranks_per_node": 0,
             "name": "NoScheduler",
             "option_cmd": [],
             "shell_config_cmd": "",
