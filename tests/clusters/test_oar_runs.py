@@ -283,15 +283,28 @@ def test_the_node_is_powered_off(remote: OarProject) -> None:
 
 
 def test_a_job_that_meets_a_dead_node_waits_for_it_under_a_new_id(remote: OarProject) -> None:
-    remote.cluster.node_down("node2")
-    remote.run("mlxpy.scheduler.option_cmd=['-p host=\\'node2\\'']")
-    old = remote.job()
-    remote.await_job(old, "Error")
+    cluster = remote.cluster
+
+    def seen(job: str) -> tuple[str | None, str]:
+        return cluster.job_states([job]).get(job), cluster.node_states()["node2"]
+
+    ends = {"Error", ("Waiting", "Suspected")}
+    for log_id in range(1, 6):
+        cluster.node_down("node2")
+        remote.run("mlxpy.scheduler.option_cmd=['-p host=\\'node2\\'']")
+        old = remote.job(log_id)
+        # OAR looks at its nodes every few seconds: where it has seen this one first, it launches nothing
+        said = cluster.wait_for(
+            lambda job=old: seen(job), 90, until=lambda now: now[0] in ends or now in ends
+        )
+        if said[0] == "Error":
+            break
+        cluster.node_up("node2")
     assert "SUBMITTED" in remote.mlxjobs("ls").stdout
-    assert remote.job() != old
-    remote.cluster.node_up("node2")
-    assert_whole(remote)
-    assert remote.state().attempts[0].host == "node2"
+    assert remote.job(log_id) != old
+    cluster.node_up("node2")
+    state = assert_whole(remote, log_id=log_id)
+    assert state.attempts[0].host == "node2"
 
 
 def test_oardel_of_a_waiting_run_is_seen(remote: OarProject) -> None:
