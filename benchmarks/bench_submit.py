@@ -19,6 +19,7 @@ import time
 import venv
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from interleaved import interleave
@@ -70,6 +71,7 @@ class Submissions:
 
     def __init__(self, folder: Path, peers: Path, env: Mapping[str, str], runs: int) -> None:
         self._folder, self._peers, self._runs = folder, peers, runs
+        self._numbers = count(1)  # a new log directory each time: old ones are not the measure here
         self._env = {k: v for k, v in env.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
     def _run(self, *argv: str, peers: bool = False) -> None:
@@ -80,14 +82,13 @@ class Submissions:
         self._run("sbatch", "--output=/dev/null", f"--array=1-{self._runs}", "array.sh")
 
     def ours(self) -> None:
-        shutil.rmtree(self._folder / "logs", ignore_errors=True)
         self._run(
             sys.executable, "ours.py", f"seed=range({self._runs})", "mlxpy.use_scheduler=true",
             "mlxpy.scheduler.name=SLURMScheduler", "mlxpy.scheduler.option_cmd=['--hold']",
+            f"mlxpy.logger.parent_log_dir=ours-{next(self._numbers)}",
         )  # fmt: skip
 
     def mlxp(self) -> None:
-        shutil.rmtree(self._folder / "logs", ignore_errors=True)
         self._run("mlxpsub", "job.sh", peers=True)
 
     def launcher(self) -> None:

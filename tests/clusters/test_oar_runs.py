@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -294,9 +295,7 @@ def test_a_job_that_meets_a_dead_node_waits_for_it_under_a_new_id(remote: OarPro
         remote.run("mlxpy.scheduler.option_cmd=['-p host=\\'node2\\'']")
         old = remote.job(log_id)
         # OAR looks at its nodes every few seconds: where it has seen this one first, it launches nothing
-        said = cluster.wait_for(
-            lambda job=old: seen(job), 90, until=lambda now: now[0] in ends or now in ends
-        )
+        said = cluster.wait_for(partial(seen, old), 90, until=lambda now: now[0] in ends or now in ends)
         if said[0] == "Error":
             break
         cluster.node_up("node2")
