@@ -130,8 +130,10 @@ def test_rank_0_alone_writes_and_each_rank_prints_to_files_of_its_own(project: P
     run = project.at()
     value = "it's \n$HOME `id`"
     assert project.stdout().startswith(f"rank 0 of 3 {value}\n")
-    for rank in (1, 2):
-        assert run.output_of(rank, 1).read_text().startswith(f"rank {rank} of 3 {value}\n")
+    for rank in (1, 2):  # the run is COMPLETE when rank 0 has returned: the others may be about to print
+        said = run.output_of(rank, 1)
+        await_value(lambda said=said: said.exists() and said.read_text().count("\n") >= 2, f"rank {rank}")  # type: ignore[misc]
+        assert said.read_text().startswith(f"rank {rank} of 3 {value}\n")
     assert (run.path / "main.log").read_text().count("logged by") == 1
     assert len((run.metrics / "train.json").read_text().splitlines()) == 1
     assert project.state().attempts[-1].number == 1
