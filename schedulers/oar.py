@@ -224,8 +224,11 @@ def _jobs(output: str) -> dict[str, dict[str, Any]]:
 
 
 def _status(jobs: Mapping[str, Mapping[str, Any]], heirs: Mapping[str, str], job_id: str) -> JobStatus:
-    now, cause = job_id, ""
+    now, cause, before = job_id, "", set[str]()
     while now in heirs:
+        if now in before:  # an answer that was damaged on its way
+            raise ValueError(f"oarstat gave jobs that succeed one another in a circle: {now}")
+        before.add(now)
         ended = jobs[now]
         cause = _end(ended)[1] or f"exit code {(ended.get('exit_code') or 0) >> 8}"
         now = heirs[now]

@@ -169,6 +169,14 @@ def test_unknown_jobs_and_unknown_words() -> None:
     assert oar.parse_status(json.dumps(odd))["7"].state is JobState.UNKNOWN
 
 
+@pytest.mark.parametrize("links", [{"3": 3}, {"3": 5, "5": 3}, {"3": 5, "5": 6, "6": 5}])
+def test_jobs_that_are_each_others_successors_are_an_error(links: dict[str, int]) -> None:
+    one = json.loads(RECORDED)["3"]
+    damaged = {job_id: {**one, "resubmit_job_id": heir} for job_id, heir in links.items()}
+    with pytest.raises(ValueError, match="in a circle"):
+        oar.parse_status(json.dumps(damaged))
+
+
 def test_jobs_are_found_by_their_script() -> None:
     plain, odd = Path("/home/ada/logs/5/script.sh"), Path("/home/it's/script.sh")
     jobs = {
