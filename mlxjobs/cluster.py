@@ -187,14 +187,25 @@ class Cluster:
             return {}
         found: dict[str, JobStatus] = {}
         for ids in _portions(job_ids):
-            found.update(self.scheduler.parse_status(self._run(self.scheduler.status_command(ids)).out))
+            found.update(self._ask(self.scheduler.status_command(ids), self.scheduler.parse_status))
         for ids in _portions([job_id for job_id in job_ids if job_id not in found]):
             command = self.scheduler.history_command(ids)
             # accounting is a bonus: it may be switched off, slow or down
             with suppress(SchedulerError):
                 if command is not None:
-                    found.update(self.scheduler.parse_history(self._run(command).out))
+                    found.update(self._ask(command, self.scheduler.parse_history))
         return found
+
+    def _ask(
+        self, command: Sequence[str], parse: Callable[[str], dict[str, JobStatus]]
+    ) -> dict[str, JobStatus]:
+        out = self._run(command).out
+        try:
+            return parse(out)
+        except ValueError as error:
+            raise SchedulerError(
+                f"{self.name} does not understand the answer of {command[0]}: {error}"
+            ) from error
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         """End these jobs for good. Raises `SchedulerError` if the scheduler refuses."""

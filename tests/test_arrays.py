@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxjobs import watch
 from mlxjobs.history import RunStatus
 from tests.project import MAIN, Project
 from tests.slurm_stub import IMPATIENT, Slurm
@@ -266,3 +267,18 @@ def test_what_is_wrong_is_found_before_anything_is_made(slurm_stub: Slurm) -> No
     done = slurm_stub.submit("", "seed=1,2", "mlxpy.scheduler.option_cmd='--time=1 --mem=2G'", code=2)
     assert_one_message(done, "holds several options")
     assert not slurm_stub.project.logs.exists()
+
+
+def test_an_answer_that_cannot_be_read_is_a_doubt_and_no_traceback(
+    slurm_stub: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = slurm_stub.project
+    slurm_stub.submit("", "seed=1")
+
+    def fail(self: object, output: str) -> dict[str, object]:
+        raise ValueError("no JSON")
+
+    monkeypatch.setenv("PATH", project.env["PATH"])
+    monkeypatch.setattr("mlxjobs.schedulers.slurm.SLURMScheduler.parse_status", fail)
+    (seen,) = watch.look(project.logs)
+    assert "SLURMScheduler does not understand the answer of squeue: no JSON" in str(seen.doubt)
