@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,7 +16,7 @@ from mlxjobs import compose, frozen, history
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.context import Context
 from mlxjobs.errors import RunError, SchedulerError
-from mlxjobs.history import Preempted, RunState, RunStatus
+from mlxjobs.history import Attempt, Preempted, RunState, RunStatus
 from mlxjobs.logger import DefaultLogger, SilentLogger
 from mlxjobs.scheduler import Fate
 from mlxjobs.startable import Place, check_startable, process_key
@@ -26,6 +27,9 @@ if TYPE_CHECKING:  # a run outside of a job does not pay for what only jobs need
     from mlxjobs.preemption import Preemption
 
 Task = Callable[[Context], Any]
+
+# how long another rank that fails waits for rank 0 to begin
+_RANK_0_S = 10.0
 
 
 class TaskFailed(Exception):
@@ -237,8 +241,9 @@ def _as_other_rank(run: Run, place: Place, call: Callable[[], Any]) -> Any:
 
 def _record_failed_rank(run: Run, place: Place, reason: str) -> None:
     """Record that the run failed, unless rank 0 has left or the scheduler is ending the job."""
-    cluster, here, attempt = place.cluster, place.here, run.state().attempt
-    if cluster is None or here is None or attempt is None or attempt.job_id != here.job_id:
+    cluster, here = place.cluster, place.here
+    attempt = None if here is None else _begun(run, here.job_id)
+    if cluster is None or here is None or attempt is None:
         return
     from mlxjobs.hand_in import end_attempt
 
@@ -247,6 +252,18 @@ def _record_failed_rank(run: Run, place: Place, reason: str) -> None:
         where = f"rank {here.rank} on {socket.gethostname()}"
         words = f"{where}: {reason} (more in {run.output_of(here.rank, 2).name})"
         end_attempt(run, attempt, RunStatus.FAILED, words)
+
+
+def _begun(run: Run, job_id: str) -> Attempt | None:
+    """Return this job's attempt, which rank 0 begins, perhaps after another rank has failed already."""
+    end = time.monotonic() + _RANK_0_S
+    while True:
+        attempt = run.state().attempt
+        if attempt is not None and attempt.job_id == job_id and attempt.status is None:
+            return attempt
+        if time.monotonic() >= end:
+            return None
+        time.sleep(0.1)
 
 
 def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any], place: Place) -> Any:

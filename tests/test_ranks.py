@@ -151,6 +151,24 @@ def test_a_rank_that_fails_fails_the_run_and_ends_the_others(project: Project) -
     assert "1|FAILED" in project.queue("status")
 
 
+def test_a_rank_that_fails_before_rank_0_has_begun_fails_the_run(project: Project) -> None:
+    submit(project, "sys.exit(3) if ctx.info.rank == 2 else time.sleep(1000)")
+    main = project.folder / "main.py"
+    failing = project.folder.parent / "pids" / "2"
+    late = (
+        "import os, time\n"
+        f"while os.environ.get('MLXJOBS_RANK') == '0' and not os.path.exists({str(failing)!r}):\n"
+        "    time.sleep(0.01)\n"
+    )
+    project.await_status("FAILED")
+    project.queue("wait", "--timeout", "60")
+    failing.unlink()
+    main.write_text(late + main.read_text())
+    project.mlxjobs("requeue", "1")
+    state = project.await_status("FAILED", attempts=2)
+    assert "SystemExit: 3" in str(state.reason)
+
+
 def test_rank_0_that_fails_ends_the_others(project: Project) -> None:
     submit(project, "if ctx.info.rank == 0: sys.exit(5)\n    time.sleep(1000)")
     assert project.await_status("FAILED").reason == "SystemExit: 5"
