@@ -11,7 +11,6 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,10 +19,10 @@ from hypothesis import strategies as st
 from mlxjobs import adapters
 from mlxjobs.scheduler import TASK, Fate, Here, Job, JobState, JobStatus, Scheduler
 from mlxjobs.script import render
+from tests.schedulers.example import RUN, job
 from tests.schedulers.recordings import folders, recordings
 
 _GUIDE = Path(__file__).resolve().parents[2] / "docs" / "schedulers.md"
-RUN = Path("/home/ada/logs/5")
 
 
 def schedulers() -> dict[str, Scheduler]:
@@ -43,19 +42,6 @@ def schedulers() -> dict[str, Scheduler]:
 
 SCHEDULERS = schedulers()
 each = pytest.mark.parametrize("name", SCHEDULERS)
-
-
-def job(**more: Any) -> Job:
-    parts: dict[str, Any] = {
-        "name": "main-5",
-        "script": RUN / "script.sh",
-        "stdout": RUN / "log.stdout",
-        "stderr": RUN / "log.stderr",
-        "work_dir": Path("/home/ada"),
-        "command": ["python", "main.py"],
-        **more,
-    }
-    return Job(**parts)
 
 
 def array(tasks: int) -> Job:

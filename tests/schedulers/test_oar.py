@@ -8,26 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.scheduler import EX_TEMPFAIL, Fate, Here, Job, JobState, JobStatus
+from mlxjobs.scheduler import EX_TEMPFAIL, Fate, Here, JobState, JobStatus
 from mlxjobs.schedulers.oar import OARScheduler
+from tests.schedulers.example import job
 from tests.schedulers.recordings import recordings
 
 oar = OARScheduler()
 RECORDED = recordings("OARScheduler")["status"]
-
-
-def job(**more: object) -> Job:
-    run = Path("/home/ada/logs/5")
-    parts = {
-        "name": "main-5",
-        "script": run / "script.sh",
-        "stdout": run / "log.stdout",
-        "stderr": run / "log.stderr",
-        "work_dir": Path("/home/ada"),
-        "command": ["python", "main.py"],
-        **more,
-    }
-    return Job(**parts)  # type: ignore[arg-type]
 
 
 def test_the_job_id_is_not_on_the_first_line() -> None:

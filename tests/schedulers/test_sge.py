@@ -4,28 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.scheduler import TASK, Fate, Here, Job, JobState, JobStatus
+from mlxjobs.scheduler import TASK, Fate, Here, JobState, JobStatus
 from mlxjobs.schedulers.sge import SGEScheduler
 from mlxjobs.script import render
+from tests.schedulers.example import job
 from tests.schedulers.recordings import recordings
 
 sge = SGEScheduler()
 RECORDED = recordings("SGEScheduler")
 QSTAT, QACCT, QSTAT_J = (RECORDED[kind] for kind in ("status", "history", "found"))
-
-
-def job(**more: object) -> Job:
-    run = Path("/home/ada/logs/5")
-    parts = {
-        "name": "main-5",
-        "script": run / "script.sh",
-        "stdout": run / "log.stdout",
-        "stderr": run / "log.stderr",
-        "work_dir": Path("/home/ada"),
-        "command": ["python", "main.py"],
-        **more,
-    }
-    return Job(**parts)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("output", ["57\n", "57.1-9:1\n", "Welcome! Charged to lab.\n57\n"])

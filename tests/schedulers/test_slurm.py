@@ -5,25 +5,12 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.errors import InvalidConfigFileError
-from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus
+from mlxjobs.scheduler import Fate, Here, JobState, JobStatus
 from mlxjobs.schedulers.slurm import SLURMScheduler
+from tests.schedulers.example import job
 
 slurm = SLURMScheduler()
 S = "\x1f"
-
-
-def job(**more: object) -> Job:
-    run = Path("/home/ada/logs/5")
-    parts = {
-        "name": "main-5",
-        "script": run / "script.sh",
-        "stdout": run / "log.stdout",
-        "stderr": run / "log.stderr",
-        "work_dir": Path("/home/ada"),
-        "command": ["python", "main.py"],
-        **more,
-    }
-    return Job(**parts)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("output", ["57\n", "57;cluster\n", "Welcome! Charged to lab.\n57\n"])
