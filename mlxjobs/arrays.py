@@ -203,15 +203,17 @@ def alike(runs: Iterable[Run]) -> Iterator[tuple[Cluster, Mapping[str, Any], lis
     groups: dict[str, tuple[Cluster, Mapping[str, Any], list[Run]]] = {}
     for run in runs:
         path, given = run.state().scheduler["class"], run.read_yaml("mlxpy")["scheduler"]
-        groups.setdefault(f"{path} {given}", (Cluster(path), given, []))[2].append(run)
+        key = f"{path} {given}"
+        if key not in groups:  # to make a cluster may mean to import a class
+            groups[key] = (Cluster(path), given, [])
+        groups[key][2].append(run)
     yield from groups.values()
 
 
 def _submit(runs: Sequence[Run], cluster: Cluster, given: Mapping[str, Any]) -> list[str]:
     """Hand in runs as one job, or as one array; return the ids of their jobs."""
     if len(runs) == 1:
-        known = [one.job_id for one in runs[0].state().attempts if one.job_id]
-        return [cluster.submit(runs[0].script.absolute(), known)]
+        return [cluster.submit(runs[0].script.absolute(), runs[0].state().job_ids)]
     script = _write_array(runs, cluster, given)
     try:
         return cluster.submit_array(script, len(runs))

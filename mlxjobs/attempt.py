@@ -18,8 +18,7 @@ from mlxjobs.context import Context
 from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.history import Attempt, Preempted, RunState, RunStatus
 from mlxjobs.logger import DefaultLogger, SilentLogger
-from mlxjobs.scheduler import Fate
-from mlxjobs.startable import Place, check_startable, process_key
+from mlxjobs.startable import Place, check_startable, this_process
 from mlxjobs.store import Run
 
 if TYPE_CHECKING:  # a run outside of a job does not pay for what only jobs need
@@ -80,9 +79,7 @@ def _begin(
         return {
             "event": "started",
             "attempt": len(state.attempts) + 1,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "process_key": process_key(os.getpid()),
+            **this_process(),
             "job_id": place.here.job_id if place.here else None,
             "first_job_id": place.here.first_job_id if place.here else "",
             "metrics": {path.stem: path.stat().st_size for path in run.metrics.glob("*.json")},
@@ -246,12 +243,13 @@ def _record_failed_rank(run: Run, place: Place, reason: str) -> None:
     if cluster is None or here is None or attempt is None:
         return
     from mlxjobs.hand_in import end_attempt
+    from mlxjobs.scheduler import Fate
 
     status = cluster.status([here.job_id]).get(here.job_id)
     if status is not None and cluster.scheduler.fate(status, here) is Fate.RUNS_ON:
         where = f"rank {here.rank} on {socket.gethostname()}"
         words = f"{where}: {reason} (more in {run.output_of(here.rank, 2).name})"
-        end_attempt(run, attempt, RunStatus.FAILED, words)
+        end_attempt(run, attempt.number, RunStatus.FAILED, words)
 
 
 def _begun(run: Run, job_id: str) -> Attempt | None:

@@ -14,12 +14,11 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import shortcut
 from mlxjobs.command_line import is_question, names_action, quote_value, separate_options
 from mlxjobs.config_dict import MISSING, ConfigDict
 from mlxjobs.errors import InvalidConfigFileError, MissingFieldError, MLXJobsError, RunError
@@ -106,7 +105,7 @@ def compose_runs(
         _arguments([sys.argv[0], *given]),
         _environment("HYDRA_FULL_ERROR", "1"),
         _only_composing() if quiet else nullcontext(),
-        shortcut.taken(run if quiet else None, seen) if "-m" in given else nullcontext(),
+        _shortened(run if quiet else None, seen) if "-m" in given else nullcontext(),
         _garbage_left() as collect_again,
     ):
         job = _job(task, run, raised, seen, collect_again)
@@ -119,6 +118,14 @@ def compose_runs(
                 raise
             _explain(error, quiet=quiet, question=is_question(arguments))
             raise
+
+
+def _shortened(
+    execute: Callable[[Composed], Any] | None, seen: list[Composed]
+) -> AbstractContextManager[None]:
+    from mlxjobs import shortcut  # only a sweep pays for it
+
+    return shortcut.taken(execute, seen)
 
 
 @contextmanager

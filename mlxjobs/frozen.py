@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from pathlib import Path, PosixPath
 from typing import Any
 
@@ -30,19 +31,26 @@ def to_yaml(composed: Composed) -> str:
     """Return a text from which `from_yaml` makes an equal configuration."""
     import yaml
 
-    class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-        def ignore_aliases(self, data: Any) -> bool:
-            return True
-
-    Dumper.add_multi_representer(Enum, lambda d, v: d.represent_scalar("!enum", _enum_name(v)))
-    Dumper.add_multi_representer(Path, lambda d, v: d.represent_scalar("!path", str(v)))
     content = {
         "schema": 1,
         "config": composed.config,
         "overrides": list(composed.overrides),
         "hydra": composed.hydra,
     }
-    return str(yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True))
+    return str(yaml.dump(content, Dumper=_dumper(), sort_keys=False, allow_unicode=True))
+
+
+@cache
+def _dumper() -> Any:
+    import yaml
+
+    class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    Dumper.add_multi_representer(Enum, lambda d, v: d.represent_scalar("!enum", _enum_name(v)))
+    Dumper.add_multi_representer(Path, lambda d, v: d.represent_scalar("!path", str(v)))
+    return Dumper
 
 
 def from_yaml(text: bytes, source: Path) -> Composed:

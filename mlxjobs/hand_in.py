@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +10,9 @@ from mlxjobs import shell
 from mlxjobs.cluster import Cluster
 from mlxjobs.console import note
 from mlxjobs.errors import JobSubmissionError, SchedulerError
-from mlxjobs.history import Attempt, RunState, RunStatus
+from mlxjobs.history import RunState, RunStatus
 from mlxjobs.scheduler import EX_TEMPFAIL, Here, JobStatus
-from mlxjobs.startable import process_key
+from mlxjobs.startable import this_process
 from mlxjobs.store import Run
 
 
@@ -44,7 +42,7 @@ def hand_in(
         JobSubmissionError: the scheduler did not take it.
         MLXJobsError: what `check` raises.
     """
-    known = [one.job_id for one in run.state().attempts if one.job_id]
+    known = run.state().job_ids
     number = claim(run, cluster, check)
     try:
         if prepare is not None:
@@ -61,7 +59,7 @@ def hand_in(
 
 def claim(run: Run, cluster: Cluster, check: Callable[[Run, RunState], None] | None) -> int:
     """Take a run's next submission, which nobody else can then make; return its number."""
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "process_key": process_key(os.getpid())}
+    me = this_process()
 
     def submitting(state: RunState) -> dict[str, Any]:
         if check is not None:
@@ -91,14 +89,14 @@ def wait(run: Run, number: int, reason: str) -> None:
     run.mark_waiting(True)
 
 
-def end_attempt(run: Run, attempt: Attempt, status: RunStatus, reason: str) -> RunState:
+def end_attempt(run: Run, number: int, status: RunStatus, reason: str) -> RunState:
     """Record how an attempt ended, unless it has spoken for itself, or another one has begun."""
 
     def ended(state: RunState) -> dict[str, Any] | None:
         newest = state.attempt
-        if newest is None or newest.number != attempt.number or newest.status is not None:
+        if newest is None or newest.number != number or newest.status is not None:
             return None
-        return {"event": "ended", "attempt": attempt.number, "status": status.value, "reason": reason}
+        return {"event": "ended", "attempt": number, "status": status.value, "reason": reason}
 
     return run.record(ended)
 
@@ -110,7 +108,7 @@ def follow(run: Run, state: RunState, status: JobStatus) -> RunState:
         return state
     if attempt is not None and attempt.status is None and attempt.job_id == old:
         reason = f"stopped and started again by the scheduler: {status.cause}"
-        end_attempt(run, attempt, RunStatus.PREEMPTED, reason)
+        end_attempt(run, attempt.number, RunStatus.PREEMPTED, reason)
     moved = {"event": "moved", "from": old, "job_id": status.job_id}
     return run.record(lambda now: moved if now.job_id == old else None)
 

@@ -120,6 +120,11 @@ class RunState:
         return None if job_id is None else str(job_id)
 
     @property
+    def job_ids(self) -> list[str]:
+        """The ids of the jobs that its attempts ran in."""
+        return [attempt.job_id for attempt in self.attempts if attempt.job_id]
+
+    @property
     def interruptions(self) -> int:
         """How many attempts were stopped and put back into the queue."""
         return sum(attempt.status is RunStatus.PREEMPTED for attempt in self.attempts)

@@ -24,8 +24,8 @@ from typing import Any
 from mlxjobs.cluster import Cluster
 from mlxjobs.console import note
 from mlxjobs.errors import SchedulerError
-from mlxjobs.hand_in import come_back
-from mlxjobs.history import Preempted, RunState, RunStatus
+from mlxjobs.hand_in import come_back, end_attempt
+from mlxjobs.history import Preempted, RunStatus
 from mlxjobs.scheduler import EX_TEMPFAIL, Fate, Here, JobStatus
 from mlxjobs.store import Run
 
@@ -219,12 +219,6 @@ class Preemption:
         self._record(RunStatus.PREEMPTED, f"{reason}, requeued {done + 1} of {self._max_requeues}", code)
 
     def _record(self, status: RunStatus, reason: str, exit_code: int = EX_TEMPFAIL) -> None:
-        def ended(state: RunState) -> dict[str, Any] | None:
-            attempt = state.attempt
-            if attempt is None or attempt.number != self._attempt or attempt.status is not None:
-                return None
-            return {"event": "ended", "attempt": self._attempt, "status": status.value, "reason": reason}
-
         self._leaving = Preempted(status, reason, exit_code)
         with suppress(OSError):  # a full disk: leaving matters more, and the next attempt tells
-            self._run.record(ended)
+            end_attempt(self._run, self._attempt, status, reason)

@@ -3,8 +3,9 @@
 Composing takes Hydra 50 ms, and it composes each run of a sweep twice. Where two runs have the same
 overrides but for plain values (`lr=0.1` and `lr=0.2`) of keys that are untyped leaves, the second
 configuration is the first with those values, and with what Hydra's own node says of the overrides.
-Anything else is composed by Hydra: groups, `+`, `~`, typed or read-only nodes, interpolations, keys
-that overlap, settings of Hydra's. A property test holds the two ways against each other.
+Anything else is composed by Hydra, once for each choice of groups: typed or read-only nodes,
+interpolations, keys that overlap, `~`, settings of Hydra's. A property test holds the two ways against
+each other.
 """
 
 from __future__ import annotations
@@ -253,7 +254,9 @@ def taken(execute: Callable[[Composed], Any] | None = None, seen: Sequence[Compo
     shortcuts: dict[int, Shortcut] = {}
 
     def of(loader: Any) -> Shortcut:
-        return shortcuts.setdefault(id(loader), Shortcut(loader, load))
+        if id(loader) not in shortcuts:
+            shortcuts[id(loader)] = Shortcut(loader, load)
+        return shortcuts[id(loader)]
 
     def load_short(self: Any, master_config: Any, sweep_overrides: list[str]) -> Any:
         return of(self).load(master_config, sweep_overrides)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.history import Attempt, RunState, RunStatus
@@ -55,6 +56,12 @@ def process_key(pid: int) -> str:
     except OSError:
         return ""
     return "" if fields[0] == "Z" else f"{boot}/{fields[19]}"
+
+
+def this_process() -> dict[str, Any]:
+    """Return what an event says of the process that records it, as `lives` takes it."""
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "process_key": process_key(pid)}
 
 
 def is_alive(attempt: Attempt) -> bool | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from mlxjobs.arrays import alike, hand_in_all
 from mlxjobs.cluster import Cluster
 from mlxjobs.errors import MLXJobsError, RunError, SchedulerError
-from mlxjobs.hand_in import end_attempt, follow, hand_in
+from mlxjobs.hand_in import end_attempt, follow, hand_in, refuse
 from mlxjobs.history import Attempt, RunState, RunStatus
 from mlxjobs.scheduler import JobState, JobStatus
 from mlxjobs.startable import is_alive, lives
@@ -76,11 +76,9 @@ def _check_submitter(one: Seen) -> None:
         one.doubt = f"is being handed in by process {process['pid']} on {process['host']}, or was"
     if alive is False:
         # if there is a job all the same, it starts all the same
-        event = {
-            "event": "refused", "submission": one.state.submissions,
-            "reason": "its submission was interrupted: the process is gone",
-        }  # fmt: skip
-        one.state = one.run.record(lambda state: event)
+        gone = RunError("its submission was interrupted: the process is gone")
+        refuse(one.run, one.state.submissions, gone)
+        one.state = one.run.state()
 
 
 def _check_process(one: Seen, attempt: Attempt) -> None:
@@ -88,7 +86,7 @@ def _check_process(one: Seen, attempt: Attempt) -> None:
     if alive is None:
         one.doubt = f"last heard of on {attempt.host}"
     elif not alive:
-        one.state = end_attempt(one.run, attempt, RunStatus.FAILED, "killed: its process is gone")
+        one.state = end_attempt(one.run, attempt.number, RunStatus.FAILED, "killed: its process is gone")
 
 
 def _ask(path: str, asked: Sequence[Seen]) -> None:
@@ -114,9 +112,10 @@ def _reconcile(run: Run, state: RunState, status: JobStatus) -> RunState:
     running = state.status in (RunStatus.STARTING, RunStatus.RUNNING)
     if running and attempt is not None and attempt.job_id == state.job_id:
         if status.state is JobState.PENDING:
-            return end_attempt(run, attempt, RunStatus.PREEMPTED, "stopped and requeued by the scheduler")
+            reason = "stopped and requeued by the scheduler"
+            return end_attempt(run, attempt.number, RunStatus.PREEMPTED, reason)
         if status.state.ended:
-            return end_attempt(run, attempt, _verdict(status), f"the job ended: {_words(run, status)}")
+            return end_attempt(run, attempt.number, _verdict(status), f"the job ended: {_words(run, status)}")
     elif not running and status.state.ended:
         how, number = _verdict(status), len(state.attempts)
         reason = f"the job ended before the task began: {_words(run, status)}"
@@ -283,6 +282,6 @@ def _start_again(one: Seen) -> str:
         raise RunError(f"run {run.log_id} waits in the queue already (job {job_id})")
     # first the new job, which waits for the end of the old one: so the run cannot be lost in between
     new = hand_in(run, cluster, check=_unchanged([one]), after=job_id, attempt=attempt.number)
-    end_attempt(run, attempt, RunStatus.PREEMPTED, "requeued by mlxjobs requeue")
+    end_attempt(run, attempt.number, RunStatus.PREEMPTED, "requeued by mlxjobs requeue")
     cluster.cancel([job_id])
     return f"run {run.log_id} is submitted again (job {new}), and job {job_id} is stopped"
