@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.history import RunState, RunStatus
-from tests.clusters.machine import account
 from tests.clusters.oar import USER, OarCluster
-from tests.project import MAIN, Project, await_value
+from tests.clusters.project import UserProject
+from tests.project import MAIN, await_value
 
 pytestmark = [pytest.mark.oar, pytest.mark.timeout(240)]
 
@@ -28,46 +28,15 @@ use_scheduler: true
 WHOLE = "mlxpy.scheduler.option_cmd=['-t besteffort','-l nodes=2,walltime=0:10:0'{more}]"
 
 
-class OarProject(Project):
-    """A project of the cluster's ordinary user; its commands run on the cluster's server."""
+class OarProject(UserProject[OarCluster]):
+    """A project of the ordinary user on OAR."""
 
-    def __init__(self, cluster: OarCluster, python: Path, home: Path, name: str = "project") -> None:
-        super().__init__(home / name)
-        self.cluster = cluster
-        self.python = str(python)
-        self.env = {"PATH": f"{python.parent}:{cluster.environment['PATH']}"}
-        (self.folder / "configs" / "mlxpy.yaml").write_text(SETTINGS.format(go=self.go))
-        who = account(USER)
-        for path in [self.folder, *self.folder.rglob("*")]:
-            os.chown(path, who.pw_uid, who.pw_gid)
-
-    def command(
-        self, *command: str, code: int = 0, env: dict[str, str] | None = None, cwd: Path | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        done = self.cluster.run(command, cwd=cwd or self.folder, env={**self.env, **(env or {})}, timeout=120)
-        assert done.returncode == code, f"{command} gave {done.returncode}:\n{done.stdout}\n{done.stderr}"
-        return done
-
-    def job(self, log_id: int = 1) -> str:
-        """The run's job, as it is recorded."""
-        job_id = self.state(log_id).job_id
-        assert job_id is not None
-        return job_id
-
-    def start(self, *arguments: str, log_id: int = 1) -> str:
-        """Submit a run, stop it in the middle of epoch 2, and return its job."""
-        self.let_pass(2)
-        self.run(*arguments)
-        self.await_epoch(2, log_id)
-        return self.job(log_id)
+    settings = SETTINGS
 
     def oarsub(self, *options: str) -> str:
         """Submit a normal job that does nothing, or what the options say; return its id."""
         out = self.command("oarsub", "-d", str(self.folder), *options).stdout
         return out.rpartition("OAR_JOB_ID=")[2].strip()
-
-    def await_job(self, job: str, *states: str) -> None:
-        self.cluster.wait_for(lambda: self.cluster.job_states([job]).get(job), 90, until=states.__contains__)
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.history import RunStatus
-from tests.clusters.machine import account
+from tests.clusters.project import UserProject
 from tests.clusters.slurm import USER, SlurmCluster
-from tests.project import MAIN, Project, await_value
+from tests.project import MAIN, await_value
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
 
@@ -29,35 +29,10 @@ use_scheduler: true
 """
 
 
-class ClusterProject(Project):
-    """A project of the cluster's ordinary user, in a folder that all nodes see."""
+class ClusterProject(UserProject[SlurmCluster]):
+    """A project of the ordinary user on Slurm."""
 
-    def __init__(self, cluster: SlurmCluster, python: Path, home: Path, name: str = "project") -> None:
-        super().__init__(home / name)
-        self.cluster = cluster
-        self.python = str(python)
-        self.env = {"GO": str(self.go), "PATH": f"{python.parent}:{cluster.environment['PATH']}"}
-        (self.folder / "configs" / "mlxpy.yaml").write_text(SETTINGS)
-        self.own()
-
-    def own(self) -> None:
-        """Give all files to the user."""
-        who = account(USER)
-        for path in [self.folder, *self.folder.rglob("*")]:
-            os.chown(path, who.pw_uid, who.pw_gid)
-
-    def command(
-        self, *command: str, code: int = 0, env: dict[str, str] | None = None, cwd: Path | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        done = self.cluster.run(command, cwd=cwd or self.folder, env={**self.env, **(env or {})}, timeout=120)
-        assert done.returncode == code, f"{command} gave {done.returncode}:\n{done.stdout}\n{done.stderr}"
-        return done
-
-    def job(self, log_id: int = 1) -> str:
-        """The run's job."""
-        job_id = self.state(log_id).job_id
-        assert job_id is not None
-        return job_id
+    settings = SETTINGS
 
     def scontrol(self, *words: str) -> None:
         """As the user."""
@@ -69,14 +44,6 @@ def remote(slurm: SlurmCluster, cluster_python: Path, user_dir: Path) -> Iterato
     project = ClusterProject(slurm, cluster_python, user_dir)
     yield project
     project.let_pass(10**6)
-
-
-def start(project: ClusterProject, *arguments: str) -> str:
-    """Submit a run, stop it in the middle of epoch 2, and return its job."""
-    project.let_pass(2)
-    project.run(*arguments)
-    project.await_epoch(2)
-    return project.job()
 
 
 def assert_whole(project: ClusterProject, log_id: int = 1, jobs: list[str] | None = None) -> None:
@@ -120,7 +87,7 @@ def test_a_sweep_is_submitted_frozen_and_runs_as_it_was_submitted(remote: Cluste
 
 
 def test_a_job_of_a_higher_partition_preempts_it(remote: ClusterProject) -> None:
-    job = start(remote, "mlxpy.scheduler.option_cmd=['--partition=low','--exclusive']")
+    job = remote.start("mlxpy.scheduler.option_cmd=['--partition=low','--exclusive']")
     node = remote.cluster.root("squeue", "--noheader", f"--jobs={job}", "--format=%N").strip()
     above = remote.command(
         "sbatch", "--parsable", "-p", "high", "--exclusive", f"--nodelist={node}", "--wrap=true"
@@ -134,7 +101,7 @@ def test_a_job_of_a_higher_partition_preempts_it(remote: ClusterProject) -> None
 
 
 def test_scontrol_requeue(remote: ClusterProject) -> None:
-    job = start(remote)
+    job = remote.start()
     remote.scontrol("requeue", job)
     let_it_leave(remote, job)
     assert_whole(remote)
@@ -144,7 +111,7 @@ def test_scontrol_requeue(remote: ClusterProject) -> None:
 
 @pytest.mark.parametrize("signal", ["USR2", "TERM"])
 def test_a_warning_by_scancel_signal(remote: ClusterProject, signal: str) -> None:
-    job = start(remote)
+    job = remote.start()
     remote.command("scancel", f"--signal={signal}", "--batch", job)
     let_it_leave(remote, job)
     assert_whole(remote)
@@ -152,7 +119,7 @@ def test_a_warning_by_scancel_signal(remote: ClusterProject, signal: str) -> Non
 
 
 def test_the_time_limit(remote: ClusterProject) -> None:
-    job = start(remote, "mlxpy.scheduler.option_cmd=['--partition=low','--signal=B:USR1@1']")
+    job = remote.start("mlxpy.scheduler.option_cmd=['--partition=low','--signal=B:USR1@1']")
     remote.cluster.root("scontrol", "update", f"jobid={job}", "EndTime=now+2")
     remote.await_status("PREEMPTED")  # no safe point is reached: it is requeued all the same
     remote.cluster.hurry(job)
@@ -182,7 +149,7 @@ def test_the_warning_before_the_time_limit(remote: ClusterProject) -> None:
 
 
 def test_kill_9_of_python_and_a_requeue(remote: ClusterProject) -> None:
-    job = start(remote)
+    job = remote.start()
     # the process has another number on its node than here
     pids = subprocess.run(
         ["pgrep", "-f", str(remote.folder / "main.py")], capture_output=True, text=True, check=True
@@ -200,7 +167,7 @@ def test_kill_9_of_python_and_a_requeue(remote: ClusterProject) -> None:
 
 
 def test_the_node_is_powered_off(remote: ClusterProject) -> None:
-    job = start(remote)
+    job = remote.start()
     host = remote.state().attempts[0].host
     remote.cluster.crash(host)
     remote.let_pass(10)
@@ -211,7 +178,7 @@ def test_the_node_is_powered_off(remote: ClusterProject) -> None:
 
 
 def test_scancel_by_the_user_stays_down(remote: ClusterProject) -> None:
-    job = start(remote)
+    job = remote.start()
     remote.command("scancel", job)
     remote.await_status("CANCELLED")
     remote.let_pass(10)
@@ -236,7 +203,7 @@ RANKS = MAIN.replace(
 
 def test_of_several_ranks_only_the_first_writes_and_requeues(remote: ClusterProject) -> None:
     (remote.folder / "main.py").write_text(RANKS)
-    job = start(remote, "mlxpy.scheduler.option_cmd=['--partition=low','--ntasks=2','--nodes=2','--mem=200']")
+    job = remote.start("mlxpy.scheduler.option_cmd=['--partition=low','--ntasks=2','--nodes=2','--mem=200']")
     other = remote.at().output_of(1, 1)
     await_value(lambda: other.exists() and "rank 1 of 2" in other.read_text(), "the second rank")
     assert "rank 1 of 2" not in remote.stdout()
@@ -303,7 +270,7 @@ def test_slurms_own_words_are_shown_when_it_refuses(remote: ClusterProject) -> N
 @pytest.mark.parametrize("name", ["it's $HOME #1 100%j é", "a\nb\\c"])
 def test_a_folder_of_any_name(slurm: SlurmCluster, cluster_python: Path, user_dir: Path, name: str) -> None:
     project = ClusterProject(slurm, cluster_python, user_dir, name)
-    job = start(project)
+    job = project.start()
     project.scontrol("requeue", job)
     let_it_leave(project, job)
     assert_whole(project)

@@ -13,9 +13,9 @@ from mlxjobs.history import RunState, RunStatus
 from mlxjobs.scheduler import TASK, Job, JobState
 from mlxjobs.schedulers.sge import SGEScheduler
 from mlxjobs.script import render
-from tests.clusters.machine import account
+from tests.clusters.project import UserProject
 from tests.clusters.sge import USER, SgeCluster
-from tests.project import MAIN, Project, await_value
+from tests.project import MAIN, await_value
 
 pytestmark = [pytest.mark.sge, pytest.mark.timeout(240)]
 
@@ -30,41 +30,10 @@ OPTIONS = "mlxpy.scheduler.option_cmd=[{}]"
 scheduler = SGEScheduler()
 
 
-class SgeProject(Project):
-    """A project of the cluster's ordinary user; its commands run on the cluster's server."""
+class SgeProject(UserProject[SgeCluster]):
+    """A project of the ordinary user on Grid Engine."""
 
-    def __init__(self, cluster: SgeCluster, python: Path, home: Path, name: str = "project") -> None:
-        super().__init__(home / name)
-        self.cluster = cluster
-        self.python = str(python)
-        self.env = {"PATH": f"{python.parent}:{cluster.environment['PATH']}"}
-        (self.folder / "configs" / "mlxpy.yaml").write_text(SETTINGS.format(go=self.go))
-        who = account(USER)
-        for path in [self.folder, *self.folder.rglob("*")]:
-            os.chown(path, who.pw_uid, who.pw_gid)
-
-    def command(
-        self, *command: str, code: int = 0, env: dict[str, str] | None = None, cwd: Path | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        done = self.cluster.run(command, cwd=cwd or self.folder, env={**self.env, **(env or {})}, timeout=120)
-        assert done.returncode == code, f"{command} gave {done.returncode}:\n{done.stdout}\n{done.stderr}"
-        return done
-
-    def job(self, log_id: int = 1) -> str:
-        """The run's job, as it is recorded."""
-        job_id = self.state(log_id).job_id
-        assert job_id is not None
-        return job_id
-
-    def start(self, *arguments: str) -> str:
-        """Submit a run, stop it in the middle of epoch 2, and return its job."""
-        self.let_pass(2)
-        self.run(*arguments)
-        self.await_epoch(2)
-        return self.job()
-
-    def await_job(self, job: str, *states: str) -> None:
-        self.cluster.wait_for(lambda: self.cluster.job_states([job]).get(job), 90, until=states.__contains__)
+    settings = SETTINGS
 
 
 @pytest.fixture
