@@ -175,8 +175,9 @@ def assert_trained(two: Ranks, old: str) -> RunState:
     assert str(state.attempts[0].reason).startswith("warned by SIGUSR2, requeued 1 of 100")
     assert two.project.epochs() == [0, 1, 2, 3, 4]
     for rank in (0, 1):
-        starts = [line for line in two.printed(rank).splitlines() if line.startswith("rank ")]
-        assert starts == [f"rank {rank} of 2 starts from epoch {epoch}" for epoch in (0, 3)]
+        expected = [f"rank {rank} of 2 starts from epoch {epoch}" for epoch in (0, 3)]
+        await_value(lambda rank=rank, last=expected[-1]: last in two.printed(rank), "what srun hands on late")  # type: ignore[misc]
+        assert [line for line in two.printed(rank).splitlines() if line.startswith("rank ")] == expected
     two.project.run("+mlxpy.scheduler.ranks_per_node=1")
     two.project.await_status("COMPLETE", log_id=2)
     assert two.project.losses() == pytest.approx(two.project.losses(2))
