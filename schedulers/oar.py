@@ -31,6 +31,7 @@ _CAUSES = {
     "PING_CHECKER_NODE_SUSPECTED": JobState.NODE_FAIL,
 }
 _NOISE = re.compile(r"SWITCH_INTO_\w+|SEND_KILL_JOB|RESUBMIT_\w+|CHECKPOINT\w*|SCHEDULER_PRIORITY_\w+")
+_MINIMUM_S = 70.0
 # what a script may set by `#OAR --name value`, beside the long forms of the class's aliases
 _LONG = {"--anterior", "--array", "--array-param-file", "--checkpoint", "--notify", "--project", "--signal"}
 # OAR puts paths, unquoted, into Perl and into shell commands of its own
@@ -182,8 +183,12 @@ class OARScheduler(Scheduler):
         return 99
 
     def requeues_exit_after_s(self, status: JobStatus | None) -> float | None:
-        """Of an idempotent job, as ours are by default, what ran for more than 60 s (NodeChangeState)."""
-        return 61.0 if status is None or status.requeues_exit else None
+        """Of an idempotent job, as ours are by default, what ran for more than 60 s (NodeChangeState).
+
+        By OAR's clock, in whole seconds from when its server noted the start, which python's may be before:
+        a job that left 61.0 s after python's had 60 s and was lost (measured). A busy server is later still.
+        """
+        return _MINIMUM_S if status is None or status.requeues_exit else None
 
 
 def _word(script: Path) -> str:

@@ -172,7 +172,7 @@ def test_exit_99_after_a_minute_at_the_time_limit_and_where_nothing_can_be_submi
     remote: OarProject,
 ) -> None:
     (remote.folder / "main.py").write_text(WAITS_FOR_WARNING)
-    remote.run("mlxpy.scheduler.option_cmd=['-l nodes=1,walltime=0:1:30','--checkpoint 25']")
+    remote.run("mlxpy.scheduler.option_cmd=['-l nodes=1,walltime=0:1:45','--checkpoint 25']")
     # a compute node without OAR's commands: warned at once, it has to wait for OAR's minute
     remote.run(
         "mlxpy.scheduler.env_cmd=['export PATH=/bin:/nowhere; hash -d oarsub 2>/dev/null','PATH=/nowhere']"

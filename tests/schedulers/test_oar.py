@@ -198,7 +198,7 @@ def test_what_brings_a_job_back() -> None:
     running = JobStatus(JobState.RUNNING, "Running", requeues_exit=True)
     assert oar.fate(running, Here("7")) is Fate.RUNS_ON
     assert oar.requeue_exit_code() == 99 != EX_TEMPFAIL
-    assert oar.requeues_exit_after_s(running) == 61
-    assert oar.requeues_exit_after_s(None) == 61
+    assert oar.requeues_exit_after_s(running) == 70
+    assert oar.requeues_exit_after_s(None) == 70
     assert oar.requeues_exit_after_s(JobStatus(JobState.RUNNING, "Running")) is None
     assert oar.requeue_command("7") is None
