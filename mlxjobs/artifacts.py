@@ -33,6 +33,7 @@ from mlxjobs.artifact_types import (
     save_torch,
 )
 from mlxjobs.errors import ArtifactNotFoundError, InvalidArtifactError, InvalidKeyError
+from mlxjobs.fence import Fence
 from mlxjobs.files import sync_directory
 from mlxjobs.paths import is_file_name, naming
 
@@ -169,7 +170,7 @@ def _split(folder: Path, name: object) -> tuple[Path, str]:
     return folder.joinpath(*map(check_artifact_name, folders)), check_artifact_name(file_name)
 
 
-def write_artifact(artifact: Any, folder: Path, name: str) -> None:
+def write_artifact(artifact: Any, folder: Path, name: str, fence: Fence | None = None) -> None:
     """Write an `Artifact` to `folder/<its class>/<name><ext>`.
 
     Raises:
@@ -183,10 +184,10 @@ def write_artifact(artifact: Any, folder: Path, name: str) -> None:
             f"log_artifacts an artifact_type, one of {', '.join(_TYPES)}"
         )
     place, file_name = _split(folder / type(artifact).__name__, name)
-    publish(place, file_name, artifact._save)
+    publish(place, file_name, artifact._save, fence)
 
 
-def write_typed(obj: Any, folder: Path, name: str, artifact_type: str) -> None:
+def write_typed(obj: Any, folder: Path, name: str, artifact_type: str, fence: Fence | None = None) -> None:
     """Write an object to `folder/<artifact_type>/<name>` with the functions of a registered type.
 
     Raises:
@@ -196,29 +197,32 @@ def write_typed(obj: Any, folder: Path, name: str, artifact_type: str) -> None:
     """
     save, _ = _functions(artifact_type)
     place, file_name = _split(folder / artifact_type, name)
-    publish(place, file_name, lambda path: save(obj, path))
+    publish(place, file_name, lambda path: save(obj, path), fence)
 
 
-def publish(folder: Path, name: str, write: Callable[[str], object]) -> None:
+def publish(folder: Path, name: str, write: Callable[[str], object], fence: Fence | None = None) -> None:
     """Let `write` make files aside, then move them into `folder`, whole and on the disk.
 
     Args:
         folder: where the files go; made if missing.
         name: how the file is called; `write` may add to it.
         write: called with a path to write to.
+        fence: of the attempt that writes.
 
     Raises:
         InvalidArtifactError: `write` left no file.
         OSError: a file could not be written.
+        Superseded: a newer attempt has begun.
     """
     import shutil
 
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}.tmp"
+    fence = fence or Fence()
+    aside = fence.folder(folder) / f".{name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
     try:
-        with naming(folder / name):
+        with fence.explaining(), naming(folder / name):
+            aside.mkdir()
             write(str(aside / name))
             written = sorted(aside.iterdir())
             if not written:

@@ -16,7 +16,8 @@ from mlxjobs import compose, frozen, history
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.context import Context
 from mlxjobs.errors import RunError, SchedulerError
-from mlxjobs.history import Attempt, Preempted, RunState, RunStatus
+from mlxjobs.fence import Fence, Superseded, take_over
+from mlxjobs.history import Attempt, Event, Preempted, RunState, RunStatus
 from mlxjobs.logger import DefaultLogger, SilentLogger
 from mlxjobs.startable import Place, check_startable, this_process
 from mlxjobs.store import Run
@@ -82,12 +83,39 @@ def _begin(
             **this_process(),
             "job_id": place.here.job_id if place.here else None,
             "first_job_id": place.here.first_job_id if place.here else "",
-            "metrics": {path.stem: path.stat().st_size for path in run.metrics.glob("*.json")},
+            "restarts": place.here.restarts if place.here else 0,
             "facts": facts,
         }
 
     after = run.record(started, paint=False)  # "running" follows
     return before, after
+
+
+def _fence(run: Run, number: int) -> Fence:
+    """Return what an attempt writes through, once no earlier one can write any more."""
+    events: list[Event] = []
+
+    def check() -> None:
+        nonlocal events
+        newer = run.events(events)
+        if len(newer) > len(events):
+            events = newer
+            _check_newest(run, history.fold(newer), number)
+
+    fence = Fence(number, check)
+    if number > 1:
+        take_over(run.path, fence)
+    return fence
+
+
+def _check_newest(run: Run, state: RunState, number: int) -> None:
+    newest = state.attempt
+    if newest is not None and newest.number > number:
+        where = f"on {newest.host}" + (f" in job {newest.job_id}" if newest.job_id else "")
+        raise Superseded(
+            f"run {run.log_id} was started again {where} at {newest.start}, as attempt {newest.number}: "
+            f"this process, attempt {number}, may not write to it any more, and ends"
+        )
 
 
 def execute(
@@ -119,6 +147,7 @@ def execute(
     Raises:
         TaskFailed: it raised.
         Preempted: it left, to come back or because it was cancelled.
+        Superseded: it was given up, and a newer attempt has begun.
         AlreadyComplete: there is nothing to do.
         MLXJobsError: it could not be started.
     """
@@ -139,9 +168,15 @@ def execute(
         if stop is not None:
             _end(run, number, RunStatus.FAILED, stop)
             raise RunError(f"run {run.log_id} is not started again: {stop}")
-        run.write_yaml("config", frozen.plain(config.to_dict()))
+        try:
+            fence = _fence(run, number)
+            with fence.explaining():
+                run.write_yaml("config", frozen.plain(config.to_dict()), fence.folder(run.metadata))
+        except OSError as error:
+            _end(run, number, RunStatus.FAILED, _last_line(error))
+            raise RunError(f"run {run.log_id} ({run.path}) cannot be started: {error}") from error
         preemption = _listen(stack, run, number, place, limit)
-        logger = _logger(run, number, before, after, preemption)
+        logger = _logger(run, fence, before, preemption)
         stack.callback(logger.close)
         if settings["logger"]["log_streams_to_file"] and place.here is None:
             stack.enter_context(_tee(run))
@@ -164,23 +199,19 @@ def _flag(preemption: Preemption | None) -> Callable[[], bool] | None:
     return (lambda: preemption.requested) if preemption is not None else None
 
 
-def _logger(
-    run: Run, number: int, before: RunState, after: RunState, preemption: Preemption | None
-) -> DefaultLogger:
+def _logger(run: Run, fence: Fence, before: RunState, preemption: Preemption | None) -> DefaultLogger:
     def checkpointed() -> None:
         if preemption is not None:
             preemption.at_safe_point(logger.run_preemption_callbacks)
 
     def resumed(checkpoint: Path) -> None:
         name = os.path.relpath(checkpoint, run.path)
-        run.record(lambda state: {"event": "resumed", "attempt": number, "checkpoint": name})
+        run.record(lambda state: {"event": "resumed", "attempt": fence.attempt, "checkpoint": name})
 
-    assert after.attempt is not None  # noqa: S101 - for the type checker: it was just begun
     logger = DefaultLogger(
         run.path,
-        attempt=number,
+        fence=fence,
         unfinished=bool(before.attempts) and before.status is not RunStatus.COMPLETE,
-        start=after.attempt.metrics,
         preempted=_flag(preemption),
         checkpointed=checkpointed,
         resumed=resumed,
@@ -205,7 +236,7 @@ def _reporting(call: Callable[[], Any]) -> Any:
     """Call the task where nothing is recorded."""
     try:
         return call()
-    except (Preempted, KeyboardInterrupt, SystemExit):
+    except (Preempted, Superseded, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
         _print_traceback(error)
@@ -265,13 +296,15 @@ def _begun(run: Run, job_id: str) -> Attempt | None:
 
 
 def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any], place: Place) -> Any:
-    """Call the task and record how it ended, whatever it was."""
+    """Call the task and record how it ended, whatever it was; one that was given up has no say."""
     run.record(lambda state: {"event": "running", "attempt": number})
     try:
         result = call()
         logger.finish()
     except Preempted:
         logger.finish()  # recorded when the decision was made
+        raise
+    except Superseded:
         raise
     except KeyboardInterrupt:
         _end(run, number, RunStatus.CANCELLED, "interrupted from the keyboard")
@@ -294,8 +327,11 @@ def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any
 
 
 def _end(run: Run, number: int, status: RunStatus, reason: str | None) -> None:
-    event = {"event": "ended", "attempt": number, "status": status.value, "reason": reason}
-    run.record(lambda state: event)
+    def ended(state: RunState) -> dict[str, Any]:
+        _check_newest(run, state, number)
+        return {"event": "ended", "attempt": number, "status": status.value, "reason": reason}
+
+    run.record(ended)
 
 
 def _last_line(error: BaseException) -> str:

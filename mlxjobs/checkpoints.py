@@ -24,6 +24,7 @@ from typing import Any
 
 from mlxjobs.console import note
 from mlxjobs.errors import CheckpointNotFoundError, DamagedCheckpointError, InvalidArtifactError
+from mlxjobs.fence import Fence
 from mlxjobs.files import sync_directory
 from mlxjobs.paths import naming
 from mlxjobs.pickling import EarlyWriter, dump
@@ -85,7 +86,7 @@ def previous(path: Path) -> Path:
 # --- writing
 
 
-def save(obj: Any, path: Path, record: Record, *, keep: bool = True) -> None:
+def save(obj: Any, path: Path, record: Record, *, keep: bool = True, fence: Fence | None = None) -> None:
     """Replace a checkpoint, atomically and durably; the one before is kept.
 
     Args:
@@ -93,19 +94,22 @@ def save(obj: Any, path: Path, record: Record, *, keep: bool = True) -> None:
         path: the file; its folder is made.
         record: what to remember with it.
         keep: keep the file that is there as the previous one; False if it is known to be damaged.
+        fence: of the attempt that saves.
 
     Raises:
         InvalidArtifactError: the object cannot be pickled; the old checkpoint is as it was.
         OSError: the file could not be written; the old checkpoint is as it was.
+        Superseded: a newer attempt has begun.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    aside = path.with_name(f".{path.name}.{_writer()}.tmp")
+    fence = fence or Fence()
+    aside = fence.folder(path.parent) / f".{path.name}.{_writer()}.tmp"
     try:
-        with naming(path):
+        with fence.explaining(), naming(path):
             _write(obj, aside, record)
             if keep and _worth_keeping(path):
-                _keep_previous(path)
+                _keep_previous(path, aside.parent)
             aside.replace(path)
     except InvalidArtifactError as error:
         aside.unlink(missing_ok=True)
@@ -139,9 +143,9 @@ def _worth_keeping(path: Path) -> bool:
     return read_record(path) is not None or read_record(previous(path)) is None
 
 
-def _keep_previous(path: Path) -> None:
+def _keep_previous(path: Path, folder: Path) -> None:
     """Let `path` have a second name, so that there is a good file at every moment."""
-    link = path.with_name(f".{path.name}.{_writer()}.link.tmp")
+    link = folder / f".{path.name}.{_writer()}.link.tmp"
     link.unlink(missing_ok=True)
     try:
         os.link(path, link)

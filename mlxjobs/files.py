@@ -62,10 +62,12 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def _write_aside(path: Path, content: bytes, mode: int, *, durable: bool = True) -> Path:
+def _write_aside(
+    path: Path, content: bytes, mode: int, *, durable: bool = True, folder: Path | None = None
+) -> Path:
     """Write `content` to a new file beside `path`; nothing is left behind on failure."""
     writer = f"{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}"
-    aside = path.with_name(f".{path.name}.{writer}.tmp")
+    aside = (folder or path.parent) / f".{path.name}.{writer}.tmp"
     try:
         fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         try:
@@ -92,6 +94,7 @@ def replace_file(
     mode: int = 0o666,
     durable: bool = True,
     sync_folder: bool = True,
+    aside: Path | None = None,
 ) -> None:
     """Replace `path` by a file with this content, atomically.
 
@@ -102,13 +105,13 @@ def replace_file(
         durable: flush it to the disk; what can be made again does not need that.
         sync_folder: flush the folder's entry too; what is followed by another file in the same
             folder, before anybody relies on it, does not need that.
+        aside: the folder to write it in first, on the same file system; by default that of `path`.
 
     Raises:
         OSError: the file could not be written; the old one is untouched.
     """
     data = content.encode() if isinstance(content, str) else content
-    aside = _write_aside(path, data, mode, durable=durable)
-    aside.replace(path)
+    _write_aside(path, data, mode, durable=durable, folder=aside).replace(path)
     if durable and sync_folder:
         sync_directory(path.parent)
 

@@ -63,7 +63,7 @@ class Attempt:
         status: how it ended; None as `end`.
         reason: why it ended, in one line.
         resumed_from: the checkpoint it went on from, relative to the run directory.
-        metrics: bytes of each metrics file when it began, so that they can be told from its own.
+        restarts: how often the scheduler had started that job before, as the job was told.
     """
 
     number: int
@@ -76,8 +76,8 @@ class Attempt:
     status: RunStatus | None = None
     reason: str | None = None
     resumed_from: str | None = None
-    metrics: dict[str, int] = field(default_factory=dict)
     first_job_id: str = ""
+    restarts: int = 0
 
 
 @dataclass
@@ -218,8 +218,8 @@ def _started(state: RunState, event: Event) -> None:
             pid=event.get("pid"),
             process_key=event.get("process_key", ""),
             job_id=event.get("job_id"),
-            metrics=event.get("metrics", {}),
             first_job_id=event.get("first_job_id", ""),
+            restarts=event.get("restarts", 0),
         )
     )
     if event.get("job_id") is not None:

@@ -320,6 +320,7 @@ class _Launch:
         """Make the next attempt of an existing run, in a job or not."""
         from mlxjobs import existing, hydra_job
         from mlxjobs.attempt import TaskFailed, execute
+        from mlxjobs.fence import Superseded
         from mlxjobs.history import Preempted
         from mlxjobs.startable import AlreadyComplete, check_startable
 
@@ -350,6 +351,9 @@ class _Launch:
         except Preempted as left:
             note(f"run {run.log_id}: {left.status} ({left.reason})")
             raise SystemExit(left.exit_code) from left
+        except Superseded as given_up:
+            note(str(given_up))
+            raise SystemExit(given_up.exit_code) from given_up
 
     def _submit_existing(self, run: Run, options: dict[str, Any], composed: Composed) -> None:
         from mlxjobs.submit import Submission, freeze_code, this_program

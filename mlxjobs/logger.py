@@ -14,6 +14,7 @@ from mlxjobs.artifacts import Artifact
 from mlxjobs.checkpoints import SUFFIX, Loaded, Record
 from mlxjobs.console import note
 from mlxjobs.errors import CheckpointNotFoundError, DamagedCheckpointError
+from mlxjobs.fence import Fence
 from mlxjobs.metrics import MetricsWriter
 from mlxjobs.resume import Resumption
 
@@ -112,9 +113,8 @@ class DefaultLogger(Logger):
 
     Args:
         log_dir: the run directory; made if missing.
-        attempt: number of this attempt, from 1.
+        fence: of this attempt; by default the logger belongs to none.
         unfinished: there were attempts before, and the run is not complete.
-        start: bytes of every metrics file when this attempt began; by default, now.
         preempted: tells whether the scheduler has asked this attempt to stop.
         checkpointed: called when a checkpoint is on the disk; what it raises ends the task.
         resumed: called with a checkpoint of this run when the attempt goes on from it.
@@ -127,9 +127,8 @@ class DefaultLogger(Logger):
         self,
         log_dir: Path | str,
         *,
-        attempt: int = 1,
+        fence: Fence | None = None,
         unfinished: bool = False,
-        start: Mapping[str, int] | None = None,
         preempted: Callable[[], bool] | None = None,
         checkpointed: Callable[[], None] | None = None,
         resumed: Callable[[Path], None] | None = None,
@@ -139,21 +138,17 @@ class DefaultLogger(Logger):
             Path(folder).mkdir(parents=True, exist_ok=True)
         self._checkpointed = checkpointed
         self._resumed = resumed
-        self._attach(attempt, unfinished, start)
+        self._attach(fence, unfinished)
         _ACTIVE[self.log_dir] = self
 
-    def _attach(
-        self, attempt: int = 0, unfinished: bool = False, start: Mapping[str, int] | None = None
-    ) -> None:
-        self._attempt = attempt
-        self._metrics = MetricsWriter(self._log_dir / "metrics")
+    def _attach(self, fence: Fence | None = None, unfinished: bool = False) -> None:
+        self._fence = fence or Fence()
+        self._metrics = MetricsWriter(self._log_dir / "metrics", fence)
         self._append = self._metrics.append
         self._checkpoints = self._log_dir / "artifacts" / "Checkpoint"
         self._sequence: int | None = None  # of the newest checkpoint; read when first needed
         self._damaged: set[Path] = set()
-        self._resumption = Resumption(
-            self._metrics, str(self.log_id), attempt=attempt, unfinished=unfinished, start=start
-        )
+        self._resumption = Resumption(self._metrics, str(self.log_id), unfinished=unfinished)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self.log_dir)
@@ -190,12 +185,13 @@ class DefaultLogger(Logger):
         """
         name = artifacts.check_artifact_name(log_name).removesuffix(SUFFIX)
         path = self._checkpoints / f"{name}{SUFFIX}"
+        self._fence.check()
         self._resumption.saves()
         self._metrics.sync()
         sequence = self._newest_sequence() + 1
         offsets, rewinds = self._metrics.offsets(), self._metrics.rewinds()
-        record = Record(sequence, self._attempt, name, offsets, rewinds)
-        checkpoints.save(checkpoint, path, record, keep=path not in self._damaged)
+        record = Record(sequence, self._fence.attempt, name, offsets, rewinds)
+        checkpoints.save(checkpoint, path, record, keep=path not in self._damaged, fence=self._fence)
         self._sequence = sequence
         self._damaged.discard(path)
         if self._checkpointed is not None:
@@ -268,7 +264,7 @@ class DefaultLogger(Logger):
         if type(artifact) is artifacts.Checkpoint and artifact.ext == SUFFIX:
             self.log_checkpoint(artifact.obj, log_name)
         else:
-            artifacts.write_artifact(artifact, Path(self.artifacts_dir), log_name)
+            artifacts.write_artifact(artifact, Path(self.artifacts_dir), log_name, self._fence)
 
     def log_artifacts(
         self,
@@ -295,7 +291,7 @@ class DefaultLogger(Logger):
         if artifact_type is None or isinstance(artifact, Artifact):
             self.log_artifact(artifact, name)
         else:
-            artifacts.write_typed(artifact, Path(self.artifacts_dir), name, artifact_type)
+            artifacts.write_typed(artifact, Path(self.artifacts_dir), name, artifact_type, self._fence)
 
     def load_artifacts(
         self,
@@ -332,6 +328,7 @@ class DefaultLogger(Logger):
 
     def finish(self) -> None:
         """Settle which metrics count and flush them; called when an attempt ends."""
+        self._fence.check()
         self._resumption.ends()
         self._metrics.sync()
 
@@ -340,6 +337,7 @@ class DefaultLogger(Logger):
         if _ACTIVE.get(self.log_dir) is self:
             del _ACTIVE[self.log_dir]
         self._metrics.close()
+        self._fence.close()
 
 
 class SilentLogger(DefaultLogger):

@@ -15,10 +15,12 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from mlxjobs import rewind as rewinding
 from mlxjobs.errors import InvalidKeyError, InvalidMetricError
+from mlxjobs.fence import Fence
 from mlxjobs.files import replace_file, sync_directory
 from mlxjobs.metric_values import json_object, key_text, type_name, unwrap
 from mlxjobs.paths import is_file_name, naming
@@ -26,6 +28,8 @@ from mlxjobs.paths import is_file_name, naming
 RESERVED_NAMES = ("info", "config", "mlxpy", "artifacts")
 
 _BYTE_N, _BYTE_U = b"nu"
+# how often a process that logs asks whether it was given up: what it writes until then is lost anyhow
+_CHECK_S = 1.0
 
 
 def check_log_name(log_name: object) -> None:
@@ -49,12 +53,15 @@ class MetricsWriter:
 
     Args:
         directory: the run's `metrics/`; made when the first line is written.
+        fence: of the attempt that writes.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, fence: Fence | None = None) -> None:
         import orjson  # 15 ms, which a program that only submits need not spend
 
         self._directory = directory
+        self._fence = fence or Fence()
+        self._next_check = monotonic() + _CHECK_S if fence else float("inf")
         self._dumps = orjson.dumps
         self._options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
         # log name -> descriptor, keys in the registry
@@ -75,7 +82,11 @@ class MetricsWriter:
             InvalidKeyError: no metrics file can have this name.
             InvalidMetricError: a key or value cannot be written; nothing was.
             OSError: the line could not be written; nothing of it was.
+            Superseded: a newer attempt of the run has begun.
         """
+        if monotonic() > self._next_check:
+            self._fence.check()
+            self._next_check = monotonic() + _CHECK_S
         try:
             descriptor, known = self._streams[log_name]
             line = self._dumps(metrics, unwrap, self._options)
@@ -89,9 +100,10 @@ class MetricsWriter:
         try:
             written = os.write(descriptor, line)
         except OSError as error:
+            self._fence.check()
             raise OSError(error.errno, error.strerror, str(self._path(log_name))) from error
         if written != len(line):
-            self._withdraw(log_name, line, written)
+            self._withdraw(log_name, descriptor, line, written)
 
     def _prepare(self, metrics: Mapping[str, Any], log_name: str) -> tuple[int, bytes]:
         """The careful way: check everything, open the file, register new keys."""
@@ -127,23 +139,26 @@ class MetricsWriter:
     def _open(self, log_name: str) -> int:
         path = self._path(log_name)
         self._directory.mkdir(parents=True, exist_ok=True)
-        rewinding.cut_torn_line(path)
+        rewinding.cut_torn_line(path, self._fence)
         self._created = True
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            self._fence.check()  # a newer attempt that begins after this makes the file another one
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
 
-    def _withdraw(self, log_name: str, line: bytes, written: int) -> None:
+    def _withdraw(self, log_name: str, descriptor: int, line: bytes, written: int) -> None:
         """Take a line that was written in part out again, and say so."""
-        path = self._path(log_name)
-        with open(path, "r+b", buffering=0) as file:
-            begin = file.seek(0, os.SEEK_END) - written
-            file.seek(begin)
-            if file.read() == line[:written]:  # else another thread has written meanwhile
-                file.truncate(begin)
+        begin = os.fstat(descriptor).st_size - written
+        if os.pread(descriptor, written + 1, begin) == line[:written]:  # else another thread has written
+            os.ftruncate(descriptor, begin)
         raise OSError(
             errno.ENOSPC,
             f"only {written} of {len(line)} bytes could be written: the disk is full, or the file "
             "has reached a size limit",
-            str(path),
+            str(self._path(log_name)),
         )
 
     def _register(self, log_name: str, types: Mapping[str, str]) -> None:
@@ -162,9 +177,9 @@ class MetricsWriter:
         registry[log_name] = {**before, **{key: kind for key, kind in types.items() if key not in before}}
         dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
         text = yaml.dump(registry, Dumper=dumper, allow_unicode=True, sort_keys=False)
-        with naming(path):
+        with self._fence.explaining(), naming(path):
             path.parent.mkdir(exist_ok=True)
-            replace_file(path, text)
+            replace_file(path, text, aside=self._fence.folder(path.parent))
 
     def offsets(self) -> dict[str, int]:
         """Return the size of every metrics file, log name -> bytes."""
@@ -194,7 +209,7 @@ class MetricsWriter:
     def repair(self) -> None:
         """Move the unfinished last line of every file, if it has one, to `.superseded/torn/`."""
         for log_name in rewinding.log_names(self._directory):
-            rewinding.cut_torn_line(self._path(log_name))
+            rewinding.cut_torn_line(self._path(log_name), self._fence)
 
     def rewinds(self) -> int:
         """Return how many rewinds this run has had; a checkpoint remembers it."""
@@ -204,7 +219,6 @@ class MetricsWriter:
         self,
         offsets: Mapping[str, int],
         start: Mapping[str, int],
-        attempt: int,
         *,
         rewinds: int | None = None,
     ) -> int:
@@ -216,7 +230,6 @@ class MetricsWriter:
         Args:
             offsets: log name -> bytes to keep; a file that is not named keeps nothing.
             start: log name -> bytes when this attempt began; what follows is its own and stays.
-            attempt: number of the attempt that rewinds.
             rewinds: what `rewinds()` was when the sizes were taken: rewinds since then are undone
                 first, so that the lines come back which an attempt in between had moved away.
 
@@ -231,7 +244,7 @@ class MetricsWriter:
                 self._directory,
                 offsets,
                 start,
-                attempt=attempt,
+                fence=self._fence,
                 rewinds=rewinds,
                 replaced=self._reopen,
             )
@@ -239,6 +252,6 @@ class MetricsWriter:
     def _reopen(self, log_name: str, path: Path) -> None:
         if log_name in self._streams:
             # the number stays the same, so another thread never writes to a closed descriptor
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
             os.dup2(descriptor, self._streams[log_name][0], inheritable=False)
             os.close(descriptor)

@@ -200,7 +200,10 @@ class Preemption:
         return Fate.UNKNOWN
 
     def _come_back(self, reason: str, *, wait: bool) -> None:
-        done = self._run.state().interruptions
+        state = self._run.state()
+        if state.attempt is not None and state.attempt.number > self._attempt:
+            return  # it has come back already, and this process was given up
+        done = state.interruptions
         if done >= self._max_requeues:
             stop = f"{reason}; requeued {done} times, scheduler.max_requeues is {self._max_requeues}"
             if reason == "time limit":

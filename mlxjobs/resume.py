@@ -20,9 +20,7 @@ class Resumption:
     Args:
         metrics: the run's metrics.
         name: what messages call the run.
-        attempt: number of this attempt.
         unfinished: there were attempts before and the run is not complete; else nothing is moved.
-        start: bytes of every metrics file when this attempt began; by default, now.
     """
 
     def __init__(
@@ -30,13 +28,10 @@ class Resumption:
         metrics: MetricsWriter,
         name: str,
         *,
-        attempt: int,
         unfinished: bool,
-        start: Mapping[str, int] | None,
     ) -> None:
         self._metrics = metrics
         self._name = name
-        self._attempt = attempt
         self._unfinished = unfinished
         self._undecided = unfinished
         self._pending = False
@@ -45,9 +40,7 @@ class Resumption:
         self._start: dict[str, int] = {}
         if unfinished:
             metrics.repair()
-            sizes = metrics.offsets()
-            known = sizes if start is None else start
-            self._start = {log_name: min(size, sizes.get(log_name, 0)) for log_name, size in known.items()}
+            self._start = metrics.offsets()
 
     def goes_on_from(self, path: Path, record: Record | None) -> bool:
         """Note that a checkpoint of this run was loaded.
@@ -124,7 +117,7 @@ class Resumption:
 
     def _rewind(self, offsets: Mapping[str, int], rewinds: int | None) -> int:
         before = self._metrics.offsets()
-        lines = self._metrics.rewind(offsets, self._start, self._attempt, rewinds=rewinds)
+        lines = self._metrics.rewind(offsets, self._start, rewinds=rewinds)
         own = {log_name: size - self._start.get(log_name, 0) for log_name, size in before.items()}
         after = self._metrics.offsets()
         self._start = {log_name: size - own.get(log_name, 0) for log_name, size in after.items()}

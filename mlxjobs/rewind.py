@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from mlxjobs.fence import Fence
 from mlxjobs.files import replace_file, sync_directory
 from mlxjobs.paths import naming
 
@@ -70,11 +71,12 @@ def rewinds_so_far(directory: Path) -> int:
     return max((past.number for past in _read_rewinds(directory)), default=0)
 
 
-def cut_torn_line(path: Path) -> None:
+def cut_torn_line(path: Path, fence: Fence) -> None:
     """Move a last line without a newline, which a killed process left, to `.superseded/torn/`.
 
     Raises:
         OSError: the line could not be moved; the file is as it was.
+        Superseded: a newer attempt has begun.
     """
     if not path.exists():
         return
@@ -90,7 +92,7 @@ def cut_torn_line(path: Path) -> None:
     with naming(copy), open(copy, "ab") as target:
         target.write(torn + b"\n")
         _flush(target)
-    _truncate(path, whole)
+    _truncate(path, whole, fence)
 
 
 def rewind(
@@ -98,7 +100,7 @@ def rewind(
     offsets: Mapping[str, int],
     start: Mapping[str, int],
     *,
-    attempt: int,
+    fence: Fence,
     rewinds: int | None,
     replaced: Callable[[str, Path], None],
 ) -> int:
@@ -108,7 +110,7 @@ def rewind(
         directory: the metrics folder.
         offsets: log name -> bytes to keep; 0 for a file that is not named.
         start: log name -> bytes when this attempt began; 0 for a file that is not named.
-        attempt: names the folder of the lines taken; numbered if it exists.
+        fence: of the attempt, whose number names the folder of the lines taken.
         rewinds: the last rewind when the sizes were taken; later ones are undone. None: undo none.
         replaced: called with the log name and path of a file that is now another one.
 
@@ -117,6 +119,7 @@ def rewind(
 
     Raises:
         OSError: a file could not be written; nothing is lost, and the rewind can be repeated.
+        Superseded: a newer attempt has begun.
     """
     past = sorted(_read_rewinds(directory), key=lambda entry: entry.number)
     later = [] if rewinds is None else [entry for entry in past if entry.number > rewinds]
@@ -128,10 +131,11 @@ def rewind(
     plans = [plan for plan in plans if plan.changes]
     if not plans:
         return 0
-    lines = _set_aside(directory / SUPERSEDED, plans, attempt, past[-1].number + 1 if past else 1)
-    for plan in plans:
-        if _apply(plan):
-            replaced(plan.name, plan.path)
+    with fence.explaining():
+        lines = _set_aside(directory / SUPERSEDED, plans, fence, past[-1].number + 1 if past else 1)
+        for plan in plans:
+            if _apply(plan, fence):
+                replaced(plan.name, plan.path)
     sync_directory(directory)
     return lines
 
@@ -160,13 +164,14 @@ def _plan(path: Path, offset: int, start: int, later: list[_Rewind]) -> _Plan:
     return _Plan(name, path, [piece for piece in pieces if piece[1]], start)
 
 
-def _set_aside(parent: Path, plans: list[_Plan], attempt: int, number: int) -> int:
+def _set_aside(parent: Path, plans: list[_Plan], fence: Fence, number: int) -> int:
     """Make the copies and the note durable, all at once by a rename; returns the lines copied."""
     import json
 
-    aside = parent / f".{os.uname().nodename}.{os.getpid()}.tmp"
+    parent.mkdir(exist_ok=True)
+    aside = fence.folder(parent) / f".{os.uname().nodename}.{os.getpid()}.tmp"
     _remove_folder(aside)
-    aside.mkdir(parents=True)
+    aside.mkdir()
     lines = 0
     for plan in plans:
         copy = aside / plan.path.name
@@ -175,23 +180,24 @@ def _set_aside(parent: Path, plans: list[_Plan], attempt: int, number: int) -> i
             _flush(target)
     note = {"schema": 1, "number": number, "cuts": {plan.name: plan.kept for plan in plans}}
     replace_file(aside / _NOTE, json.dumps(note) + "\n")
-    folder = parent / str(attempt)
+    folder = parent / str(fence.attempt)
     count = 1
     while folder.exists():
         count += 1
-        folder = parent / f"{attempt}.{count}"
+        folder = parent / f"{fence.attempt}.{count}"
     aside.rename(folder)
     sync_directory(parent)
     return lines
 
 
-def _apply(plan: _Plan) -> bool:
+def _apply(plan: _Plan, fence: Fence) -> bool:
     """Shorten the file, or write it anew if lines of this attempt follow; tells whether it is new."""
     size = _size(plan.path)
     if plan.start == size and not plan.restores:
-        _truncate(plan.path, plan.kept)
+        _truncate(plan.path, plan.kept, fence)
         return False
-    aside = plan.path.with_name(f".{plan.path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    name = f".{plan.path.name}.{os.uname().nodename}.{os.getpid()}.tmp"
+    aside = fence.folder(plan.path.parent) / name
     try:
         with naming(aside), open(aside, "wb") as target:
             for source, length in plan.pieces:
@@ -249,8 +255,9 @@ def _append(source: Path, begin: int, end: int, target: BinaryIO) -> int:
     return lines
 
 
-def _truncate(path: Path, size: int) -> None:
+def _truncate(path: Path, size: int, fence: Fence) -> None:
     with naming(path), open(path, "r+b") as file:
+        fence.check()  # not before: a newer attempt makes the file another one
         file.truncate(size)
         os.fsync(file.fileno())
 

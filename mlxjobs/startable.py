@@ -116,8 +116,8 @@ def check_startable(run: Run, state: RunState, place: Place, cluster: Cluster | 
         alive = is_alive(last)
         if last.job_id is not None and not resumed and alive is not True:
             alive = _job_lives(cluster, state, last.job_id, here_id)
-        elif last.job_id is not None and alive is None:
-            alive = False  # the scheduler starts a job again only when its last start is over
+        elif last.job_id is not None and (alive is None or _started_again(last, place.here)):
+            alive = False  # for the scheduler its last start is over; if it lives, it is shut out
         if alive or alive is None:
             _refuse(run, last, alive)
         return
@@ -129,6 +129,11 @@ def check_startable(run: Run, state: RunState, place: Place, cluster: Cluster | 
             f"run {run.log_id} waits in the queue as job {job_id}; "
             f"cancel that first: mlxjobs cancel {run.log_id} --logs {run.path.parent}"
         )
+
+
+def _started_again(last: Attempt, here: Here | None) -> bool:
+    """Whether the scheduler started the job of the last attempt once more, and made this process."""
+    return here is not None and (here.job_id, here.restarts) != (last.job_id, last.restarts)
 
 
 def _refuse(run: Run, last: Attempt, alive: bool | None) -> None:

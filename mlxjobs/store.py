@@ -269,10 +269,16 @@ class Run:
         replace_file(self.frozen, composed, sync_folder=False)
         self.write_yaml("mlxpy", settings)
 
-    def write_yaml(self, name: str, content: Any) -> None:
-        """Replace `metadata/<name>.yaml`, atomically; an event has to follow, unless it is `info`."""
+    def write_yaml(self, name: str, content: Any, aside: Path | None = None) -> None:
+        """Replace `metadata/<name>.yaml`, atomically; an event has to follow, unless it is `info`.
+
+        Args:
+            name: `config`, `info` or `mlxpy`.
+            content: what it is to hold.
+            aside: the folder to write it in first; by default `metadata/`.
+        """
         text = dump_yaml(content).encode()
-        replace_file(self.metadata / f"{name}.yaml", text, sync_folder=name == "info")
+        replace_file(self.metadata / f"{name}.yaml", text, sync_folder=name == "info", aside=aside)
         if name in COPIED:
             self._copy_json(name, content, len(text))
 

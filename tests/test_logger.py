@@ -26,6 +26,7 @@ from mlxjobs.errors import (
     InvalidArtifactError,
     InvalidKeyError,
 )
+from mlxjobs.fence import Fence, take_over
 from mlxjobs.logger import DefaultLogger, Logger, SilentLogger
 
 
@@ -52,7 +53,10 @@ def train(logger: DefaultLogger, first: int, last: int, save: int = -1) -> None:
 
 
 def attempt(run: Path, number: int, **options: Any) -> DefaultLogger:
-    return DefaultLogger(run, attempt=number, unfinished=number > 1, **options)
+    fence = Fence(number)
+    if number > 1:
+        take_over(run, fence)
+    return DefaultLogger(run, fence=fence, unfinished=number > 1, **options)
 
 
 # --- where things are
@@ -298,7 +302,7 @@ def test_an_attempt_that_logged_nothing_takes_nothing_away(run: Path) -> None:
 
 def test_a_complete_run_is_never_rewound(run: Path) -> None:
     train(attempt(run, 1), 0, 5, save=3)
-    logger = DefaultLogger(run, attempt=2, unfinished=False)
+    logger = DefaultLogger(run, fence=Fence(2))
     assert logger.load_checkpoint() == {"epoch": 3}
     train(logger, 4, 4, save=4)
     logger.finish()
@@ -355,20 +359,6 @@ def test_a_missing_name_does_not_supersede_what_another_checkpoint_needs(run: Pa
     assert len(epochs(run)) == 6
     logger.load_checkpoint("last_ckpt")
     assert epochs(run) == [0, 1, 2, 3]
-
-
-def test_a_start_given_by_the_launcher_is_used_but_never_beyond_whole_lines(run: Path) -> None:
-    train(attempt(run, 1), 0, 3, save=1)
-    path = run / "metrics" / "train.json"
-    with open(path, "ab") as file:
-        file.write(b'{"torn":' + b"1" * 1000)
-    logger = attempt(run, 2, start={"train": path.stat().st_size})
-    train(logger, 100, 101)
-    logger.load_checkpoint()
-    assert epochs(run) == [0, 1, 100, 101]
-    logger.log_metrics({"epoch": 0}, "new")
-    assert attempt(run, 3, start={}).load_checkpoint() == {"epoch": 1}
-    assert epochs(run, "new") == [0]
 
 
 def test_a_checkpoint_without_a_record_keeps_all_lines_and_says_so(

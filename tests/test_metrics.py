@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 
 from mlxjobs import metrics as metrics_module
 from mlxjobs.errors import InvalidKeyError, InvalidMetricError, MLXJobsError
+from mlxjobs.fence import Fence
 from mlxjobs.metrics import MetricsWriter
 
 
 @pytest.fixture
 def writer(tmp_path: Path) -> MetricsWriter:
-    return MetricsWriter(tmp_path / "metrics")
+    return MetricsWriter(tmp_path / "metrics", Fence(2))
 
 
 def lines(tmp_path: Path, log_name: str = "train") -> list[Any]:
@@ -347,7 +348,7 @@ writer.append(row, "train")
 def test_a_full_disk_while_a_key_is_registered_writes_no_line(
     writer: MetricsWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, content: str) -> None:
+    def full(path: Path, content: str, aside: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     writer.append({"a": 1}, "train")
@@ -467,7 +468,7 @@ def test_a_rewind_moves_what_was_written_after_the_offsets(writer: MetricsWriter
     offsets = writer.offsets()
     log(writer, 2, 3)
     log(writer, 0, log_name="val")
-    assert writer.rewind(offsets, writer.offsets(), attempt=2) == 3
+    assert writer.rewind(offsets, writer.offsets()) == 3
     assert epochs(tmp_path) == [0, 1]
     assert epochs(tmp_path, "val") == []
     assert superseded(tmp_path, "2") == '{"epoch":2}\n{"epoch":3}\n'
@@ -484,7 +485,7 @@ def test_lines_of_this_attempt_stay_and_the_open_file_is_followed(
     start = writer.offsets()
     log(writer, 10, 11)
     log(writer, 12, log_name="new")
-    assert writer.rewind(offsets, start, attempt=2) == 1
+    assert writer.rewind(offsets, start) == 1
     log(writer, 13)
     assert epochs(tmp_path) == [0, 1, 10, 11, 13]
     assert epochs(tmp_path, "new") == [12]
@@ -492,9 +493,9 @@ def test_lines_of_this_attempt_stay_and_the_open_file_is_followed(
 
 def test_nothing_to_rewind_leaves_no_folder(writer: MetricsWriter, tmp_path: Path) -> None:
     log(writer, 0)
-    assert writer.rewind(writer.offsets(), writer.offsets(), attempt=2) == 0
-    assert writer.rewind({"train": 10**6}, {"train": 10**7}, attempt=2) == 0
-    assert writer.rewind({}, {}, attempt=2) == 0
+    assert writer.rewind(writer.offsets(), writer.offsets()) == 0
+    assert writer.rewind({"train": 10**6}, {"train": 10**7}) == 0
+    assert writer.rewind({}, {}) == 0
     assert not (tmp_path / "metrics" / ".superseded").exists()
     assert epochs(tmp_path) == [0]
 
@@ -504,20 +505,20 @@ def test_an_offset_inside_a_line_goes_back_to_the_line_before(
     writer: MetricsWriter, tmp_path: Path, offset: int
 ) -> None:
     log(writer, 0, 1, 2)
-    assert writer.rewind({"train": offset}, writer.offsets(), attempt=2) == 2
+    assert writer.rewind({"train": offset}, writer.offsets()) == 2
     assert epochs(tmp_path) == [0]
 
 
 def test_a_start_inside_a_line_counts_the_line_as_its_own(writer: MetricsWriter, tmp_path: Path) -> None:
     log(writer, 0, 1, 2)
-    assert writer.rewind({}, {"train": 30}, attempt=2) == 2
+    assert writer.rewind({}, {"train": 30}) == 2
     assert epochs(tmp_path) == [2]
 
 
 def test_a_second_rewind_of_an_attempt_has_a_folder_of_its_own(writer: MetricsWriter, tmp_path: Path) -> None:
     log(writer, 0, 1, 2)
-    writer.rewind({"train": 24}, writer.offsets(), attempt=2)
-    writer.rewind({"train": 12}, writer.offsets(), attempt=2)
+    writer.rewind({"train": 24}, writer.offsets())
+    writer.rewind({"train": 12}, writer.offsets())
     assert superseded(tmp_path, "2") == '{"epoch":2}\n'
     assert superseded(tmp_path, "2.2") == '{"epoch":1}\n'
     assert writer.rewinds() == 2
@@ -527,11 +528,12 @@ def test_rewinds_since_the_sizes_were_taken_are_undone(writer: MetricsWriter, tm
     log(writer, 0, 1)
     offsets, rewinds = writer.offsets(), writer.rewinds()
     log(writer, 2)
-    writer.rewind({}, writer.offsets(), attempt=2)  # attempt 2 begins from scratch
+    writer.rewind({}, writer.offsets())  # attempt 2 begins from scratch
     log(writer, 100)
     start = writer.offsets()
-    log(writer, 2)  # attempt 3 logs before it loads
-    assert writer.rewind(offsets, start, attempt=3, rewinds=rewinds) == 1
+    third = MetricsWriter(tmp_path / "metrics", Fence(3))
+    log(third, 2)  # before it loads
+    assert third.rewind(offsets, start, rewinds=rewinds) == 1
     assert epochs(tmp_path) == [0, 1, 2]
     assert superseded(tmp_path, "3") == '{"epoch":100}\n'
 
@@ -586,13 +588,13 @@ def test_a_rewind_that_died_anywhere_is_made_good_by_the_next(
     writer.close()
 
     def die(run: Path) -> None:
-        MetricsWriter(run / "metrics").rewind({} if scratch else offsets, start, attempt=2, rewinds=0)
+        MetricsWriter(run / "metrics").rewind({} if scratch else offsets, start, rewinds=0)
 
     copies = crash_points(tmp_path, monkeypatch, die)
     assert len(copies) > 5
     for run in copies:
         again = MetricsWriter(run / "metrics")
-        again.rewind(offsets, again.offsets(), attempt=3, rewinds=0)
+        again.rewind(offsets, again.offsets(), rewinds=0)
         assert epochs(run) == [0, 1], run
         assert epochs(run, "val") == [0], run
 
@@ -607,7 +609,7 @@ for epoch in range(100):
     writer.append({{"epoch": epoch}}, "train")
 resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
 try:
-    writer.rewind({{"train": 12}}, writer.offsets(), attempt=2)
+    writer.rewind({{"train": 12}}, writer.offsets())
 except OSError as error:
     assert ".json" in str(error), error
 else:
@@ -616,7 +618,7 @@ else:
     subprocess.run([sys.executable, "-c", script], check=True)
     assert epochs(tmp_path) == list(range(100))
     writer = MetricsWriter(tmp_path / "metrics")
-    assert writer.rewind({"train": 12}, writer.offsets(), attempt=2) == 99
+    assert writer.rewind({"train": 12}, writer.offsets()) == 99
     assert epochs(tmp_path) == [0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -175,6 +176,28 @@ def test_the_node_is_powered_off(remote: ClusterProject) -> None:
     assert_whole(remote)
     assert remote.state().attempts[0].reason == "vanished: killed, or its node failed"
     assert remote.state().attempts[1].job_id == job
+
+
+def test_a_node_that_was_cut_off_from_the_network_comes_back(remote: ClusterProject) -> None:
+    job = remote.start()
+    first = remote.state().attempts[0]
+    pids = subprocess.run(
+        ["pgrep", "-f", str(remote.folder / "main.py")], capture_output=True, text=True, check=True
+    )
+    (old,) = map(int, pids.stdout.split())
+    os.kill(old, signal.SIGSTOP)
+    remote.cluster.stop_slurmd(first.host)  # its job goes on, Slurm gives it up and starts it elsewhere
+    remote.let_pass(3)
+    remote.await_status("RUNNING", attempts=2)
+    remote.await_epoch(3)
+    os.kill(old, signal.SIGCONT)
+    given_up = "as attempt 2: this process, attempt 1, may not write to it any more, and ends"
+    await_value(lambda: given_up in remote.stderr(), "the old process to give up")
+    remote.let_pass(10)
+    remote.await_status("COMPLETE", attempts=2)
+    assert_whole(remote)
+    assert remote.state().attempts[1].job_id == job
+    remote.cluster.start(first.host)
 
 
 def test_scancel_by_the_user_stays_down(remote: ClusterProject) -> None:
