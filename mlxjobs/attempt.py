@@ -50,27 +50,14 @@ def _limits(state: RunState, max_requeues: int) -> str | None:
     return None
 
 
-def _settle(run: Run, place: Place) -> None:
-    """Record why the last attempt ended, where the scheduler killed it and made a new job of it."""
-    here, state = place.here, run.state()
-    last = state.attempt
-    if place.cluster is None or here is None or last is None:
-        return
-    if last.status is not None or last.job_id in (None, here.job_id) or last.job_id != state.job_id:
-        return
-    from mlxjobs.hand_in import follow
-
-    with suppress(SchedulerError):  # nobody to ask on this node: then nobody knows
-        status = place.cluster.status([last.job_id]).get(last.job_id)
-        if status is not None and status.job_id == here.job_id:
-            follow(run, state, status)
-
-
 def _begin(
     run: Run, place: Place, facts: dict[str, Any], cluster: Cluster | None
 ) -> tuple[RunState, RunState]:
     """Take the next attempt number; return the states before and after."""
-    _settle(run, place)
+    if place.cluster is not None and place.here is not None:
+        from mlxjobs.hand_in import settle
+
+        settle(run, place.cluster, place.here)
     before = RunState()
 
     def started(state: RunState) -> dict[str, Any]:
@@ -181,7 +168,19 @@ def execute(
         if settings["logger"]["log_streams_to_file"] and place.here is None:
             stack.enter_context(_tee(run))
         context = Context(config, ConfigDict(settings), _info(run, after, place), logger)
-        return _record(run, number, logger, lambda: _call(task, context, seeding), place)
+
+        def call() -> Any:
+            try:
+                result = _call(task, context, seeding)
+            except SystemExit as error:
+                if preemption is not None and error.code in (None, 0):
+                    preemption.at_the_end(logger.run_preemption_callbacks, by_exit=True)
+                raise
+            if preemption is not None:
+                preemption.at_the_end(logger.run_preemption_callbacks, by_exit=False)
+            return result
+
+        return _record(run, number, logger, call, place)
 
 
 def _listen(stack: ExitStack, run: Run, number: int, place: Place, limit: int) -> Preemption | None:
@@ -196,7 +195,7 @@ def _listen(stack: ExitStack, run: Run, number: int, place: Place, limit: int) -
 
 
 def _flag(preemption: Preemption | None) -> Callable[[], bool] | None:
-    return (lambda: preemption.requested) if preemption is not None else None
+    return preemption.look if preemption is not None else None
 
 
 def _logger(run: Run, fence: Fence, before: RunState, preemption: Preemption | None) -> DefaultLogger:
@@ -317,6 +316,9 @@ def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any
             _end(run, number, RunStatus.FAILED, f"SystemExit: {error.code}")
             if place.is_requeued_by(error.code):
                 raise SystemExit(1) from error
+        raise
+    except RunError as error:
+        _end(run, number, RunStatus.FAILED, str(error))
         raise
     except BaseException as error:
         _end(run, number, RunStatus.FAILED, _last_line(error))

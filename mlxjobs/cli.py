@@ -20,6 +20,7 @@ from mlxjobs.console import note, say
 from mlxjobs.errors import MLXJobsError
 from mlxjobs.history import RunState, RunStatus
 from mlxjobs.metric_values import json_object
+from mlxjobs.metrics import last_lines
 from mlxjobs.store import Run
 
 app = typer.Typer(
@@ -177,19 +178,8 @@ def _clock(state: RunState) -> str:
 
 def _last_metrics(run: Run) -> dict[str, Any]:
     """The last line of each metrics file: `train.loss` -> value."""
-    found = {}
-    for path in sorted(run.metrics.glob("*.json")):
-        with path.open("rb") as stream:
-            stream.seek(max(0, path.stat().st_size - 65536))
-            lines = [
-                line for line in stream.read().split(b"\n") if line.startswith(b"{") and line.endswith(b"}")
-            ]
-        try:
-            last = json.loads(lines[-1]) if lines else {}
-        except ValueError:
-            continue
-        found.update({f"{path.stem}.{key}": value for key, value in last.items()})
-    return found
+    lines = last_lines(run.metrics)
+    return {f"{name}.{key}": value for name, line in lines.items() for key, value in line.items()}
 
 
 def _print_table(rows: Sequence[dict[str, Any]]) -> None:

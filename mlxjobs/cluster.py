@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,11 +19,13 @@ from mlxjobs.errors import (
     SchedulerError,
     UnknownSubmissionError,
 )
-from mlxjobs.scheduler import JobStatus
+from mlxjobs.scheduler import JobState, JobStatus
 
 # sbatch alone sleeps for two minutes when the queue is full
 _SUBMIT_S = 180.0
 _ANSWER_S = 60.0
+# how long the start of a run may wait for what is good to know, and no more
+_BONUS_S = 10.0
 # how long we look for a job of which nobody knows whether it was taken
 _SEARCH_S = 60.0
 # the largest array where the site does not say: Slurm's default
@@ -188,13 +191,26 @@ class Cluster:
         found: dict[str, JobStatus] = {}
         for ids in _portions(job_ids):
             found.update(self._ask(self.scheduler.status_command(ids), self.scheduler.parse_status))
-        for ids in _portions([job_id for job_id in job_ids if job_id not in found]):
+        # accounting is a bonus: it may be switched off, slow or down; it alone knows how much memory was used
+        for ids in _portions([job_id for job_id in job_ids if _lacks(found.get(job_id))]):
             command = self.scheduler.history_command(ids)
-            # accounting is a bonus: it may be switched off, slow or down
             with suppress(SchedulerError):
                 if command is not None:
-                    found.update(self._ask(command, self.scheduler.parse_history))
+                    for job_id, status in self._ask(command, self.scheduler.parse_history).items():
+                        known = found.get(job_id)
+                        found[job_id] = status if known is None else replace(known, memory=status.memory)
         return found
+
+    def earlier(self, job_id: str) -> list[JobStatus]:
+        """Say how each run of a job ended that was started again, oldest first; nothing if nobody knows."""
+        command = self.scheduler.earlier_command(job_id)
+        if command is None:
+            return []
+        try:
+            result = shell.run(command, timeout_s=_BONUS_S)
+            return self.scheduler.parse_earlier(result.out) if result.code == 0 else []
+        except (SchedulerError, ValueError):
+            return []
 
     def _ask(
         self, command: Sequence[str], parse: Callable[[str], dict[str, JobStatus]]
@@ -231,6 +247,10 @@ class Cluster:
         if result.code != 0:
             raise SchedulerError(f"{' '.join(command[:2])}: {result.words()}")
         return result
+
+
+def _lacks(status: JobStatus | None) -> bool:
+    return status is None or (status.state is JobState.OUT_OF_MEMORY and status.memory is None)
 
 
 def _portions(job_ids: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 from mlxjobs import shell
+from mlxjobs.cause import of_job, with_progress
 from mlxjobs.cluster import Cluster
 from mlxjobs.console import note
 from mlxjobs.errors import JobSubmissionError, SchedulerError
-from mlxjobs.history import RunState, RunStatus
+from mlxjobs.history import RunState, RunStatus, iso
 from mlxjobs.scheduler import EX_TEMPFAIL, Here, JobStatus
 from mlxjobs.startable import this_process
 from mlxjobs.store import Run
@@ -89,16 +92,19 @@ def wait(run: Run, number: int, reason: str) -> None:
     run.mark_waiting(True)
 
 
-def end_attempt(run: Run, number: int, status: RunStatus, reason: str) -> RunState:
-    """Record how an attempt ended, unless it has spoken for itself, or another one has begun."""
+def end_attempt(
+    run: Run, number: int, status: RunStatus, reason: str, ended: datetime | None = None
+) -> RunState:
+    """Record how an attempt ended, and when if that is known, unless it has spoken, or another one begun."""
 
-    def ended(state: RunState) -> dict[str, Any] | None:
+    def record(state: RunState) -> dict[str, Any] | None:
         newest = state.attempt
         if newest is None or newest.number != number or newest.status is not None:
             return None
-        return {"event": "ended", "attempt": number, "status": status.value, "reason": reason}
+        event = {"event": "ended", "attempt": number, "status": status.value, "reason": reason}
+        return event if ended is None else {**event, "time": iso(ended)}
 
-    return run.record(ended)
+    return run.record(record)
 
 
 def follow(run: Run, state: RunState, status: JobStatus) -> RunState:
@@ -107,10 +113,28 @@ def follow(run: Run, state: RunState, status: JobStatus) -> RunState:
     if not status.job_id or status.job_id == old:
         return state
     if attempt is not None and attempt.status is None and attempt.job_id == old:
-        reason = f"stopped and started again by the scheduler: {status.cause}"
+        reason = f"{with_progress(run, status.cause)}, started again by the scheduler"
         end_attempt(run, attempt.number, RunStatus.PREEMPTED, reason)
     moved = {"event": "moved", "from": old, "job_id": status.job_id}
     return run.record(lambda now: moved if now.job_id == old else None)
+
+
+def settle(run: Run, cluster: Cluster, here: Here) -> None:
+    """Record how the last attempt ended, where the scheduler ended it and started its job again: here."""
+    state = run.state()
+    last = state.attempt
+    if last is None or last.status is not None or last.job_id is None:
+        return
+    if last.job_id != here.job_id:
+        if last.job_id == state.job_id:
+            with suppress(SchedulerError):  # nobody to ask on this node: then nobody knows
+                status = cluster.status([last.job_id]).get(last.job_id)
+                if status is not None and status.job_id == here.job_id:
+                    follow(run, state, status)
+    elif here.restarts > last.restarts and (runs := cluster.earlier(here.job_id))[last.restarts :]:
+        how = runs[last.restarts]
+        words = f"{of_job(run, last, how)}, started again by the scheduler"
+        end_attempt(run, last.number, RunStatus.PREEMPTED, words, how.ended)
 
 
 def come_back(

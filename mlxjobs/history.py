@@ -137,7 +137,12 @@ class RunState:
 
 def timestamp() -> str:
     """Return the time now as ISO 8601 with offset and milliseconds."""
-    return datetime.now().astimezone().isoformat(timespec="milliseconds")
+    return iso(datetime.now())
+
+
+def iso(moment: datetime) -> str:
+    """Return a moment as ISO 8601 with offset and milliseconds, in this machine's time zone."""
+    return moment.astimezone().isoformat(timespec="milliseconds")
 
 
 def fold(events: Iterable[Event]) -> RunState:

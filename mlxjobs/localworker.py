@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mlxjobs.localstate import RUN, Job, Queue, kill_matching, locked, new_socket, open_queue, short_path
+from mlxjobs.scheduler import exit_words
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 # A stronger reason replaces a weaker one while the job is being stopped.
@@ -39,7 +40,7 @@ def end(job: Job, code: int, now: float) -> Job:
         return job.again(job.reason, now)
     if job.reason:
         return job._replace(state="CANCELLED" if job.reason == "cancelled" else "TIMEOUT", deadline=None)
-    reason = f"exit {code}" if code >= 0 else f"signal {-code}"
+    reason = exit_words(code if code >= 0 else 128 - code)
     return job._replace(state="FAILED" if code else "COMPLETED", reason=reason, deadline=None)
 
 

@@ -28,6 +28,7 @@ from mlxjobs.paths import is_file_name, naming
 RESERVED_NAMES = ("info", "config", "mlxpy", "artifacts")
 
 _BYTE_N, _BYTE_U = b"nu"
+_TAIL = 1 << 16
 # how often a process that logs asks whether it was given up: what it writes until then is lost anyhow
 _CHECK_S = 1.0
 
@@ -43,6 +44,21 @@ def check_log_name(log_name: object) -> None:
             f"{log_name!r} cannot name a metrics file: use a text without path separators, not "
             f"empty, not beginning with a dot, and none of {', '.join(RESERVED_NAMES)}"
         )
+
+
+def last_lines(directory: Path) -> dict[str, dict[str, Any]]:
+    """Return the last line of each metrics file of a run, log name -> its values; for whoever looks."""
+    import json
+
+    found = {}
+    for log_name in rewinding.log_names(directory):
+        with suppress(OSError, ValueError), open(directory / f"{log_name}.json", "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            lines = [line for line in file.read().split(b"\n")[:-1] if line.startswith(b"{")]
+            last = json.loads(lines[-1]) if lines else {}
+            if isinstance(last, dict):
+                found[log_name] = last
+    return found
 
 
 class MetricsWriter:

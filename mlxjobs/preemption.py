@@ -21,15 +21,17 @@ from datetime import datetime, timezone
 from types import FrameType
 from typing import Any
 
+from mlxjobs.cause import with_progress
 from mlxjobs.cluster import Cluster
 from mlxjobs.console import note
-from mlxjobs.errors import SchedulerError
+from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.hand_in import come_back, end_attempt
 from mlxjobs.history import Preempted, RunStatus
-from mlxjobs.scheduler import EX_TEMPFAIL, Fate, Here, JobStatus
+from mlxjobs.scheduler import EX_TEMPFAIL, Fate, Here, JobState, JobStatus
 from mlxjobs.store import Run
 
-_STOP = 0  # no signal has this number
+_TIME_LIMIT = JobState.TIME_LIMIT.name
+_STOP, _DRAIN = 0, 255  # no signals have these numbers
 # how long before its job's end a task that has reached no safe point is left behind
 _BEFORE_END_S = 10.0
 
@@ -53,7 +55,10 @@ class Preemption:
         self._max_requeues = max_requeues
         self._lock = threading.Lock()
         self._listening = False
+        self._writer: int | None = None
+        self._drained = threading.Event()
         self._signal: signal.Signals | None = None
+        self._seen = False
         self._leaving: Preempted | None = None
         self._began = time.monotonic()
         self._status: JobStatus | None = None
@@ -62,6 +67,11 @@ class Preemption:
     def requested(self) -> bool:
         """Whether a warning has come."""
         return self._signal is not None
+
+    def look(self) -> bool:
+        """Tell the task whether a warning has come; one that then ends has left because of it."""
+        self._seen = self._seen or self.requested
+        return self.requested
 
     # -- signals ----------------------------------------------------------------------------
 
@@ -82,7 +92,7 @@ class Preemption:
             for number in self._cluster.scheduler.warning_signals
         }
         owner = os.getpid()
-        self._listening = True
+        self._listening, self._writer = True, writer
         os.register_at_fork(after_in_child=lambda: self._forget(owner, before, before_fd))
         thread = threading.Thread(target=self._watch, args=(reader,), name="mlxjobs-signals", daemon=True)
         thread.start()
@@ -93,6 +103,7 @@ class Preemption:
             # closing the pipe would not end the thread: a forked child may hold it open too
             os.write(writer, bytes([_STOP]))
             thread.join()
+            self._writer = None
             os.close(writer)
             os.close(reader)
 
@@ -128,6 +139,8 @@ class Preemption:
                 if self._here.rank == 0:
                     with self._lock:
                         self._answer(at_safe_point=False)
+            if _DRAIN in received:
+                self._drained.set()
 
     def _time_left(self) -> float | None:
         """Seconds until a task that was warned has to be left behind; None: as long as it takes."""
@@ -141,7 +154,7 @@ class Preemption:
         with self._lock:
             if self._leaving is not None:
                 return  # it has reached one at the last moment
-            self._come_back("time limit", wait=False)
+            self._come_back(_TIME_LIMIT, wait=False)
             self._status = None  # once is enough
             if self._leaving is None:
                 return
@@ -176,14 +189,34 @@ class Preemption:
             traceback.print_exc()
         raise leaving
 
+    def at_the_end(self, callbacks: Callable[[], None], *, by_exit: bool) -> None:
+        """Leave if the task ended because of a warning, not because its work was done.
+
+        Args:
+            callbacks: as `at_safe_point`.
+            by_exit: it ended by `sys.exit()`, as a handler of its own for SIGTERM does; else it returned.
+
+        Raises:
+            Preempted: it left, and comes back if it may.
+            RunError: it left, and cannot come back.
+        """
+        if by_exit and self._writer is not None:  # a signal that the thread has not been woken by yet
+            os.write(self._writer, bytes([_DRAIN]))
+            self._drained.wait()
+        if not (self._seen or (by_exit and self.requested)) or self._here.rank != 0:
+            return
+        self.at_safe_point(callbacks)
+        raise RunError("the task ended because of a warning of the scheduler, and could not be requeued")
+
     def _answer(self, *, at_safe_point: bool) -> None:
         fate = self._ask()
         if fate is Fate.CANCELLED:
-            self._record(RunStatus.CANCELLED, "cancelled")
+            self._record(RunStatus.CANCELLED, with_progress(self._run, "CANCELLED"))
         elif fate is Fate.REQUEUED:
-            self._record(RunStatus.PREEMPTED, "stopped and requeued by the scheduler")
+            reason = with_progress(self._run, "stopped and requeued by the scheduler")
+            self._record(RunStatus.PREEMPTED, reason)
         elif fate is Fate.TIME_LIMIT:
-            self._come_back("time limit", wait=at_safe_point)
+            self._come_back(_TIME_LIMIT, wait=at_safe_point)
         elif at_safe_point:
             name = self._signal.name if self._signal else "a signal"
             self._come_back(f"warned by {name}", wait=True)
@@ -203,10 +236,10 @@ class Preemption:
         state = self._run.state()
         if state.attempt is not None and state.attempt.number > self._attempt:
             return  # it has come back already, and this process was given up
-        done = state.interruptions
+        done, words = state.interruptions, with_progress(self._run, reason)
         if done >= self._max_requeues:
-            stop = f"{reason}; requeued {done} times, scheduler.max_requeues is {self._max_requeues}"
-            if reason == "time limit":
+            stop = f"{words}; requeued {done} times, scheduler.max_requeues is {self._max_requeues}"
+            if reason == _TIME_LIMIT:
                 self._record(RunStatus.CANCELLED, stop)
             else:
                 note(f"the run is not requeued: {stop}")
@@ -219,7 +252,7 @@ class Preemption:
         except SchedulerError as error:
             note(f"the job could not be requeued, so it goes on: {error}")
             return
-        self._record(RunStatus.PREEMPTED, f"{reason}, requeued {done + 1} of {self._max_requeues}", code)
+        self._record(RunStatus.PREEMPTED, f"{words}, requeued {done + 1} of {self._max_requeues}", code)
 
     def _record(self, status: RunStatus, reason: str, exit_code: int = EX_TEMPFAIL) -> None:
         self._leaving = Preempted(status, reason, exit_code)

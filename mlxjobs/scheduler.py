@@ -74,6 +74,8 @@ class JobStatus:
         cause: why the scheduler did so, in its own words.
         ends: when its time is over, if it runs and the scheduler says so.
         requeues_exit: whether it would be started again if it left with `requeue_exit_code`.
+        ended: when it ended.
+        memory: bytes that it used and bytes that it might use, if the scheduler says both.
     """
 
     state: JobState
@@ -85,6 +87,8 @@ class JobStatus:
     cause: str = ""
     ends: datetime | None = None
     requeues_exit: bool = False
+    ended: datetime | None = None
+    memory: tuple[int, int] | None = None
 
     def is_of(self, submitted: str | None) -> bool:
         """Whether this can be the job that was handed in at that time (ISO 8601 with offset).
@@ -95,6 +99,14 @@ class JobStatus:
         if self.submitted is None or submitted is None:
             return True
         return self.submitted > datetime.fromisoformat(submitted) - _CLOCKS_DIFFER
+
+
+def exit_words(code: int) -> str:
+    """Say what an exit code means, as a shell gives it: `exit code 3`; for 137, `killed by SIGKILL`."""
+    try:
+        return f"killed by {signal.Signals(code - 128).name}"
+    except ValueError:
+        return f"exit code {code}"
 
 
 @dataclass(frozen=True)
@@ -312,6 +324,14 @@ class Scheduler(ABC):
     def parse_history(self, output: str) -> dict[str, JobStatus]:
         """Return what the history command said."""
         return self.parse_status(output)
+
+    def earlier_command(self, job_id: str) -> list[str] | None:
+        """Return a command that says how each run of a job ended, where one can; None: there is none."""
+        return None
+
+    def parse_earlier(self, output: str) -> list[JobStatus]:
+        """Return how they ended, oldest first; the last may be the run of now."""
+        return []
 
     @abstractmethod
     def cancel_command(self, job_ids: Sequence[str]) -> list[str]:

@@ -137,6 +137,12 @@ class Run:
         """Return the file of what a rank but the first prints; its descriptor is 1 or 2."""
         return self.path / f"log.{rank}.{'stdout' if descriptor == 1 else 'stderr'}"
 
+    def written(self) -> list[Path]:
+        """Return the files that a running attempt writes to, by which one sees when it last did."""
+        folders = (self.history_dir, self.metrics, self.artifacts / "Checkpoint")
+        files = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
+        return [path for path in (*files, self.stdout, self.stderr) if path.is_file()]
+
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from mlxjobs.arrays import alike, hand_in_all
+from mlxjobs.cause import of_job, with_progress
 from mlxjobs.cluster import Cluster
 from mlxjobs.errors import MLXJobsError, RunError, SchedulerError
 from mlxjobs.hand_in import end_attempt, follow, hand_in, refuse
@@ -84,9 +86,17 @@ def _check_submitter(one: Seen) -> None:
 def _check_process(one: Seen, attempt: Attempt) -> None:
     alive = is_alive(attempt)
     if alive is None:
-        one.doubt = f"last heard of on {attempt.host}"
+        one.doubt = f"unknown since {_last_sign(one.run)}: {attempt.host} cannot be asked from here"
     elif not alive:
-        one.state = end_attempt(one.run, attempt.number, RunStatus.FAILED, "killed: its process is gone")
+        reason = with_progress(one.run, "killed") + ": its process is gone"
+        one.state = end_attempt(one.run, attempt.number, RunStatus.FAILED, reason)
+
+
+def _last_sign(run: Run) -> str:
+    """When the run last wrote something, as the file system says."""
+    written = [path.stat().st_mtime for path in run.written()]
+    moment = datetime.fromtimestamp(max(written, default=0.0))
+    return moment.strftime("%H:%M" if moment.date() == datetime.now().date() else "%d/%m/%Y %H:%M")
 
 
 def _ask(path: str, asked: Sequence[Seen]) -> None:
@@ -94,14 +104,15 @@ def _ask(path: str, asked: Sequence[Seen]) -> None:
         answers = Cluster(path).status([str(one.state.job_id) for one in asked])
     except MLXJobsError as error:
         for one in asked:
-            one.doubt = str(error).splitlines()[0]
+            one.doubt = f"unknown since {_last_sign(one.run)}: {str(error).splitlines()[0]}"
         return
     for one in asked:
         status = answers.get(str(one.state.job_id))
         if status is None or not status.is_of(one.state.scheduler.get("submitted")):
-            one.doubt = f"the scheduler does not know job {one.state.job_id} any more"
+            forgotten = f"the scheduler does not know job {one.state.job_id} any more"
+            one.doubt = f"unknown since {_last_sign(one.run)}: {forgotten}"
         elif status.state is JobState.UNKNOWN:
-            one.doubt = f"the scheduler says {status.word}"
+            one.doubt = f"unknown: the scheduler says {status.word}"
         else:
             one.state = _reconcile(one.run, follow(one.run, one.state, status), status)
 
@@ -112,13 +123,14 @@ def _reconcile(run: Run, state: RunState, status: JobStatus) -> RunState:
     running = state.status in (RunStatus.STARTING, RunStatus.RUNNING)
     if running and attempt is not None and attempt.job_id == state.job_id:
         if status.state is JobState.PENDING:
-            reason = "stopped and requeued by the scheduler"
+            reason = with_progress(run, "stopped and requeued by the scheduler")
             return end_attempt(run, attempt.number, RunStatus.PREEMPTED, reason)
         if status.state.ended:
-            return end_attempt(run, attempt.number, _verdict(status), f"the job ended: {_words(run, status)}")
+            words = of_job(run, attempt, status) + _hint(run, status)
+            return end_attempt(run, attempt.number, _verdict(status), words, status.ended)
     elif not running and status.state.ended:
         how, number = _verdict(status), len(state.attempts)
-        reason = f"the job ended before the task began: {_words(run, status)}"
+        reason = f"the job ended before the task began: {of_job(run, None, status)}{_hint(run, status)}"
         event = {"event": "withdrawn", "attempts": number, "status": how.value, "reason": reason}
         return run.record(lambda now: None if now.sequence != state.sequence else event)
     return state
@@ -130,12 +142,11 @@ def _verdict(status: JobStatus) -> RunStatus:
     return RunStatus.FAILED if by_itself else RunStatus.CANCELLED
 
 
-def _words(run: Run, status: JobStatus) -> str:
-    """The scheduler's words for a job's end, and what to do where it should have come back."""
-    words = f"{status.word} {status.reason}".strip()
+def _hint(run: Run, status: JobStatus) -> str:
+    """What to do where the run should have come back."""
     if status.state in (JobState.PREEMPTED, JobState.TIME_LIMIT, JobState.NODE_FAIL):
-        words += f"; to go on: mlxjobs requeue {run.log_id} --logs {run.path.parent}"
-    return words
+        return f"; to go on: mlxjobs requeue {run.log_id} --logs {run.path.parent}"
+    return ""
 
 
 # -- what a user can do to runs from outside ------------------------------------------------------

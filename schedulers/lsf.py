@@ -14,7 +14,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler
+from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler, exit_words
 
 # bjobs(1), JOB STATUS; EXIT hides why
 _STATES = {
@@ -240,7 +240,8 @@ def _status(record: Mapping[str, str], now: datetime | None) -> JobStatus:
     state = _STATES.get(word, JobState.UNKNOWN)
     if word == "EXIT":
         state = _REASONS.get(reason.partition(":")[0], JobState.FAILED)
-        reason = reason or f"exit code {record.get('EXIT_CODE') or 'unknown'}"
+        code = record.get("EXIT_CODE", "")
+        reason = reason or (exit_words(int(code)) if code.isdecimal() else "")
     left = re.match(r"([0-9]{1,6}):([0-9]{1,2}):([0-9]{1,2})\b", record.get("TIME_LEFT", ""))
     ends = None
     if now is not None and left is not None and word == "RUN":

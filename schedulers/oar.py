@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler
+from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler, exit_words
 
 # the enumeration `state` of OAR's table `jobs`; Terminated and Error hide why
 _STATES = {
@@ -274,7 +274,7 @@ def _end(job: Mapping[str, Any]) -> tuple[JobState, str]:
 
 
 def _exit(code: int) -> str:
-    return f"exit code {code >> 8}" if code >> 8 else f"signal {code & 127}"
+    return exit_words(code >> 8 or 128 + (code & 127))
 
 
 def _last_words(events: Iterable[Mapping[str, Any]]) -> str:

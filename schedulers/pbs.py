@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler
+from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler, exit_words
 
 # qstat(1B), "The job's state"; C is Torque's F. F, C and X say how it ended by other attributes only
 _STATES = {
@@ -215,7 +215,7 @@ def _end(job: Mapping[str, str]) -> tuple[JobState, str]:
         return (JobState.CANCELLED, "") if job.get("substate") == _TERMINATED else (JobState.UNKNOWN, "")
     if code == 0:
         return JobState.COMPLETED, ""
-    reason = f"exit status {code}"
+    reason = exit_words(code - 128 if code > 256 else code)
     if code in _KILLS:
         return _KILLS[code], reason
     if code > 128 and used is not None and limit is not None and used >= limit:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler
+from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler, exit_words
 
 # `-o` takes `host:path,host:path`, drops quotes, and replaces $ (qsub(1)): neither can be escaped
 _PLAIN = re.compile(r"[A-Za-z0-9_./+@=-]+")
@@ -236,7 +236,7 @@ def _ended(job_id: str, record: Mapping[str, str]) -> JobStatus:
     elif number in (0, _AFTER):
         state = JobState.FAILED if code or number else JobState.COMPLETED
         # the same for qdel without -notify, a lack of memory and kill -9 (measured)
-        words = f"signal {code - 128}" if code > 128 else f"exit code {code}" if code else ""
+        words = exit_words(code) if code else ""
     else:
         state = JobState.FAILED
     time = record.get("qsub_time", "")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler
+from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler, exit_words
 
 # squeue(1), JOB STATE CODES. COMPLETING and the like hide what the job was before.
 _STATES = {
@@ -135,7 +135,7 @@ class SLURMScheduler(Scheduler):
         one id is asked for twice.
         """
         ids = list(job_ids) * 2 if len(job_ids) == 1 else list(job_ids)
-        fields = ("JobArrayID", "State", "Reason", "RestartCnt", "SubmitTime")
+        fields = ("JobArrayID", "State", "Reason", "RestartCnt", "SubmitTime", "exit_code")
         form = ",".join(f"{name}:200{_SEPARATOR}" for name in fields)
         return [
             "squeue",
@@ -151,33 +151,38 @@ class SLURMScheduler(Scheduler):
         found = {}
         for line in output.splitlines():
             cells = [cell.strip() for cell in line.split(_SEPARATOR)]
-            if len(cells) < 5:
+            if len(cells) < 6:
                 continue
-            job_id, word, reason, restarts, submitted = cells[:5]
+            job_id, word, reason, restarts, submitted, code = cells[:6]
             found[job_id] = JobStatus(
                 _state(word),
                 word,
-                "" if reason == "None" else reason,
+                (_exit(code) if word == "FAILED" else "") or ("" if reason == "None" else reason),
                 int(restarts) if restarts.isdecimal() else None,
                 _time(submitted),
             )
         return found
 
     def history_command(self, job_ids: Sequence[str]) -> list[str]:
-        """sacct(1); -S, because without it only today's jobs are shown."""
-        return [
-            "sacct", "--noheader", "--parsable2", "--allocations", "--starttime=now-90days",
-            f"--jobs={','.join(job_ids)}", f"--delimiter={_SEPARATOR}", "--format=jobid,state,submit",
-        ]  # fmt: skip
+        """sacct(1); -S, because without it only today's jobs are shown. The steps know the memory used."""
+        return _sacct(job_ids)
 
     def parse_history(self, output: str) -> dict[str, JobStatus]:
-        """States come as `CANCELLED by 1001`."""
-        rows = [line.split(_SEPARATOR) for line in output.splitlines()]
-        return {
-            row[0]: JobStatus(_state(row[1].split()[0]), row[1], submitted=_time(row[2]))
-            for row in rows
-            if len(row) == 3 and row[1]
-        }
+        """The job's line, then its steps' (`57.batch`)."""
+        rows = _rows(output)
+        used: dict[str, int] = {}
+        for row in rows:
+            job_id = row[0].partition(".")[0]
+            used[job_id] = max(used.get(job_id, 0), _bytes(row[5]) or 0)
+        return {row[0]: _ended(row, used[row[0]]) for row in rows if "." not in row[0]}
+
+    def earlier_command(self, job_id: str) -> list[str]:
+        """All runs of a job, oldest first (measured); only accounting remembers how one was stopped."""
+        return [*_sacct([job_id]), "--duplicates", "--allocations"]
+
+    def parse_earlier(self, output: str) -> list[JobStatus]:
+        """A line a run."""
+        return [_ended(row) for row in _rows(output)]
 
     def cancel_command(self, job_ids: Sequence[str]) -> list[str]:
         """scancel(1)."""
@@ -228,6 +233,40 @@ class SLURMScheduler(Scheduler):
 
 def _state(word: str) -> JobState:
     return _STATES.get(word, JobState.UNKNOWN)
+
+
+def _sacct(job_ids: Sequence[str]) -> list[str]:
+    return [
+        "sacct", "--noheader", "--parsable2", "--starttime=now-90days", f"--jobs={','.join(job_ids)}",
+        f"--delimiter={_SEPARATOR}", "--format=jobid,state,submit,end,exitcode,maxrss,reqmem",
+    ]  # fmt: skip
+
+
+def _rows(output: str) -> list[list[str]]:
+    rows = [line.split(_SEPARATOR) for line in output.splitlines()]
+    return [row for row in rows if len(row) == 7 and row[1]]
+
+
+def _ended(row: Sequence[str], used: int = 0) -> JobStatus:
+    """States come as `CANCELLED by 1001`, and codes of 128 and more without those 128 (measured)."""
+    state, limit = _state(row[1].split()[0]), _bytes(row[6])
+    reason = _exit(row[4]) if state is JobState.FAILED and row[4].startswith("0:") else ""
+    memory = (used, limit) if used and limit else None
+    return JobStatus(state, row[1], reason, submitted=_time(row[2]), ended=_time(row[3]), memory=memory)
+
+
+def _exit(text: str) -> str:
+    """`3:0` is an exit code, `0:9` a signal."""
+    code, _, number = text.partition(":")
+    if not (code.isdecimal() and number.isdecimal()) or (code, number) == ("0", "0"):
+        return ""
+    return exit_words(int(code) or 128 + int(number))
+
+
+def _bytes(text: str) -> int | None:
+    """`16G`; not `4Gc`, which is for each core (before 21.08)."""
+    match = re.fullmatch(r"([\d.]+)([KMGT]?)", text)
+    return int(float(match.group(1)) * 1024 ** " KMGT".index(match.group(2) or " ")) if match else None
 
 
 def _time(text: str) -> datetime | None:

@@ -80,7 +80,7 @@ def test_the_time_limit_requeues_the_run(project: Project) -> None:
     project.let_pass(10)
     state = project.await_status("COMPLETE", attempts=2)
     assert_whole(project)
-    assert state.attempts[0].reason == "time limit, requeued 1 of 100"
+    assert state.attempts[0].reason == "TIME_LIMIT at epoch 2, requeued 1 of 100"
 
 
 def test_kill_9_and_a_requeue(project: Project) -> None:
@@ -179,6 +179,55 @@ def test_a_logger_says_that_it_is_preempted_and_calls_back(project: Project) -> 
     lines = [line.strip() for line in project.stdout().splitlines()]
     first = lines[: lines.index("Starting from epoch: 3")]
     assert first == ["Starting from epoch: 0", "preempted False", "preempted False", "preempted True", "bye"]
+
+
+LOOKS = """
+import signal, sys, time
+import mlxpy
+
+@mlxpy.launch(config_path='./configs')
+def train(ctx):
+    LEAVES
+    try:
+        epoch = ctx.logger.load_checkpoint()
+    except FileNotFoundError:
+        epoch = 0
+        ctx.logger.log_checkpoint(1)
+    ctx.logger.log_metrics({"epoch": epoch}, log_name="train")
+    while not epoch and not (HAS_TO_LEAVE):
+        time.sleep(0.01)
+
+train()
+"""
+
+
+@pytest.mark.parametrize(
+    ("leaves", "has_to_leave"),
+    [
+        ("", "ctx.logger.preempted"),
+        ("signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))", "False"),
+    ],
+    ids=["returns", "exits"],
+)
+def test_a_task_that_ends_because_of_a_warning_is_not_complete(
+    project: Project, leaves: str, has_to_leave: str
+) -> None:
+    text = LOOKS.replace("LEAVES", leaves).replace("HAS_TO_LEAVE", has_to_leave)
+    (project.folder / "main.py").write_text(text)
+    project.submit()
+    project.await_epoch(0)
+    project.mlxjobs("preempt", "1")
+    state = project.await_status("COMPLETE", attempts=2)
+    assert state.attempts[0].status == "PREEMPTED"
+    assert project.epochs() == [1]
+
+
+def test_a_task_that_ends_because_of_a_warning_and_may_not_come_back_has_failed(project: Project) -> None:
+    text = LOOKS.replace("LEAVES", "").replace("HAS_TO_LEAVE", "ctx.logger.preempted")
+    (project.folder / "main.py").write_text(text)
+    project.submit("mlxpy.scheduler.max_requeues=0", "mlxpy.scheduler.option_cmd=['--time=0:0:3']")
+    state = project.await_status("FAILED", "CANCELLED", "COMPLETE")
+    assert state.status == "CANCELLED"
 
 
 def test_the_script_can_be_run_again_by_hand(project: Project) -> None:

@@ -136,7 +136,7 @@ def test_a_job_runs_where_and_as_it_was_submitted(queue: Cluster) -> None:
     )  # fmt: skip
     assert job == 1
     queue.finish()
-    assert queue.job(1) == ["1", "FAILED", "exit 3", "0", ""]
+    assert queue.job(1) == ["1", "FAILED", "exit code 3", "0", ""]
     lines = (queue.path / "log").read_bytes().decode(errors="surrogateescape").splitlines()
     umask = os.umask(0o022)
     os.umask(umask)
@@ -154,7 +154,7 @@ def test_endings_are_told(queue: Cluster) -> None:
     jobs.append(queue.submit("true", "--output", "no such folder/log"))
     queue.finish(*jobs)
     told = [queue.state_of(job) for job in jobs]
-    assert told[:3] == ["COMPLETED|exit 0|0", "FAILED|signal 9|0", "FAILED|exit 200|0"]
+    assert told[:3] == ["COMPLETED|exit code 0|0", "FAILED|killed by SIGKILL|0", "FAILED|exit code 200|0"]
     assert all(line.startswith("FAILED|cannot start: ") for line in told[3:])
     assert queue("status", 1, 77).count("\n") == 1
     assert queue("status").count("\n") == len(jobs)
@@ -247,7 +247,7 @@ def test_simultaneous_submits_get_ids_of_their_own_and_n_run_at_once(queue: Clus
     assert len(queue.workers()) == 3
     (queue.path / "go").touch()
     queue.finish()
-    assert queue("status").count("COMPLETED|exit 0|0") == 32
+    assert queue("status").count("COMPLETED|exit code 0|0") == 32
     counts = [int(line) for line in queue.log().split()]
     assert len(counts) == 32
     assert max(counts) == 3
@@ -312,7 +312,7 @@ def test_a_preempted_job_is_queued_last_and_resumes_appending(queue: Cluster) ->
     queue("preempt", first)
     queue.finish(first, second)
     assert queue.log() == "run 0\nterm\nsecond\nrun 1\n"
-    assert queue.state_of(first) == "COMPLETED|exit 0|1"
+    assert queue.state_of(first) == "COMPLETED|exit code 0|1"
     done = queue.command("preempt", first)
     assert (done.returncode, done.stderr) == (
         1,
@@ -342,7 +342,7 @@ def test_a_job_can_requeue_itself(queue: Cluster) -> None:
     lines = queue.log().splitlines()
     assert "term" in lines
     assert any(line.startswith(f"{job}|RUNNING|requeued|0|") for line in lines)
-    assert queue.state_of(job) == "COMPLETED|exit 0|1"
+    assert queue.state_of(job) == "COMPLETED|exit code 0|1"
 
 
 def test_cancel_is_stronger_than_a_requeue_by_the_dying_job(queue: Cluster) -> None:
@@ -364,11 +364,11 @@ def test_a_job_submitted_by_a_job_outlives_it(queue: Cluster) -> None:
     )
     outer = queue.submit("$Q submit inner; until [ -e inner.log ]; do sleep 0.02; done")
     queue.finish(outer)
-    assert queue.state_of(outer) == "COMPLETED|exit 0|0"
+    assert queue.state_of(outer) == "COMPLETED|exit code 0|0"
     assert queue.state_of(outer + 1) == "RUNNING||0"
     (queue.path / "go").touch()
     queue.finish()
-    assert queue.state_of(outer + 1) == "COMPLETED|exit 0|0"
+    assert queue.state_of(outer + 1) == "COMPLETED|exit code 0|0"
     assert (queue.path / "inner.log").read_text() == f"{outer + 1}\n"
     until(lambda: not queue.processes())
 
@@ -393,7 +393,7 @@ def test_a_signal_goes_to_the_main_process(queue: Cluster) -> None:
     assert queue.state_of(job) == "RUNNING||0"
     queue("signal", "9", job)
     queue.finish(job)
-    assert queue.state_of(job) == "FAILED|signal 9|0"
+    assert queue.state_of(job) == "FAILED|killed by SIGKILL|0"
     assert queue.command("signal", "USR1", job).returncode == 1
 
 
@@ -406,7 +406,7 @@ def test_wait_gives_up_at_its_timeout(queue: Cluster) -> None:
 def test_background_children_end_with_the_job(queue: Cluster) -> None:
     job = queue.submit("(setsid env -i sleep 1000 > /dev/null & echo $! > pid); exit 0")
     queue.finish(job)
-    assert queue.state_of(job) == "COMPLETED|exit 0|0"
+    assert queue.state_of(job) == "COMPLETED|exit code 0|0"
     assert not alive(queue.pid())
 
 
@@ -427,7 +427,7 @@ def test_a_job_comes_back_once_when_its_worker_is_killed(queue: Cluster, command
     queue(*command)
     assert not alive(child)
     queue.finish()
-    assert queue.state_of(job) == "COMPLETED|exit 0|1"
+    assert queue.state_of(job) == "COMPLETED|exit code 0|1"
     assert queue.log() == "run 0\nrun 1\n"
     until(lambda: not queue.processes())
 
@@ -518,7 +518,7 @@ def test_a_half_created_job_is_never_run(queue: Cluster) -> None:
     (queue.state / "jobs" / ".new-1-1").mkdir()
     assert queue.submit("true") == 1
     queue.finish()
-    assert queue("status") == "1|COMPLETED|exit 0|0|\n"
+    assert queue("status") == "1|COMPLETED|exit code 0|0|\n"
 
 
 def test_nothing_is_readable_by_others(queue: Cluster) -> None:
@@ -577,7 +577,7 @@ def test_jobs_outlive_the_terminal(queue: Cluster) -> None:
     (queue.path / "go").touch()
     queue.finish()
     assert queue.log() == "done\n"
-    assert queue.state_of(1) == "COMPLETED|exit 0|0"
+    assert queue.state_of(1) == "COMPLETED|exit code 0|0"
 
 
 def test_a_submit_lets_go_of_its_caller(queue: Cluster) -> None:

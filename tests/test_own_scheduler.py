@@ -139,7 +139,7 @@ def test_a_job_that_is_killed_is_told_and_comes_back(spooled: Spooled, elsewhere
     spooled.await_epoch(2)
     spooled.tsp("-k", "0")
     await_value(lambda: spooled.jobs()["0"] == "finished", "the end of the job")
-    assert "the job ended: finished" in mlxjobs(spooled, elsewhere, "ls").stdout
+    assert "FAILED at epoch 2 (finished)" in mlxjobs(spooled, elsewhere, "ls").stdout
     assert spooled.state().status is RunStatus.FAILED
     mlxjobs(spooled, elsewhere, "requeue", "1")
     spooled.let_pass(10)
@@ -221,8 +221,8 @@ def test_two_projects_may_share_a_log_directory_and_a_name(project: Project, tmp
         )
         one.submit("mlxpy.scheduler.name=mine.Mine", f"mlxpy.logger.parent_log_dir={project.logs}")
     words = mlxjobs(project, tmp_path, "ls").stderr
-    assert "run 1: the scheduler says PENDING of project" in words
-    assert "run 2: the scheduler says RUNNING of other" in words
+    assert "run 1: unknown: the scheduler says PENDING of project" in words
+    assert "run 2: unknown: the scheduler says RUNNING of other" in words
 
 
 def test_a_class_that_was_moved_is_found_where_the_command_is_typed(project: Project, tmp_path: Path) -> None:

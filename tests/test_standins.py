@@ -106,7 +106,7 @@ def test_a_warned_run_leaves_at_its_next_checkpoint_and_comes_back(project: Stan
     project.await_warning()
     project.let_pass(10)
     state = assert_whole(project, attempts=2)
-    assert state.attempts[0].reason == "warned by SIGUSR2, requeued 1 of 100"
+    assert state.attempts[0].reason == "warned by SIGUSR2 at epoch 2, requeued 1 of 100"
     assert project.stdout().splitlines()[1].strip() == "Starting from epoch: 3"
     ids = {attempt.job_id for attempt in state.attempts}
     assert len(ids) == (2 if project.system in RESUBMITS else 1)

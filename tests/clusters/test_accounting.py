@@ -28,7 +28,7 @@ def accounting(request: pytest.FixtureRequest) -> Iterator[tuple[SlurmCluster, b
         cluster.install(accounting=request.param)
     except ClusterError as error:
         unavailable(str(error))
-    cluster.up(nodes=1, accounting=request.param)
+    cluster.up(nodes=2, accounting=request.param)
     try:
         yield cluster, request.param
     finally:
@@ -52,3 +52,18 @@ def test_a_job_that_squeue_forgot(
     else:
         assert "SUBMITTED?" in shown.stdout
         assert f"the scheduler does not know job {job} any more" in shown.stderr
+
+
+def test_why_the_start_before_ended(
+    accounting: tuple[SlurmCluster, bool], cluster_python: Path, user_dir: Path
+) -> None:
+    cluster, database = accounting
+    project = ClusterProject(cluster, cluster_python, user_dir)
+    project.start()
+    host = project.state().attempts[0].host
+    cluster.crash(host)
+    project.let_pass(10)
+    state = project.await_status("COMPLETE", attempts=2)
+    known = f"NODE_FAIL {host} at epoch 2, started again by the scheduler"
+    assert state.attempts[0].reason == (known if database else "vanished: killed, or its node failed")
+    assert project.epochs() == [0, 1, 2, 3, 4]

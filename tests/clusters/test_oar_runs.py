@@ -76,7 +76,7 @@ def test_a_normal_job_kills_an_idempotent_besteffort_one(remote: OarProject) -> 
     remote.await_job(old, "Error")
     remote.let_pass(10)
     state = assert_whole(remote, old)
-    assert state.attempts[0].reason == "stopped and started again by the scheduler: BESTEFFORT_KILL"
+    assert state.attempts[0].reason == "BESTEFFORT_KILL at epoch 2, started again by the scheduler"
     assert state.attempts[0].status is RunStatus.PREEMPTED
     assert state.interruptions == 1
     assert remote.cluster.job(remote.job())["resubmit_job_id"] == int(old)
@@ -98,7 +98,7 @@ def test_each_job_of_an_array_is_followed_under_its_new_id(remote: OarProject) -
     remote.let_pass(10)
     for log_id, job in ((1, old[0]), (2, old[1])):
         state = assert_whole(remote, job, log_id=log_id)
-        assert state.attempts[0].reason == "stopped and started again by the scheduler: BESTEFFORT_KILL"
+        assert state.attempts[0].reason == "BESTEFFORT_KILL at epoch 2, started again by the scheduler"
         assert remote.cluster.job(remote.job(log_id))["resubmit_job_id"] == int(job)
         assert remote.stdout(log_id).count("Starting from epoch") == 2
 
@@ -144,7 +144,7 @@ def test_a_besteffort_job_that_is_warned_leaves_at_its_safe_point(remote: OarPro
     remote.let_pass(10)
     remote.await_job(above, "Terminated")
     state = assert_whole(remote, old)
-    assert state.attempts[0].reason == "warned by SIGUSR2, requeued 1 of 100"
+    assert state.attempts[0].reason == "warned by SIGUSR2 at epoch 2, requeued 1 of 100"
     assert "Starting from epoch: 3" in remote.stdout()
 
 
@@ -163,7 +163,7 @@ def test_oardel_with_the_checkpoint_signal(remote: OarProject) -> None:
     old = remote.start()
     remote.mlxjobs("preempt", "1")
     state = assert_whole(remote, old)
-    assert state.attempts[0].reason == "warned by SIGUSR2, requeued 1 of 100"
+    assert state.attempts[0].reason == "warned by SIGUSR2 at epoch 2, requeued 1 of 100"
     assert remote.cluster.job(old)["exit_code"] == 75 << 8
     assert remote.cluster.job(remote.job())["resubmit_job_id"] == 0  # it submitted itself again
 
@@ -196,7 +196,7 @@ def test_the_time_limit_without_a_safe_point(remote: OarProject) -> None:
     remote.await_job(old, "Terminated")  # by itself, before OAR kills it
     remote.let_pass(10)
     state = assert_whole(remote, old)
-    assert state.attempts[0].reason == "time limit, requeued 1 of 100"
+    assert state.attempts[0].reason == "TIME_LIMIT at epoch 2, requeued 1 of 100"
 
 
 def test_the_time_limit_without_a_warning(remote: OarProject) -> None:

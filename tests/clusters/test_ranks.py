@@ -172,7 +172,7 @@ def assert_trained(two: Ranks, old: str) -> RunState:
     state = two.project.await_status("COMPLETE", attempts=2)
     assert len(state.attempts) == 2
     assert state.attempts[0].job_id == old
-    assert str(state.attempts[0].reason).startswith("warned by SIGUSR2, requeued 1 of 100")
+    assert str(state.attempts[0].reason).startswith("warned by SIGUSR2 at epoch 2, requeued 1 of 100")
     assert two.project.epochs() == [0, 1, 2, 3, 4]
     for rank in (0, 1):
         expected = [f"rank {rank} of 2 starts from epoch {epoch}" for epoch in (0, 3)]

@@ -106,7 +106,7 @@ def test_scontrol_requeue(remote: ClusterProject) -> None:
     remote.scontrol("requeue", job)
     let_it_leave(remote, job)
     assert_whole(remote)
-    assert remote.state().attempts[0].reason == "stopped and requeued by the scheduler"
+    assert remote.state().attempts[0].reason == "stopped and requeued by the scheduler at epoch 2"
     assert remote.state().attempts[1].resumed_from == "artifacts/Checkpoint/last_ckpt.pkl"
 
 
@@ -116,7 +116,7 @@ def test_a_warning_by_scancel_signal(remote: ClusterProject, signal: str) -> Non
     remote.command("scancel", f"--signal={signal}", "--batch", job)
     let_it_leave(remote, job)
     assert_whole(remote)
-    assert remote.state().attempts[0].reason == f"warned by SIG{signal}, requeued 1 of 100"
+    assert remote.state().attempts[0].reason == f"warned by SIG{signal} at epoch 2, requeued 1 of 100"
 
 
 def test_the_time_limit(remote: ClusterProject) -> None:
@@ -126,7 +126,7 @@ def test_the_time_limit(remote: ClusterProject) -> None:
     remote.cluster.hurry(job)
     remote.let_pass(10)
     assert_whole(remote)
-    assert remote.state().attempts[0].reason == "time limit, requeued 1 of 100"
+    assert remote.state().attempts[0].reason == "TIME_LIMIT at epoch 2, requeued 1 of 100"
 
 
 # epoch 2 of the first attempt lasts until the warning comes
@@ -145,7 +145,7 @@ def test_the_warning_before_the_time_limit(remote: ClusterProject) -> None:
     remote.await_status("PREEMPTED")
     remote.cluster.hurry(remote.job())
     assert_whole(remote)
-    assert remote.state().attempts[0].reason == "warned by SIGUSR2, requeued 1 of 100"
+    assert remote.state().attempts[0].reason == "warned by SIGUSR2 at epoch 2, requeued 1 of 100"
     assert "Starting from epoch: 3" in remote.stdout()
 
 
@@ -235,7 +235,7 @@ def test_of_several_ranks_only_the_first_writes_and_requeues(remote: ClusterProj
     remote.await_status("COMPLETE", attempts=2)
     assert_whole(remote)
     assert len(remote.state().attempts) == 2
-    assert remote.state().attempts[0].reason == "warned by SIGUSR2, requeued 1 of 100"
+    assert remote.state().attempts[0].reason == "warned by SIGUSR2 at epoch 2, requeued 1 of 100"
 
 
 def test_the_environment_of_a_submitting_job_does_not_leak(remote: ClusterProject) -> None:

@@ -102,7 +102,7 @@ def test_a_job_of_a_queue_above_suspends_it(remote: SgeProject) -> None:
     remote.command("qsub", *above, "-q", f"high.q@{node}", "sleep", "20")
     state = assert_whole(remote, job)
     assert state.job_id == job
-    assert state.attempts[0].reason == "warned by SIGUSR1, requeued 1 of 100"
+    assert state.attempts[0].reason == "warned by SIGUSR1 at epoch 2, requeued 1 of 100"
     assert state.attempts[1].host != node
 
 
@@ -112,7 +112,7 @@ def test_the_time_limit(remote: SgeProject, limit: str) -> None:
     old = remote.start(OPTIONS.format(limit))
     state = assert_whole(remote, old)
     assert state.job_id != old  # a job that exits with 99 after its h_rt is not started again
-    assert state.attempts[0].reason == "time limit, requeued 1 of 100"
+    assert state.attempts[0].reason == "TIME_LIMIT at epoch 2, requeued 1 of 100"
     assert "Starting from epoch: 3" in remote.stdout()
 
 
@@ -122,7 +122,7 @@ def test_the_time_limit_without_a_safe_point(remote: SgeProject) -> None:
     assert remote.cluster.records(old)[-1]["failed"].startswith("37")
     remote.let_pass(10)
     state = assert_whole(remote, old)
-    assert state.attempts[0].reason == "time limit, requeued 1 of 100"
+    assert state.attempts[0].reason == "TIME_LIMIT at epoch 2, requeued 1 of 100"
 
 
 def test_qmod_rj(remote: SgeProject) -> None:

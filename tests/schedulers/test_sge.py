@@ -101,8 +101,8 @@ def test_jobs_that_have_not_ended(job_id: str, word: str, state: JobState, reaso
         ("1", JobState.COMPLETED, ""),
         ("2", JobState.FAILED, "exit code 3"),
         ("3", JobState.TIME_LIMIT, "qmaster enforced h_rt, h_cpu, or h_vmem limit"),
-        ("5.2", JobState.FAILED, "signal 9"),
-        ("6", JobState.FAILED, "signal 9"),
+        ("5.2", JobState.FAILED, "killed by SIGKILL"),
+        ("6", JobState.FAILED, "killed by SIGKILL"),
         ("7", JobState.CANCELLED, "deleted while it waited to be started again"),
     ],
 )

@@ -8,6 +8,7 @@ from mlxjobs.errors import InvalidConfigFileError
 from mlxjobs.scheduler import Fate, Here, JobState, JobStatus
 from mlxjobs.schedulers.slurm import SLURMScheduler
 from tests.schedulers.example import job
+from tests.schedulers.recordings import recordings
 
 slurm = SLURMScheduler()
 S = "\x1f"
@@ -75,32 +76,50 @@ def test_a_path_that_no_directive_can_hold_is_left_to_the_script() -> None:
 
 def test_status_of_many_jobs() -> None:
     output = (
-        f"57_3  {S}RUNNING {S}None {S}1 {S}2026-11-23T08:27:22 {S}\n"
-        f"58 {S}PENDING {S}ReqNodeNotAvail, UnavailableNodes:n1 {S}0 {S}N/A {S}\n"
-        f"59 {S}COMPLETING {S}TimeLimit {S}0 {S}2026-11-23T08:27:22 {S}\n"
-        f"60 {S}DANCING {S}None {S}x {S}N/A {S}\n"
+        f"57_3  {S}RUNNING {S}None {S}1 {S}2026-11-23T08:27:22 {S}0:0 {S}\n"
+        f"58 {S}PENDING {S}ReqNodeNotAvail, UnavailableNodes:n1 {S}0 {S}N/A {S}0:0 {S}\n"
+        f"59 {S}COMPLETING {S}TimeLimit {S}0 {S}2026-11-23T08:27:22 {S}0:0 {S}\n"
+        f"60 {S}DANCING {S}None {S}x {S}N/A {S}0:0 {S}\n"
+        f"61 {S}FAILED {S}NonZeroExitCode {S}0 {S}N/A {S}3:0 {S}\n"
+        f"62 {S}FAILED {S}JobLaunchFailure {S}0 {S}N/A {S}0:9 {S}\n"
+        f"63 {S}FAILED {S}NonZeroExitCode {S}0 {S}N/A {S}137:0 {S}\n"
         "slurm_load_jobs: a notice\n"
     )
     found = slurm.parse_status(output)
-    assert list(found) == ["57_3", "58", "59", "60"]
+    assert list(found) == ["57_3", "58", "59", "60", "61", "62", "63"]
     assert found["57_3"].state is JobState.RUNNING
     assert found["57_3"].restarts == 1
     assert found["58"].reason == "ReqNodeNotAvail, UnavailableNodes:n1"
     assert found["59"].state is JobState.ENDING
     assert (found["60"].state, found["60"].word, found["60"].restarts) == (JobState.UNKNOWN, "DANCING", None)
+    assert found["61"].reason == "exit code 3"
+    assert found["62"].reason == found["63"].reason == "killed by SIGKILL"
 
 
 def test_history_of_jobs_that_squeue_forgot() -> None:
-    output = f"12{S}CANCELLED by 1001{S}2026-11-23T05:21:21\n13{S}NODE_FAIL{S}2026-11-23T05:21:21\n14{S}{S}\n"
-    found = slurm.parse_history(output)
+    found = slurm.parse_history(recordings("SLURMScheduler", "history")["history"])
     assert {job_id: status.state for job_id, status in found.items()} == {
         "12": JobState.CANCELLED,
         "13": JobState.NODE_FAIL,
+        "15": JobState.OUT_OF_MEMORY,
+        "16": JobState.FAILED,
     }
+    assert found["13"].ended is not None
+    assert found["15"].memory == (16567500 << 10, 16 << 30)
+    assert found["16"].reason == "killed by SIGKILL"
+    assert found["16"].memory is None
+
+
+def test_how_the_runs_of_a_job_ended_that_was_started_again() -> None:
+    ends = ("2026-11-23T05:21:21", "2026-11-23T05:21:29")
+    rows = (("28", word, *ends, "0:0", "", "4G") for word in ("PREEMPTED", "REQUEUED", "RUNNING"))
+    runs = slurm.parse_earlier("\n".join(S.join(row) for row in rows) + "\n")
+    assert [status.word for status in runs] == ["PREEMPTED", "REQUEUED", "RUNNING"]
 
 
 def test_an_older_job_of_the_same_id_is_another_job() -> None:
-    status = slurm.parse_history(f"12{S}COMPLETED{S}2026-11-20T05:21:21\n")["12"]
+    row = ("12", "COMPLETED", "2026-11-20T05:21:21", "2026-11-20T05:21:29", "0:0", "", "4G")
+    status = slurm.parse_history(S.join(row))["12"]
     assert status.is_of("2026-11-20T05:21:00.000+00:00")
     assert not status.is_of("2026-11-23T05:21:21.000+00:00")
     assert status.is_of(None)
