@@ -20,7 +20,7 @@ import numpy as np
 from interleaved import HEADER, interleave, row
 
 from mlxjobs import checkpoints
-from mlxjobs.checkpoints import Record
+from mlxjobs.checkpoint_file import Record
 
 
 def plain(obj: Any, path: Path) -> None:
