@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from mlxjobs import checkpoints
 from mlxjobs.checkpoint_file import Record
 from mlxjobs.checkpoints import previous
+from mlxjobs.errors import DamagedCheckpointError
 from mlxjobs.logger import DefaultLogger
 
 # the calls by which a checkpoint comes to the disk
@@ -251,7 +252,7 @@ def test_damaged_bytes_are_never_unpickled(tmp_path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content.replace(b"xxx", b"xyx", 1))
     previous(path).unlink()
-    with pytest.raises(checkpoints.DamagedCheckpointError, match="not those that were written"):
+    with pytest.raises(DamagedCheckpointError, match="not those that were written"):
         checkpoints.load(path)
     assert not mark.exists()
     path.write_bytes(content)
