@@ -317,7 +317,7 @@ def test_a_background_checkpoint_returns_before_it_is_written_and_is_that_of_the
     logger.log_checkpoint(obj, "last", blocking=False)
     weights[:] = 0
     obj["list"] = [2]
-    assert not folder(run).exists()
+    assert not (folder(run) / "last.pkl").exists()
     loaded = logger.load_checkpoint()
     assert loaded["weights"].tolist() == list(range(100_000))
     assert loaded["list"] == [1]
