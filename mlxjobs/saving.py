@@ -109,11 +109,7 @@ class Checkpoints:
 
         def write(obj: object) -> None:
             self._metrics.sync()
-            try:
-                checkpoints.save(obj, path, record, keep=keep, is_best=is_best, damaged=damaged)
-            except BaseException:
-                self._sequence = None  # who knows
-                raise
+            checkpoints.save(obj, path, record, keep=keep, is_best=is_best, damaged=damaged)
             self._damaged.discard(path)
 
         if blocking:
