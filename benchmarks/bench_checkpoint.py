@@ -114,7 +114,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.directory) as name:
         print(HEADER)
         large, small = arrays(given.mib), objects(given.objects)
-        compare(f"{given.mib} MiB of arrays", durable, large, (0.9, 1.4), given.rounds, Path(name))
+        compare(f"{given.mib} MiB of arrays", durable, large, (1.1, 1.6), given.rounds, Path(name))
         copy(f"{given.mib} MiB of arrays", large, given.rounds)
         compare(f"{given.objects} objects", plain, small, (1.2, 1.1), given.rounds, Path(name))
         peak(given.mib, Path(name))

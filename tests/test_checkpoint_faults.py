@@ -138,51 +138,54 @@ def test_a_disk_that_is_full_at_any_call_leaves_the_old_checkpoint(
     tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = OPTIONS.get(how, OPTIONS["the last k and the best"])
-
-    def link(*args: object) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
     if how not in OPTIONS:
-        monkeypatch.setattr(os, "link", link)
+        monkeypatch.setattr(os, "link", no_link)
+    undisturbed, error = fill_disk(tmp_path / "0", 0, options, monkeypatch)
+    assert error is None
+    assert len(undisturbed) > 12
+    renamed = len(undisturbed) - undisturbed[::-1].index("replace")
+    for point, call in enumerate(undisturbed, 1):
+        run = tmp_path / str(point)
+        path = run / "artifacts" / "Checkpoint" / "last.pkl"
+        _, error = fill_disk(run, point, options, monkeypatch)
+        if error is None:
+            assert call == "unlink"  # what could not be removed is removed next time
+        else:
+            assert error.errno == errno.ENOSPC
+            assert str(run) in str(error)
+            is_old = epoch_of(checkpoints.load(path)) == 1
+            assert is_old == (point <= renamed), (point, call)  # only the folder's fsync comes later
+            if "replace" not in undisturbed[:point] and call != "unlink":
+                assert sorted(os.listdir(path.parent)) == (run / "before").read_text().split()
+        assert_next_works(run, options)
+
+
+def no_link(*args: object) -> None:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def fill_disk(
+    run: Path, point: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[str], OSError | None]:
+    """Save two checkpoints, and a third with a full disk at one call; returns the calls and the error."""
 
     def full(name: str, real: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         if name == "close":  # NFS says it there
             real(*args)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    undisturbed: list[str] = []
-    renamed = 0
-    for point in range(100):  # 0 breaks nothing
-        run = tmp_path / str(point)
-        logger = DefaultLogger(run)
-        for epoch in range(2):
-            save(logger, epoch, **options)
-        logger.log_metrics({"loss": 1 / 3}, "val")
-        path = run / "artifacts" / "Checkpoint" / "last.pkl"
-        before = path.read_bytes(), sorted(path.parent.iterdir())
-        with monkeypatch.context() as patch:
-            for name in CALLS:
-                patch.setattr(os, name, getattr(os, name))
-            calls = break_calls(point, full)
-            error = failure(logger, options)
-        if point == 0:
-            assert error is None
-            undisturbed = calls
-            renamed = len(calls) - calls[::-1].index("replace")
-        elif point > len(undisturbed):
-            break
-        elif error is None:  # what could not be removed is removed next time
-            assert undisturbed[point - 1] == "unlink"
-        else:
-            assert error.errno == errno.ENOSPC
-            assert str(run) in str(error)
-            is_old = path.read_bytes() == before[0]
-            assert is_old == (point <= renamed), (point, calls)  # only the folder's fsync comes later
-            if "replace" not in calls[:point] and calls[point - 1] != "unlink":
-                assert sorted(path.parent.iterdir()) == before[1], (point, calls)
-        logger.close()
-        assert_next_works(run, options)
-    assert len(undisturbed) > 12
+    logger = DefaultLogger(run)
+    for epoch in range(2):
+        save(logger, epoch, **options)
+    logger.log_metrics({"loss": 1 / 3}, "val")
+    (run / "before").write_text("\n".join(sorted(os.listdir(run / "artifacts" / "Checkpoint"))))
+    with monkeypatch.context() as patch:
+        for name in CALLS:
+            patch.setattr(os, name, getattr(os, name))
+        calls = break_calls(point, full)
+        error = failure(logger, options)
+    logger.close()
+    return calls, error
 
 
 def failure(logger: DefaultLogger, options: dict[str, Any]) -> OSError | None:
