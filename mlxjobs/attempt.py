@@ -298,8 +298,7 @@ def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any
     """Call the task and record how it ended, whatever it was; one that was given up has no say."""
     run.record(lambda state: {"event": "running", "attempt": number})
     try:
-        result = call()
-        logger.finish()
+        result = _to_the_end(call, logger)
     except Preempted:
         logger.finish()  # recorded when the decision was made
         raise
@@ -310,7 +309,6 @@ def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any
         raise
     except SystemExit as error:
         if error.code in (None, 0):
-            logger.finish()
             _end(run, number, RunStatus.COMPLETE, None)
         else:
             _end(run, number, RunStatus.FAILED, f"SystemExit: {error.code}")
@@ -325,6 +323,20 @@ def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any
         _print_traceback(error)
         raise TaskFailed from error
     _end(run, number, RunStatus.COMPLETE, None)
+    return result
+
+
+def _to_the_end(call: Callable[[], Any], logger: DefaultLogger) -> Any:
+    """Call the task; when it is over, whatever it raised, so is all that it has the logger do."""
+    try:
+        result = call()
+    except SystemExit as error:
+        if error.code in (None, 0):
+            logger.finish()
+        raise
+    finally:
+        logger.await_checkpoint()
+    logger.finish()
     return result
 
 

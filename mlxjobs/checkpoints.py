@@ -1,81 +1,56 @@
-"""Checkpoints: pickles that are whole and on the disk, or not there at all.
+"""Checkpoints of a run: whole and on the disk, or not there at all.
 
     artifacts/Checkpoint/
-      last_ckpt.pkl              a pickle, which pickle.load reads, and a trailer, which it ignores
+      last_ckpt.pkl              the newest of this name
       .last_ckpt.pkl.previous    the one before
+      last_ckpt.pkl.7            with `keep`: those before, by their number
+      last_ckpt_best.pkl         with `monitor`: the best so far, often the same file by another name
 
-The trailer is a marker, a record as JSON, the record's length and a magic number. It says how far
-every metrics file had got, and how long the pickle is, so that a file that lost its end is known.
+A new one is written aside and flushed. Then what should stay of the old ones gets a second name, and
+last the new one its name: a crash at any moment leaves the old or the new, whole.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import struct
+import re
+import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
+from mlxjobs import checkpoint_file
+from mlxjobs.checkpoint_file import Record, peek, read_record
 from mlxjobs.console import note
-from mlxjobs.errors import CheckpointNotFoundError, DamagedCheckpointError, InvalidArtifactError
+from mlxjobs.errors import DamagedCheckpointError, InvalidArtifactError
 from mlxjobs.fence import Fence
 from mlxjobs.files import sync_directory
 from mlxjobs.paths import naming
-from mlxjobs.pickling import EarlyWriter, dump
 
 SUFFIX = ".pkl"
 
-_MARKER = b"\nmlxjobs checkpoint "
-_FOOTER = struct.Struct("<I8s")
-_MAGIC = b"MLXJCKP\n"
 _IDLE_S = 3600
-
-
-def _now() -> str:
-    from datetime import datetime
-
-    return datetime.now().astimezone().isoformat()
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a checkpoint remembers beside its object.
-
-    Attributes:
-        sequence: 1, 2, 3 ... over all checkpoints of the run.
-        attempt: the attempt that wrote it.
-        log_name: its name.
-        metrics: log name -> bytes of each metrics file at that moment.
-        rewinds: how often the metrics had been rewound by then.
-        time: when it was written, ISO 8601 with offset.
-        size: bytes of the pickle; set when it is written.
-        more: what a later version of this package has added.
-    """
-
-    sequence: int
-    attempt: int
-    log_name: str
-    metrics: dict[str, int]
-    rewinds: int = 0
-    time: str = field(default_factory=_now)
-    size: int = 0
-    schema: int = 1
-    more: dict[str, Any] = field(default_factory=dict)
+_COPIED_AT_ONCE = 8 << 20  # bytes
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 @dataclass(frozen=True)
 class Loaded:
     """An object that was read, the file it came from, and the record in that file, if any."""
 
-    checkpoint: Any
     path: Path
+    checkpoint: Any
     record: Record | None
+
+
+# --- names
 
 
 def previous(path: Path) -> Path:
@@ -83,103 +58,57 @@ def previous(path: Path) -> Path:
     return path.with_name(f".{path.name}.previous")
 
 
-# --- writing
+def best(path: Path) -> Path:
+    """Return where the best checkpoint is kept, by the metric that is monitored."""
+    return path.with_name(f"{path.name.removesuffix(SUFFIX)}_best{SUFFIX}")
 
 
-def save(obj: Any, path: Path, record: Record, *, keep: bool = True, fence: Fence | None = None) -> None:
-    """Replace a checkpoint, atomically and durably; the one before is kept.
+def _numbered(path: Path, sequence: int) -> Path:
+    return path.with_name(f"{path.name}.{sequence}")
 
-    Args:
-        obj: anything that pickle or cloudpickle takes.
-        path: the file; its folder is made.
-        record: what to remember with it.
-        keep: keep the file that is there as the previous one; False if it is known to be damaged.
-        fence: of the attempt that saves.
 
-    Raises:
-        InvalidArtifactError: the object cannot be pickled; the old checkpoint is as it was.
-        OSError: the file could not be written; the old checkpoint is as it was.
-        Superseded: a newer attempt has begun.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    fence = fence or Fence()
-    aside = fence.folder(path.parent) / f".{path.name}.{_writer()}.tmp"
+def older(path: Path) -> list[Path]:
+    """Return what is kept of earlier checkpoints of this name, newest first."""
+    if not path.name.endswith(SUFFIX):
+        return []
+    pattern = re.compile(re.escape(path.name) + r"\.([0-9]+)")
+    ages = {
+        path.parent / name: int(found[1])
+        for name in _names(path.parent)
+        if (found := pattern.fullmatch(name))
+    }
+    if previous(path).exists():
+        record = read_record(previous(path))
+        ages[previous(path)] = record.sequence if record is not None else -1
+    return sorted(ages, key=lambda kept: ages[kept], reverse=True)
+
+
+def _names(folder: Path) -> list[str]:
     try:
-        with fence.explaining(), naming(path):
-            _write(obj, aside, record)
-            if keep and _worth_keeping(path):
-                _keep_previous(path, aside.parent)
-            aside.replace(path)
-    except InvalidArtifactError as error:
-        aside.unlink(missing_ok=True)
-        raise InvalidArtifactError(f"the checkpoint {path} was not written: {error}") from error
-    except BaseException:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
+        return [entry.name for entry in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
-def _write(obj: Any, aside: Path, record: Record) -> None:
-    import json
-
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    try:
-        stream = EarlyWriter(descriptor)
-        dump(obj, stream)
-        content = asdict(replace(record, size=stream.size))
-        text = json.dumps({**content.pop("more"), **content}).encode()
-        stream.write(_MARKER + text + _FOOTER.pack(len(text), _MAGIC))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _worth_keeping(path: Path) -> bool:
-    """False for a damaged file that would take the place of a good previous one."""
-    if not path.exists():
-        return False
-    return read_record(path) is not None or read_record(previous(path)) is None
-
-
-def _keep_previous(path: Path, folder: Path) -> None:
-    """Let `path` have a second name, so that there is a good file at every moment."""
-    link = folder / f".{path.name}.{_writer()}.link.tmp"
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-            raise
-        path.replace(previous(path))  # no hard links here
-        return
-    try:
-        link.replace(previous(path))
-    finally:
-        # still there after a failure, and where both are one file already: rename(2) then does nothing
-        link.unlink(missing_ok=True)
-
-
-def _writer() -> str:
-    return f"{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}"
+def _aside(folder: Path, path: Path, what: str = "") -> Path:
+    """Where this process prepares a file; the only place that knows."""
+    return folder / f".{path.name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}{what}.tmp"
 
 
 def _remove_leftovers(path: Path) -> None:
     """Remove what killed processes left beside `path`, which may be as large as a checkpoint."""
     here = f".{path.name}.{os.uname().nodename}."
-    for leftover in path.parent.glob(f".{_glob_escape(path.name)}.*.tmp"):
+    for name in _names(path.parent):
+        if not name.startswith(f".{path.name}.") or not name.endswith(".tmp"):
+            continue
+        leftover = path.with_name(name)
         with suppress(OSError, ValueError):
-            if leftover.name.startswith(here):
-                gone = not _alive(int(leftover.name.removeprefix(here).split(".")[0]))
+            if name.startswith(here):
+                gone = not _alive(int(name.removeprefix(here).split(".")[0]))
             else:
                 gone = time.time() - leftover.stat().st_mtime > _IDLE_S
             if gone:
                 leftover.unlink()
-
-
-def _glob_escape(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 def _alive(process: int) -> bool:
@@ -192,48 +121,186 @@ def _alive(process: int) -> bool:
     return True
 
 
+# --- writing
+
+
+def save(
+    obj: Any,
+    path: Path,
+    record: Record,
+    *,
+    keep: int | None = None,
+    is_best: bool = False,
+    damaged: bool = False,
+    fence: Fence | None = None,
+) -> None:
+    """Replace a checkpoint, atomically and durably.
+
+    Args:
+        obj: anything that pickle or cloudpickle takes, or a `Pickled`, which is used up.
+        path: the file; its folder is made.
+        record: what to remember with it.
+        keep: how many there are afterwards, the new one included; None: it and the one before.
+        is_best: let the best one be this.
+        damaged: the file that is there is known to be damaged, and is not kept.
+        fence: of the attempt that saves.
+
+    Raises:
+        InvalidArtifactError: the object cannot be pickled; the old checkpoint is as it was.
+        OSError: the file could not be written; the old checkpoint is as it was.
+        Superseded: a newer attempt has begun.
+    """
+    fence = fence or Fence()
+    with fence.explaining(), naming(path), ExitStack() as stack:
+        _make_folder(path.parent)
+        _remove_leftovers(path)
+        folder = fence.folder(path.parent)
+        aside = _temporary(stack, folder, path)
+        try:
+            checkpoint_file.write(obj, aside, record)
+        except InvalidArtifactError as error:
+            raise InvalidArtifactError(f"the checkpoint {path} was not written: {error}") from error
+        moves = []
+        if is_best:
+            # before the new one has its name: a crash in between may not leave a stale best
+            moves.append((_second_file(stack, folder, aside, path), best(path)))
+        if keep != 1 and not damaged and _worth_keeping(path):
+            kept = previous(path) if keep is None else _numbered(path, _sequence(path))
+            moves.append((_second_name(stack, folder, path, ".kept") or path, kept))
+        _move([*moves, (aside, path)], fence)
+        sync_directory(path.parent)
+    if keep is not None:
+        _remove_all_but(keep, path)
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        sync_directory(folder.parent)
+
+
+def _temporary(stack: ExitStack, folder: Path, path: Path, what: str = "") -> Path:
+    """A file that is gone when the stack is left, also where rename(2) did nothing as both were one file."""
+
+    def remove() -> None:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+    aside = _aside(folder, path, what)
+    stack.callback(remove)
+    return aside
+
+
+def _second_name(
+    stack: ExitStack, folder: Path, path: Path, what: str, source: Path | None = None
+) -> Path | None:
+    """Let a file have a second name, so that there is a good file at every moment; None: no links here."""
+    link = _temporary(stack, folder, path, what)
+    link.unlink(missing_ok=True)
+    try:
+        os.link(source or path, link)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return None
+    return link
+
+
+def _second_file(stack: ExitStack, folder: Path, source: Path, path: Path) -> Path:
+    """The same by a copy where there are no links."""
+    link = _second_name(stack, folder, path, ".best", source)
+    if link is not None:
+        return link
+    copy = _temporary(stack, folder, path, ".best")
+    with open(source, "rb") as old, open(copy, "wb") as new:
+        shutil.copyfileobj(old, new, _COPIED_AT_ONCE)
+        new.flush()
+        os.fsync(new.fileno())
+    return copy
+
+
+def _move(moves: Sequence[tuple[Path, Path]], fence: Fence) -> None:
+    """Rename files, the new checkpoint last."""
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            source.replace(target)
+            done.append((source, target))
+    except OSError:
+        fence.check()  # what is there now is a newer attempt's
+        _, path = moves[-1]
+        for source, target in done:
+            if source == path:  # it was moved away, for want of links
+                target.replace(path)
+        raise
+
+
+def _worth_keeping(path: Path) -> bool:
+    """False for a damaged file that would take the place of a good one."""
+    if not path.exists():
+        return False
+    return read_record(path) is not None or not any(map(read_record, older(path)))
+
+
+def _sequence(path: Path) -> int:
+    record = read_record(path)
+    return 0 if record is None else record.sequence
+
+
+def _remove_all_but(keep: int, path: Path) -> None:
+    for kept in older(path)[keep - 1 :]:
+        with suppress(OSError):  # it is removed next time
+            kept.unlink()
+
+
 # --- reading
 
 
-def read_record(path: Path) -> Record | None:
-    """Return what a checkpoint remembers, without reading its object.
+@dataclass(frozen=True)
+class Candidate:
+    """A file that may be loaded.
 
-    Returns:
-        None for a file that does not exist, that MLXP or the user wrote, or that lost its end.
+    Attributes:
+        path: the file.
+        record: what it remembers.
+        problem: why it cannot be loaded, as far as can be told without reading all of it.
     """
+
+    path: Path
+    record: Record | None = None
+    problem: str | None = None
+
+    @property
+    def age(self) -> tuple[float, bool, float]:
+        """What newer ones have more of: the damaged come first, and those without a record last, by date."""
+        if self.problem is not None:
+            return inf, False, 0.0
+        if self.record is None:
+            return 0, False, self.path.stat().st_mtime
+        return self.record.sequence, self.path.name == f"{self.record.log_name}{SUFFIX}", 0.0
+
+
+def kept(path: Path) -> list[Candidate]:
+    """Return a checkpoint and what is kept of earlier ones of this name, newest first."""
+    found: list[Candidate] = []
+    recorded = False
+    for file in reversed([path, *older(path)]):
+        candidate = _candidate(file)
+        if recorded and candidate.record is None and candidate.problem is None:
+            lost = "it has no record, though one before it has: its end is missing"
+            candidate = Candidate(file, problem=f"the checkpoint {file} cannot be read: {lost}")
+        recorded = recorded or candidate.record is not None
+        found.insert(0, candidate)
+    return found
+
+
+def _candidate(path: Path) -> Candidate:
     try:
-        with open(path, "rb", buffering=0) as file:
-            return _read_trailer(file)
-    except (OSError, DamagedCheckpointError):
-        return None
-
-
-def _read_trailer(file: Any) -> Record | None:
-    """None if there is no trailer; DamagedCheckpointError if it does not belong to the file before it."""
-    import json
-
-    end = file.seek(0, os.SEEK_END) - _FOOTER.size
-    if end < 0:
-        return None
-    file.seek(end)
-    length, magic = _FOOTER.unpack(file.read(_FOOTER.size))
-    if magic != _MAGIC:
-        return None
-    begin = end - length - len(_MARKER)
-    if begin < 0:
-        raise DamagedCheckpointError("its record is longer than the file")
-    file.seek(begin)
-    trailer = file.read(end - begin)
-    try:
-        content = json.loads(trailer.removeprefix(_MARKER))
-        known = {entry.name for entry in fields(Record)} - {"more"}
-        more = {key: value for key, value in content.items() if key not in known}
-        record = Record(**{key: content[key] for key in known & content.keys()}, more=more)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DamagedCheckpointError("its record cannot be read") from error
-    if record.size != begin or not trailer.startswith(_MARKER):
-        raise DamagedCheckpointError(f"it has {begin} bytes where {record.size} were written")
-    return record
+        return Candidate(path, peek(path))
+    except FileNotFoundError:
+        return Candidate(path, problem=f"the checkpoint {path} is missing")
+    except (DamagedCheckpointError, OSError) as error:
+        return Candidate(path, problem=f"the checkpoint {path} cannot be read: {error}")
 
 
 def load(path: Path) -> Any:
@@ -243,91 +310,62 @@ def load(path: Path) -> Any:
         FileNotFoundError: there is no such file.
         DamagedCheckpointError: it is there but cannot be read.
     """
-    return _load(path).checkpoint
+    return checkpoint_file.load(path)[0]
 
 
-def _load(path: Path) -> Loaded:
-    import pickle
-
-    try:
-        with open(path, "rb") as file:
-            record = _read_trailer(file)
-            file.seek(0)
-            checkpoint = _unpickle(pickle.load, file)
-            rest = file.read(len(_MARKER)) if record is None else b""
-        if rest and _MARKER.startswith(rest):
-            raise DamagedCheckpointError("its record was cut off")
-    except DamagedCheckpointError as error:
-        raise DamagedCheckpointError(f"the checkpoint {path} cannot be read: {error}") from error.__cause__
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise DamagedCheckpointError(f"the checkpoint {path} cannot be read: {error}") from error
-    return Loaded(checkpoint, path, record)
-
-
-def _unpickle(read: Callable[[Any], Any], file: Any) -> Any:
-    try:
-        return read(file)
-    except Exception as error:  # damaged bytes raise anything, MemoryError included
-        raise DamagedCheckpointError(f"{type(error).__name__}: {error}") from error
-
-
-def load_newest(path: Path, *, stacklevel: int = 1) -> Loaded:
-    """Read a checkpoint, or with a warning the one before if it is damaged.
+def load_first(
+    candidates: Iterable[Candidate], *, damaged: set[Path] | None = None, stacklevel: int = 1
+) -> Loaded:
+    """Read the first checkpoint that is not damaged; if that is not the first of all, with a warning.
 
     Args:
-        path: the checkpoint.
+        candidates: at least one.
+        damaged: the damaged ones are added to it.
         stacklevel: whose line the warning shows; 1 is the caller of this function.
 
     Raises:
-        CheckpointNotFoundError: there is neither.
         DamagedCheckpointError: none of them can be read.
     """
-    problem: Exception | None = None
-    for candidate in (path, previous(path)):
+    problems: list[str] = []
+    for candidate in candidates:
         try:
             loaded = _load(candidate)
-        except FileNotFoundError:
-            continue
         except DamagedCheckpointError as error:
-            problem = problem or error
+            problems.append(str(error))
+            if damaged is not None:
+                damaged.add(candidate.path)
             continue
-        if candidate != path:
-            reason = problem or f"the checkpoint {path} is missing"
-            message = f"{reason}; going on from the one before it, {candidate}"
+        if problems:
+            message = f"{problems[0]}; going on from the one before it, {loaded.path}"
             note(message)  # warnings may be switched off
             warnings.warn(message, stacklevel=stacklevel + 1)
         return loaded
-    if problem is None:
-        raise CheckpointNotFoundError(f"there is no checkpoint {path}")
-    raise DamagedCheckpointError(
-        f"{problem}; no earlier one can be read either. Remove {path} to start over"
-    ) from problem
+    message = f"{problems[0]}; no earlier one can be read either. Remove the damaged files to start over"
+    note(message)  # a bare `except:` around load_checkpoint must not hide it
+    raise DamagedCheckpointError(message)
 
 
-def find(folder: Path) -> list[Path]:
-    """Return the checkpoints of a folder, newest first: by sequence, then those without a record by date."""
+def _load(candidate: Candidate) -> Loaded:
+    if candidate.problem is not None:
+        raise DamagedCheckpointError(candidate.problem)
     try:
-        names = [entry.name for entry in folder.iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    visible = {name for name in names if name.endswith(SUFFIX) and not name.startswith(".")}
-    kept = {name[1:].removesuffix(".previous") for name in names if name.endswith(f"{SUFFIX}.previous")}
-    return sorted((folder / name for name in visible | kept), key=_age, reverse=True)
+        return Loaded(candidate.path, *checkpoint_file.load(candidate.path))
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"the checkpoint {candidate.path} is missing") from error
 
 
-def _age(path: Path) -> tuple[int, float]:
-    records = [record for record in map(read_record, (path, previous(path))) if record is not None]
-    if records:
-        return max(record.sequence for record in records), 0.0
-    existing = path if path.exists() else previous(path)
-    return 0, existing.stat().st_mtime
+def find(folder: Path) -> list[Candidate]:
+    """Return all files of checkpoints in a folder, newest first."""
+    pattern = re.compile(rf"\.?(.+{re.escape(SUFFIX)})(\.previous|\.[0-9]+)?")
+    matches = [(name, pattern.fullmatch(name)) for name in _names(folder)]
+    names = {found[1] for name, found in matches if found and (name[0] != ".") == (found[2] != ".previous")}
+    files = [candidate for name in sorted(names) for candidate in kept(folder / name)]
+    return sorted(files, key=lambda candidate: candidate.age, reverse=True)
 
 
 def highest_sequence(folder: Path) -> int:
     """Return the sequence number of the newest checkpoint of a folder, 0 if none has one."""
-    return max((_age(path)[0] for path in find(folder)), default=0)
+    return max((found.record.sequence for found in find(folder) if found.record is not None), default=0)
 
 
 def folders(root: Path) -> list[Path]:
@@ -336,10 +374,10 @@ def folders(root: Path) -> list[Path]:
     return [*(place for place in places if place.is_dir()), root]
 
 
-def candidates(folder: Path, log_name: str | None) -> list[Path]:
+def candidates(folder: Path, log_name: str | None) -> list[Candidate]:
     """Return the checkpoints of a folder that have this name, best first; with None all, newest first."""
     if log_name is None:
         return find(folder)
     paths = [folder / f"{log_name.removesuffix(SUFFIX)}{SUFFIX}", folder / f"{log_name}{SUFFIX}"]
     paths.append(folder / log_name)  # as MLXP 1.0 wrote it
-    return [path for path in paths if path.is_file() or previous(path).is_file()]
+    return next((kept(path) for path in paths if path.is_file() or older(path)), [])

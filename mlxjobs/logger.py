@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from mlxjobs import artifacts, checkpoints
+from mlxjobs import artifacts
 from mlxjobs.artifacts import Artifact
-from mlxjobs.checkpoints import SUFFIX, Loaded, Record
-from mlxjobs.console import note
-from mlxjobs.errors import CheckpointNotFoundError, DamagedCheckpointError
+from mlxjobs.checkpoints import SUFFIX
 from mlxjobs.fence import Fence
 from mlxjobs.metrics import MetricsWriter
+from mlxjobs.monitor import Monitor
 from mlxjobs.resume import Resumption
+from mlxjobs.saving import Checkpoints
 
 # the loggers of this process, by directory: a pickled logger comes back as the one of its run
 _ACTIVE: WeakValueDictionary[str, DefaultLogger] = WeakValueDictionary()
@@ -96,7 +96,16 @@ class Logger(abc.ABC):
         """Write an artifact to `artifacts/<its class>/<log_name><ext>`."""
 
     @abc.abstractmethod
-    def log_checkpoint(self, checkpoint: Any, log_name: str = "checkpoint") -> None:
+    def log_checkpoint(
+        self,
+        checkpoint: Any,
+        log_name: str = "checkpoint",
+        *,
+        keep: int | None = None,
+        monitor: str | None = None,
+        mode: str = "min",
+        blocking: bool = True,
+    ) -> None:
         """Write an object from which the task can go on."""
 
     @abc.abstractmethod
@@ -145,10 +154,9 @@ class DefaultLogger(Logger):
         self._fence = fence or Fence()
         self._metrics = MetricsWriter(self._log_dir / "metrics", fence)
         self._append = self._metrics.append
-        self._checkpoints = self._log_dir / "artifacts" / "Checkpoint"
-        self._sequence: int | None = None  # of the newest checkpoint; read when first needed
-        self._damaged: set[Path] = set()
         self._resumption = Resumption(self._metrics, str(self.log_id), unfinished=unfinished)
+        self._checkpoints = Checkpoints(self._log_dir, self._fence, self._metrics, self._resumption)
+        self._background = self._checkpoints.background
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self.log_dir)
@@ -164,43 +172,49 @@ class DefaultLogger(Logger):
         Raises:
             InvalidKeyError: no metrics file can have this name.
             InvalidMetricError: a value cannot be written; nothing was.
-            OSError: the line could not be written; nothing of it was.
+            OSError: the line could not be written, nothing of it was; or a checkpoint before it could not.
         """
+        if self._background.error is not None:
+            self._background.raise_error()
         self._append(metrics_dict, log_name)
 
-    def log_checkpoint(self, checkpoint: Any, log_name: str = "checkpoint") -> None:
+    def log_checkpoint(
+        self,
+        checkpoint: Any,
+        log_name: str = "checkpoint",
+        *,
+        keep: int | None = None,
+        monitor: str | None = None,
+        mode: str = "min",
+        blocking: bool = True,
+    ) -> None:
         """Write an object from which the task can go on to `artifacts/Checkpoint/<log_name>.pkl`.
 
-        When this returns it is on the disk; the checkpoint before it is kept too. A preempted
-        attempt leaves here.
+        When this returns it is on the disk. A preempted attempt leaves here, in any case after that.
 
         Args:
             checkpoint: anything that pickle or cloudpickle takes.
             log_name: the file, with or without `.pkl`.
+            keep: how many to keep, this one included, as `<log_name>.pkl.<number>`; by default this
+                and the one before.
+            monitor: a metric, `<log name>.<key>`: the checkpoint at whose time its last value was the
+                best so far is kept too, as `<log_name>_best`.
+            mode: `min` or `max`: which values of it are good.
+            blocking: False to return when the object is copied in memory, and write it meanwhile. What
+                fails is raised by the next call of the logger, or fails the run at its end.
 
         Raises:
-            InvalidKeyError: no checkpoint can have this name.
+            InvalidKeyError: no checkpoint can have this name, or `monitor` was never logged.
             InvalidArtifactError: the object cannot be pickled; the old checkpoint is as it was.
-            OSError: it could not be written; the old checkpoint is as it was.
+            OSError: it, or the one before, could not be written; the old checkpoint is as it was.
         """
-        name = artifacts.check_artifact_name(log_name).removesuffix(SUFFIX)
-        path = self._checkpoints / f"{name}{SUFFIX}"
-        self._fence.check()
-        self._resumption.saves()
-        self._metrics.sync()
-        sequence = self._newest_sequence() + 1
-        offsets, rewinds = self._metrics.offsets(), self._metrics.rewinds()
-        record = Record(sequence, self._fence.attempt, name, offsets, rewinds)
-        checkpoints.save(checkpoint, path, record, keep=path not in self._damaged, fence=self._fence)
-        self._sequence = sequence
-        self._damaged.discard(path)
+        by = None if monitor is None else Monitor(monitor, mode)
+        self._checkpoints.save(checkpoint, log_name, keep=keep, monitor=by, blocking=blocking)
+        if not blocking and not self.preempted:
+            return
+        self._checkpoints.settle()
         if self._checkpointed is not None:
             self._checkpointed()
-
-    def _newest_sequence(self) -> int:
-        if self._sequence is None:
-            self._sequence = checkpoints.highest_sequence(self._checkpoints)
-        return self._sequence
 
     def load_checkpoint(self, log_name: str | None = None, root: str | Path | None = None) -> Any:
         """Read an object that `log_checkpoint` wrote; this runs what the file says, as pickle does.
@@ -215,39 +229,16 @@ class DefaultLogger(Logger):
             CheckpointNotFoundError: there is none; it says where it was looked for.
             DamagedCheckpointError: there is one, but none that can be read.
         """
-        folders = [self._checkpoints] if root is None else checkpoints.folders(Path(root))
-        name = None if log_name is None else artifacts.check_artifact_name(log_name)
-        own = self._checkpoints.resolve() in [folder.resolve() for folder in folders]
-        paths = [path for folder in folders for path in checkpoints.candidates(folder, name)]
-        if not paths:
-            if own and not checkpoints.find(self._checkpoints):
-                self._resumption.begins_from_scratch()
-            what = "checkpoint" if log_name is None else f"checkpoint {log_name!r}"
-            raise CheckpointNotFoundError(f"there is no {what} in {' or '.join(map(str, folders))}")
-        loaded = self._load(paths[:1] if log_name is not None else paths, own)
+        place = None if root is None else Path(root)
+        own = self._checkpoints.are_in(place)
+        token = _LOADING.set(self if own else None)
+        try:
+            loaded = self._checkpoints.load(log_name, place)
+        finally:
+            _LOADING.reset(token)
         if own and self._resumption.goes_on_from(loaded.path, loaded.record) and self._resumed is not None:
             self._resumed(loaded.path)
         return loaded.checkpoint
-
-    def _load(self, paths: list[Path], own: bool) -> Loaded:
-        """The first that can be read."""
-        problem: DamagedCheckpointError | None = None
-        token = _LOADING.set(self if own else None)
-        try:
-            for path in paths:
-                try:
-                    loaded = checkpoints.load_newest(path, stacklevel=3)
-                except DamagedCheckpointError as error:
-                    note(str(error))  # a bare `except:` around load_checkpoint must not hide it
-                    self._damaged.add(path)
-                    problem = problem or error
-                    continue
-                if loaded.path != path:
-                    self._damaged.add(path)
-                return loaded
-        finally:
-            _LOADING.reset(token)
-        raise problem if problem is not None else CheckpointNotFoundError("no checkpoint was named")
 
     def log_artifact(self, artifact: Artifact, log_name: str) -> None:
         """Write an artifact to `artifacts/<its class>/<log_name><ext>`.
@@ -261,6 +252,7 @@ class DefaultLogger(Logger):
             InvalidKeyError: no artifact can have this name.
             OSError: the file could not be written.
         """
+        self._background.raise_error()
         if type(artifact) is artifacts.Checkpoint and artifact.ext == SUFFIX:
             self.log_checkpoint(artifact.obj, log_name)
         else:
@@ -287,6 +279,7 @@ class DefaultLogger(Logger):
             InvalidKeyError: no artifact can have this name.
             OSError: the file could not be written.
         """
+        self._background.raise_error()
         name: Any = artifact_name if artifact_name is not None else log_name
         if artifact_type is None or isinstance(artifact, Artifact):
             self.log_artifact(artifact, name)
@@ -326,14 +319,25 @@ class DefaultLogger(Logger):
         """
         artifacts.register_artifact_type(name, save, load)
 
+    def await_checkpoint(self) -> None:
+        """Wait until no checkpoint is being written; if that fails, the next call raises it."""
+        self._background.join()
+
     def finish(self) -> None:
-        """Settle which metrics count and flush them; called when an attempt ends."""
+        """Settle which metrics count and flush them; called when an attempt ends.
+
+        Raises:
+            OSError: they, or the last checkpoint, could not be written.
+            Superseded: a newer attempt has begun.
+        """
         self._fence.check()
+        self._checkpoints.settle()
         self._resumption.ends()
         self._metrics.sync()
 
     def close(self) -> None:
         """Close the files; logging afterwards opens them again."""
+        self.await_checkpoint()
         if _ACTIVE.get(self.log_dir) is self:
             del _ACTIVE[self.log_dir]
         self._metrics.close()
@@ -358,7 +362,7 @@ class SilentLogger(DefaultLogger):
     def log_metrics(self, metrics_dict: Mapping[str, Any], log_name: str = "metrics") -> None:
         """Do nothing."""
 
-    def log_checkpoint(self, checkpoint: Any, log_name: str = "checkpoint") -> None:
+    def log_checkpoint(self, checkpoint: Any, log_name: str = "checkpoint", **options: Any) -> None:
         """Write nothing; a preempted attempt may leave here."""
         if self._checkpointed is not None:
             self._checkpointed()

@@ -86,6 +86,11 @@ class MetricsWriter:
         # not taken by a line whose keys are known; reentrant, for a signal handler may log
         self._lock = threading.RLock()
 
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt that writes; 0 if it is none."""
+        return self._fence.attempt
+
     def append(self, metrics: Mapping[str, Any], log_name: str) -> None:
         """Write one line; lines are on disk in the order of the calls.
 

@@ -1,16 +1,25 @@
-"""Pickle what pickle can take, else what cloudpickle can take, without a second copy in memory."""
+"""Pickle what pickle can take, else what cloudpickle can take, without a second copy in memory.
+
+The bytes are summed on their way: the checksum of a file is the CRC-32 of the CRC-32s of its blocks,
+so that a file can be checked by several threads at once.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
+import zlib
+from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Protocol
 
 from mlxjobs.errors import InvalidArtifactError
 
-_CHUNK = 8 << 20  # bytes
+BLOCK = 8 << 20  # bytes
+
 _SYNC_FILE_RANGE_WRITE = 2
+_THREADS = 4  # more do not read faster from most disks
 
 
 class RewindableFile(Protocol):
@@ -40,7 +49,7 @@ def dump(obj: Any, file: RewindableFile) -> None:
     import pickle
 
     try:
-        pickle.Pickler(file, protocol=5).dump(obj)
+        _dump(pickle.Pickler, obj, file)
         return
     except (OSError, MemoryError):
         raise
@@ -51,13 +60,58 @@ def dump(obj: Any, file: RewindableFile) -> None:
     file.seek(0)
     file.truncate()
     try:
-        cloudpickle.Pickler(file, protocol=5).dump(obj)
+        _dump(cloudpickle.Pickler, obj, file)
     except (OSError, MemoryError):
         raise
     except Exception as error:
         raise InvalidArtifactError(
             f"an object of type {type(obj).__name__} cannot be pickled: {first}; with cloudpickle: {error}"
         ) from error
+
+
+def _dump(pickler: Any, obj: Any, file: RewindableFile) -> None:
+    if hasattr(sys.modules.get("torch.storage"), "UntypedStorage"):  # since torch 2.0
+        from mlxjobs.torch_storages import streaming
+
+        pickler = streaming(pickler)
+    pickler(file, protocol=5).dump(obj)
+
+
+def _buffer(data: Any) -> memoryview:
+    from pickle import PickleBuffer
+
+    return data.raw() if isinstance(data, PickleBuffer) else memoryview(data)
+
+
+class Pickled:
+    """An object as it was at one moment: its pickle in memory, as large as the object.
+
+    Args:
+        obj: anything that `dump` takes.
+
+    Raises:
+        InvalidArtifactError: it cannot be pickled.
+    """
+
+    def __init__(self, obj: Any) -> None:
+        self._pieces: deque[bytes] = deque()
+        dump(obj, self)
+
+    def write(self, data: Any, /) -> None:
+        """Add a copy of `data`."""
+        self._pieces.append(bytes(_buffer(data)))
+
+    def seek(self, position: int, /) -> None:
+        """Begin again."""
+        self._pieces.clear()
+
+    def truncate(self) -> None:
+        """Do nothing: `seek` has."""
+
+    def move_to(self, file: RewindableFile) -> None:
+        """Write the pickle to a file; the memory is given back on the way."""
+        while self._pieces:
+            file.write(self._pieces.popleft())
 
 
 class EarlyWriter:
@@ -74,36 +128,81 @@ class EarlyWriter:
     """
 
     def __init__(self, descriptor: int) -> None:
-        from pickle import PickleBuffer
-
-        self._buffer_type = PickleBuffer
         self._descriptor = descriptor
         self._start_writing = _sync_file_range()
+        self._begin()
+
+    def _begin(self) -> None:
         self.size = 0
-        self._started = 0
+        self._block = self._blocks = 0  # CRC-32 of the block that is being written, and of those before
+
+    @property
+    def checksum(self) -> int:
+        """The checksum of what was written."""
+        return _add_block(self._blocks, self._block) if self.size % BLOCK else self._blocks
 
     def write(self, data: Any, /) -> int:
         """Write all bytes of an object that has a buffer; returns how many."""
-        view = data.raw() if isinstance(data, self._buffer_type) else memoryview(data)
+        view = _buffer(data)
         total = view.nbytes
         while view:
-            written = os.write(self._descriptor, view[:_CHUNK])
+            written = os.write(self._descriptor, view[: BLOCK - self.size % BLOCK])
+            self._block = zlib.crc32(view[:written], self._block)
             view = view[written:]
             self.size += written
-            if self.size - self._started >= _CHUNK:
-                self._start_writing(self._descriptor, self._started, self.size - self._started)
-                self._started = self.size
+            if self.size % BLOCK == 0:
+                self._start_writing(self._descriptor, self.size - BLOCK, BLOCK)
+                self._blocks, self._block = _add_block(self._blocks, self._block), 0
         return total
 
     def seek(self, position: int, /) -> int:
-        """Go on writing at this position."""
-        self.size = self._started = os.lseek(self._descriptor, position, os.SEEK_SET)
-        return position
+        """Begin again; `position` is 0."""
+        self._begin()
+        return os.lseek(self._descriptor, position, os.SEEK_SET)
 
     def truncate(self) -> int:
         """Cut off what follows the position."""
         os.ftruncate(self._descriptor, self.size)
         return self.size
+
+
+def _add_block(blocks: int, block: int) -> int:
+    return zlib.crc32(block.to_bytes(4, "little"), blocks)
+
+
+def checksum(descriptor: int, size: int) -> int:
+    """Return the checksum of the first `size` bytes of a file, read in blocks.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    begins = range(0, size, BLOCK)
+    threads = min(_THREADS, len(begins), len(os.sched_getaffinity(0)))
+    parts = [begins[first::threads] for first in range(threads)]
+    if threads <= 1:
+        found = [_blocks(descriptor, part, size) for part in parts]
+    else:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(lambda part: _blocks(descriptor, part, size), parts))
+    total = 0
+    for index in range(len(begins)):
+        total = _add_block(total, found[index % threads][index // threads])
+    return total
+
+
+def _blocks(descriptor: int, begins: range, size: int) -> list[int]:
+    """The CRC-32s of the blocks that begin there."""
+    view = memoryview(bytearray(min(BLOCK, size)))
+    found = []
+    for begin in begins:
+        crc, position, end = 0, begin, min(begin + BLOCK, size)
+        while position < end and (count := os.preadv(descriptor, [view[: end - position]], position)):
+            crc = zlib.crc32(view[:count], crc)
+            position += count
+        found.append(crc)
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlxjobs.checkpoints import Record
+from mlxjobs.checkpoint_file import Record
 from mlxjobs.console import note
 from mlxjobs.metrics import MetricsWriter
 
@@ -37,6 +37,7 @@ class Resumption:
         self._pending = False
         self._settled = False
         self._record: Record | None = None
+        self._base: int | None = None  # what this attempt goes on from; 0: from scratch; None: all counts
         self._start: dict[str, int] = {}
         if unfinished:
             metrics.repair()
@@ -58,6 +59,7 @@ class Resumption:
             note(f"{path} does not say which metrics belong to it: all are kept")
         self._undecided = False
         self._record = record
+        self._base = record.sequence if record is not None and self._unfinished else None
         if record is not None and self._unfinished:
             self._pending = True
             try:
@@ -87,11 +89,17 @@ class Resumption:
             return
         lines = self._rewind({}, None)
         self._undecided = False
+        self._base = 0
         if lines:
             note(
                 f"run {self._name} begins from scratch, for no checkpoint was loaded: {lines} line(s) of "
                 "metrics of earlier attempts are moved to metrics/.superseded"
             )
+
+    def has_superseded(self, record: Record) -> bool:
+        """Tell whether an earlier attempt wrote a checkpoint after the point this one goes on from."""
+        mine = record.attempt == self._metrics.attempt
+        return self._base is not None and not mine and record.sequence > self._base
 
     def saves(self) -> None:
         """Note that the attempt is about to save a checkpoint.

@@ -250,8 +250,8 @@ class RunTable:
         """
         folders = checkpoints.folders(Path(self.path(position)))
         for folder in folders:
-            for path in checkpoints.candidates(folder, name):
-                return checkpoints.load_newest(path, stacklevel=4).checkpoint
+            if files := checkpoints.candidates(folder, name):
+                return checkpoints.load_first(files, stacklevel=4).checkpoint
         what = "checkpoint" if name is None else f"checkpoint {name!r}"
         raise CheckpointNotFoundError(f"there is no {what} in {' or '.join(map(str, folders))}")
 

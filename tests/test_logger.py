@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxjobs import artifacts, checkpoints
+from mlxjobs import artifacts, checkpoint_file, checkpoints
 from mlxjobs.artifacts import Artifact, Checkpoint
 from mlxjobs.errors import (
     CheckpointNotFoundError,
@@ -26,8 +26,9 @@ from mlxjobs.errors import (
     InvalidArtifactError,
     InvalidKeyError,
 )
-from mlxjobs.fence import Fence, take_over
+from mlxjobs.fence import Fence
 from mlxjobs.logger import DefaultLogger, Logger, SilentLogger
+from tests.attempts import attempt
 
 
 @pytest.fixture
@@ -50,13 +51,6 @@ def train(logger: DefaultLogger, first: int, last: int, save: int = -1) -> None:
         logger.log_metrics({"loss": 1 / (epoch + 1), "epoch": epoch}, log_name="train")
         if epoch == save:
             logger.log_checkpoint({"epoch": epoch}, log_name="last_ckpt")
-
-
-def attempt(run: Path, number: int, **options: Any) -> DefaultLogger:
-    fence = Fence(number)
-    if number > 1:
-        take_over(run, fence)
-    return DefaultLogger(run, fence=fence, unfinished=number > 1, **options)
 
 
 # --- where things are
@@ -222,7 +216,8 @@ def test_another_name_is_tried_when_both_files_of_the_latest_are_damaged(run: Pa
     logger.log_checkpoint("best", "best")
     logger.log_checkpoint("last", "last")
     (run / "artifacts" / "Checkpoint" / "last.pkl").write_bytes(b"\x80\x05damaged")
-    assert logger.load_checkpoint() == "best"
+    with pytest.warns(UserWarning, match=r"last\.pkl cannot be read.*going on from .*best\.pkl"):
+        assert logger.load_checkpoint() == "best"
 
 
 def test_no_good_checkpoint_is_loud_and_not_a_missing_one(
@@ -538,8 +533,8 @@ def test_metrics_are_on_the_disk_before_the_checkpoint(run: Path, monkeypatch: p
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name))
     logger.log_checkpoint(1, "last")
-    assert synced[:2] == ["train.json", "metrics"]
-    assert synced[2].startswith(".last.pkl")
+    assert synced[:3] == ["train.json", "metrics", "artifacts"]
+    assert synced[3].startswith(".last.pkl")
 
 
 # --- a logger inside a checkpoint
@@ -680,7 +675,7 @@ def test_a_checkpoint_artifact_is_a_checkpoint(run: Path) -> None:
     logger.log_artifact(Checkpoint({"epoch": 1}, ".pkl"), "last")
     assert logger.load_checkpoint() == {"epoch": 1}
     assert logger.load_artifacts("last", "Checkpoint") == {"epoch": 1}
-    assert checkpoints.read_record(run / "artifacts" / "Checkpoint" / "last.pkl") is not None
+    assert checkpoint_file.read_record(run / "artifacts" / "Checkpoint" / "last.pkl") is not None
     assert calls == [1]
 
 

@@ -1,0 +1,178 @@
+"""The checkpoints of one attempt: which number comes next, which is the best, what is still being written."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from mlxjobs import checkpoints
+from mlxjobs.artifacts import check_artifact_name
+from mlxjobs.checkpoint_file import Record, read_record
+from mlxjobs.checkpoints import SUFFIX, Loaded
+from mlxjobs.console import note
+from mlxjobs.errors import CheckpointNotFoundError, InvalidArtifactError, InvalidKeyError
+from mlxjobs.fence import Fence
+from mlxjobs.metrics import MetricsWriter
+from mlxjobs.monitor import Monitor
+from mlxjobs.pickling import Pickled
+from mlxjobs.resume import Resumption
+
+
+class Background:
+    """One piece of work at a time in a thread; its error is kept until somebody asks.
+
+    Attributes:
+        error: why the last piece of work failed, until it is raised.
+    """
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Do some work in a thread, which the interpreter awaits at its end."""
+        self._thread = threading.Thread(target=self._do, args=(work,), name="mlxjobs-checkpoint")
+        self._thread.start()
+
+    def _do(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that asks next
+            note(f"a checkpoint was not written: {error}")  # perhaps nobody asks
+            self.error = error
+
+    def join(self) -> None:
+        """Wait until nothing is being done."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def raise_error(self) -> None:
+        """Raise the error of the last piece of work, once."""
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+
+class Checkpoints:
+    """Saves and loads the checkpoints of a run.
+
+    Args:
+        log_dir: the run directory.
+        fence: of this attempt.
+        metrics: the run's metrics.
+        resumption: where this attempt goes on from.
+    """
+
+    def __init__(self, log_dir: Path, fence: Fence, metrics: MetricsWriter, resumption: Resumption) -> None:
+        self._folder = log_dir / "artifacts" / "Checkpoint"
+        self._metrics_folder = log_dir / "metrics"
+        self._fence = fence
+        self._metrics = metrics
+        self._resumption = resumption
+        self._sequence: int | None = None  # of the newest checkpoint; read when first needed
+        self._damaged: set[Path] = set()
+        self.background = Background()
+
+    def save(
+        self,
+        obj: object,
+        log_name: str,
+        *,
+        keep: int | None = None,
+        monitor: Monitor | None = None,
+        blocking: bool = True,
+    ) -> None:
+        """Write a checkpoint; raises as `DefaultLogger.log_checkpoint`."""
+        name = check_artifact_name(log_name).removesuffix(SUFFIX)
+        path = self._folder / f"{name}{SUFFIX}"
+        if keep is not None and (type(keep) is not int or keep < 1):
+            raise InvalidArtifactError(
+                f"log_checkpoint: keep is {keep!r}; use a whole number from 1, or None"
+            )
+        if monitor is not None:
+            monitor.check()
+        self.settle()
+        self._fence.check()
+        self._resumption.saves()
+        value = None if monitor is None else monitor.last_value(self._metrics_folder)
+        is_best = monitor is not None and value is not None and self._is_best(path, monitor, value)
+        record = Record(
+            self._next_sequence(),
+            self._fence.attempt,
+            name,
+            self._metrics.offsets(),
+            self._metrics.rewinds(),
+            monitor=None if monitor is None else monitor.name,
+            value=value,
+        )
+        damaged = path in self._damaged
+
+        def write(obj: object) -> None:
+            self._metrics.sync()
+            checkpoints.save(
+                obj, path, record, keep=keep, is_best=is_best, damaged=damaged, fence=self._fence
+            )
+            self._damaged.discard(path)
+
+        if blocking:
+            write(obj)
+        else:
+            pickled = self._pickle(obj, path)
+            self.background.start(lambda: write(pickled))
+
+    @staticmethod
+    def _pickle(obj: object, path: Path) -> Pickled:
+        try:
+            return Pickled(obj)
+        except InvalidArtifactError as error:
+            raise InvalidArtifactError(f"the checkpoint {path} was not written: {error}") from error
+
+    def _next_sequence(self) -> int:
+        if self._sequence is None:
+            self._sequence = checkpoints.highest_sequence(self._folder)
+        self._sequence += 1
+        return self._sequence
+
+    def _is_best(self, path: Path, monitor: Monitor, value: float) -> bool:
+        best = checkpoints.best(path)
+        record = read_record(best)
+        if record is None:
+            return monitor.is_better(value, None)
+        if f"{record.log_name}{SUFFIX}" != path.name:
+            raise InvalidKeyError(
+                f"log_checkpoint: the best {path.stem!r} cannot be kept as {best}, which is a checkpoint "
+                f"{record.log_name!r} of its own: give one of them another log_name"
+            )
+        comparable = record.monitor == monitor.name and not self._resumption.has_superseded(record)
+        return monitor.is_better(value, record.value if comparable else None)
+
+    def settle(self) -> None:
+        """Wait until the checkpoint that is being written is on the disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self.background.join()
+        self.background.raise_error()
+
+    def are_in(self, root: Path | None) -> bool:
+        """Tell whether a folder, as `load` takes it, is that of this run; None is."""
+        return root is None or self._folder.resolve() in [
+            place.resolve() for place in checkpoints.folders(root)
+        ]
+
+    def load(self, log_name: str | None, root: Path | None) -> Loaded:
+        """Read a checkpoint; raises, and takes its arguments, as `DefaultLogger.load_checkpoint`."""
+        name = None if log_name is None else check_artifact_name(log_name)
+        self.settle()
+        folders = [self._folder] if root is None else checkpoints.folders(root)
+        found = [files for folder in folders if (files := checkpoints.candidates(folder, name))]
+        if not found:
+            if self.are_in(root) and not checkpoints.find(self._folder):
+                self._resumption.begins_from_scratch()
+            what = "checkpoint" if log_name is None else f"checkpoint {log_name!r}"
+            raise CheckpointNotFoundError(f"there is no {what} in {' or '.join(map(str, folders))}")
+        files = found[0] if name is not None else [file for files in found for file in files]
+        return checkpoints.load_first(files, damaged=self._damaged, stacklevel=3)

@@ -1,0 +1,17 @@
+"""Attempts of a run without a launcher: the loggers that it would give to their tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mlxjobs.fence import Fence, take_over
+from mlxjobs.logger import DefaultLogger
+
+
+def attempt(run: Path, number: int, **options: Any) -> DefaultLogger:
+    """Begin an attempt of a run that is not complete, and return its logger."""
+    fence = Fence(number)
+    if number > 1:
+        take_over(run, fence)
+    return DefaultLogger(run, **{"fence": fence, "unfinished": number > 1, **options})
