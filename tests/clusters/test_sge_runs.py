@@ -81,7 +81,7 @@ def test_mlxjobs_preempt_checkpoints_and_comes_back_in_the_same_job(remote: SgeP
     remote.await_warning()
     remote.let_pass(4)
     remote.await_epoch(4)  # in the second attempt, which is warned too
-    assert "SIGUSR1, requeued 1 of 100" in str(remote.state().attempts[0].reason)
+    assert "SIGUSR1 at epoch 2, requeued 1 of 100" in str(remote.state().attempts[0].reason)
     remote.mlxjobs("preempt", "1")
     remote.await_warning()
     remote.let_pass(10)
@@ -181,7 +181,7 @@ def test_kill_9_of_python(remote: SgeProject) -> None:
     remote.await_job(old, "ended")
     shown = remote.mlxjobs("ls").stdout
     assert "FAILED" in shown
-    assert "signal 9" in shown
+    assert "killed by SIGKILL at epoch 2" in shown
     remote.let_pass(10)
     remote.mlxjobs("requeue", "1")
     assert_whole(remote, old)
