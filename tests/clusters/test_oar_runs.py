@@ -127,7 +127,10 @@ def test_a_normal_job_kills_a_besteffort_one_that_is_not_idempotent(remote: OarP
     remote.await_epoch(2)
     remote.oarsub("true")
     remote.await_job(old, "Error")
-    assert "PREEMPTED at epoch 2 (Error: BESTEFFORT_KILL); to go on: mlxjobs requeue 1" in remote.mlxjobs("ls").stdout
+    assert (
+        "PREEMPTED at epoch 2 (Error: BESTEFFORT_KILL); to go on: mlxjobs requeue 1"
+        in remote.mlxjobs("ls").stdout
+    )
     assert remote.state().status is RunStatus.CANCELLED
     remote.let_pass(10)
     done = remote.mlxjobs("requeue", "1")
@@ -202,7 +205,9 @@ def test_the_time_limit_without_a_safe_point(remote: OarProject) -> None:
 def test_the_time_limit_without_a_warning(remote: OarProject) -> None:
     old = remote.start("mlxpy.scheduler.option_cmd=['-l nodes=1,walltime=0:0:8','--checkpoint 0']")
     remote.await_job(old, "Error")
-    assert "TIME_LIMIT at epoch 2 (Error: WALLTIME); to go on: mlxjobs requeue 1" in remote.mlxjobs("ls").stdout
+    assert (
+        "TIME_LIMIT at epoch 2 (Error: WALLTIME); to go on: mlxjobs requeue 1" in remote.mlxjobs("ls").stdout
+    )
     remote.let_pass(10)
     remote.mlxjobs("requeue", "1")
     remote.await_status("COMPLETE", attempts=2)
