@@ -19,6 +19,7 @@ from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.fence import Fence, Superseded, take_over
 from mlxjobs.history import Attempt, Event, Preempted, RunState, RunStatus
 from mlxjobs.logger import DefaultLogger, SilentLogger
+from mlxjobs.metrics import seals
 from mlxjobs.startable import Place, check_startable, this_process
 from mlxjobs.store import Run
 
@@ -341,9 +342,12 @@ def _to_the_end(call: Callable[[], Any], logger: DefaultLogger) -> Any:
 
 
 def _end(run: Run, number: int, status: RunStatus, reason: str | None) -> None:
+    event = {"event": "ended", "attempt": number, "status": status.value, "reason": reason}
+    event["metrics"] = seals(run.metrics)  # for `mlxjobs fsck`
+
     def ended(state: RunState) -> dict[str, Any]:
         _check_newest(run, state, number)
-        return {"event": "ended", "attempt": number, "status": status.value, "reason": reason}
+        return event
 
     run.record(ended)
 

@@ -12,6 +12,7 @@
     ├── DamagedCheckpointError      neither a checkpoint nor the one before it can be read
     ├── InvalidMapError             an aggregation that cannot be applied
     ├── RunError                    a run directory that cannot be used as asked
+    │   └── DamagedHistoryError     a file of its history is not what was written
     ├── SnapshotError               the code cannot be frozen
     ├── InvalidSchedulerError       no scheduler, an unknown one, or a wrong subclass
     ├── InvalidShellPathError       the shell of the job script does not exist
@@ -81,6 +82,10 @@ class InvalidMapError(MLXJobsError):
 
 class RunError(MLXJobsError):
     """A run directory cannot be created, or not be used as asked."""
+
+
+class DamagedHistoryError(RunError):
+    """A file of a run's history is not what was written, so nobody knows the state of the run."""
 
 
 class SnapshotError(MLXJobsError):

@@ -13,6 +13,7 @@ from mlxjobs.console import note
 from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.frozen import Composed
 from mlxjobs.history import RunStatus
+from mlxjobs.seals import is_sealed
 from mlxjobs.startable import Place
 from mlxjobs.store import Run, waiting_in
 
@@ -38,7 +39,10 @@ def stored(run: Run, given: Mapping[str, Any]) -> tuple[dict[str, Any], Composed
     options["logger"].update(forced_log_id=run.log_id, parent_log_dir=str(run.path.parent))
     settings.merge(options, given, "the command line")
     if run.frozen.exists():
-        return options, frozen.from_yaml(run.frozen.read_bytes(), run.frozen)
+        text = run.frozen.read_bytes()
+        if is_sealed(text) is False:
+            note(f"{run.frozen} is not what was written for this run: it was edited, or is damaged")
+        return options, frozen.from_yaml(text, run.frozen)
     config = run.read_yaml("config")
     if not isinstance(config, dict):
         raise RunError(f"{run.metadata / 'config.yaml'} holds no configuration")

@@ -14,6 +14,8 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
+from mlxjobs.errors import DamagedHistoryError
+
 Event = Mapping[str, Any]
 
 
@@ -150,13 +152,20 @@ def fold(events: Iterable[Event]) -> RunState:
 
     An event is a dictionary with `event` (its kind), `time`, and what belongs to the kind; kinds
     that this version does not know are skipped, so that an older program can read a newer run.
+
+    Raises:
+        DamagedHistoryError: an event lacks what belongs to its kind.
     """
     state = RunState()
     for event in events:
         state.sequence += 1
         handler = _HANDLERS.get(event["event"])
         if handler is not None:
-            handler(state, event)
+            try:
+                handler(state, event)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                what = f"event {state.sequence} of the history ({event['event']}) cannot be understood"
+                raise DamagedHistoryError(f"{what}: {error!r}") from error
     return state
 
 

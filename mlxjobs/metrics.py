@@ -24,6 +24,7 @@ from mlxjobs.fence import Fence
 from mlxjobs.files import replace_file, sync_directory
 from mlxjobs.metric_values import json_object, key_text, type_name, unwrap
 from mlxjobs.paths import is_file_name, naming
+from mlxjobs.seals import checksums, seal_yaml
 
 RESERVED_NAMES = ("info", "config", "mlxpy", "artifacts")
 
@@ -59,6 +60,14 @@ def last_lines(directory: Path) -> dict[str, dict[str, Any]]:
             if isinstance(last, dict):
                 found[log_name] = last
     return found
+
+
+def seals(directory: Path) -> dict[str, list[int]]:
+    """Return size and CRC-32 of each metrics file, by log name; nothing if one cannot be read."""
+    try:
+        return checksums(directory, rewinding.log_names(directory))
+    except OSError:
+        return {}
 
 
 class MetricsWriter:
@@ -200,7 +209,7 @@ class MetricsWriter:
         text = yaml.dump(registry, Dumper=dumper, allow_unicode=True, sort_keys=False)
         with self._fence.explaining(), naming(path):
             path.parent.mkdir(exist_ok=True)
-            replace_file(path, text, aside=self._fence.folder(path.parent))
+            replace_file(path, seal_yaml(text), aside=self._fence.folder(path.parent))
 
     def offsets(self) -> dict[str, int]:
         """Return the size of every metrics file, log name -> bytes."""

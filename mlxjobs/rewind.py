@@ -19,11 +19,12 @@ from typing import BinaryIO
 from mlxjobs.fence import Fence
 from mlxjobs.files import replace_file, sync_directory
 from mlxjobs.paths import naming
+from mlxjobs.seals import checksums, open_json, seal_json
 
 SUPERSEDED = ".superseded"
 
 _BLOCK = 1 << 20
-_NOTE = ".rewind.json"
+NOTE = ".rewind.json"
 
 
 @dataclass(frozen=True)
@@ -141,11 +142,9 @@ def rewind(
 
 
 def _read_rewinds(directory: Path) -> Iterator[_Rewind]:
-    import json
-
-    for path in (directory / SUPERSEDED).glob("[0-9]*/" + _NOTE):
+    for path in (directory / SUPERSEDED).glob("[0-9]*/" + NOTE):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            note = json.loads(path.read_bytes())
+            note, _ = open_json(path.read_bytes())
             yield _Rewind(int(note["number"]), path.parent, dict(note["cuts"]))
 
 
@@ -166,8 +165,6 @@ def _plan(path: Path, offset: int, start: int, later: list[_Rewind]) -> _Plan:
 
 def _set_aside(parent: Path, plans: list[_Plan], fence: Fence, number: int) -> int:
     """Make the copies and the note durable, all at once by a rename; returns the lines copied."""
-    import json
-
     parent.mkdir(exist_ok=True)
     aside = fence.folder(parent) / f".{os.uname().nodename}.{os.getpid()}.tmp"
     _remove_folder(aside)
@@ -178,8 +175,9 @@ def _set_aside(parent: Path, plans: list[_Plan], fence: Fence, number: int) -> i
         with naming(copy), open(copy, "wb") as target:
             lines += _append(plan.path, plan.kept, plan.start, target)
             _flush(target)
-    note = {"schema": 1, "number": number, "cuts": {plan.name: plan.kept for plan in plans}}
-    replace_file(aside / _NOTE, json.dumps(note) + "\n")
+    cuts = {plan.name: plan.kept for plan in plans}
+    note = {"schema": 1, "number": number, "cuts": cuts, "files": checksums(aside, list(cuts))}
+    replace_file(aside / NOTE, seal_json(note) + "\n")
     folder = parent / str(fence.attempt)
     count = 1
     while folder.exists():

@@ -20,12 +20,14 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mlxjobs.errors import RunError
+from mlxjobs.errors import DamagedHistoryError, RunError
 from mlxjobs.files import create_file, replace_file
 from mlxjobs.history import Event, RunState, fold, render, timestamp
+from mlxjobs.seals import open_json, seal_json, seal_yaml
 
 COPIED = ("config", "info")
 
@@ -203,19 +205,42 @@ class Run:
     # -- events -----------------------------------------------------------------------------
 
     def events(self, known: list[Event] | None = None) -> list[Event]:
-        """Return the events, oldest first; those in `known` are not read again."""
+        """Return the events, oldest first; those in `known` are not read again.
+
+        Raises:
+            DamagedHistoryError: one is not what was written.
+        """
         events = list(known or ())
         # numbers are tried, not listed: a listing may be old on a network file system
-        while True:
-            try:
-                text = (self.history_dir / f"{len(events) + 1:04d}.json").read_bytes()
-            except FileNotFoundError:
-                return events
-            events.append(json.loads(text))
+        while (event := self._event(len(events) + 1)) is not None:
+            events.append(event)
+        return events
+
+    def _event(self, number: int) -> Event | None:
+        path = self.history_dir / f"{number:04d}.json"
+        try:
+            event, sealed = open_json(path.read_bytes())
+            if not sealed:  # of an older version: at least it has to look like an event
+                event["event"].strip(), datetime.fromisoformat(event["time"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DamagedHistoryError(f"{path} is damaged: {error}; look with: mlxjobs fsck") from error
+        return event
 
     def state(self) -> RunState:
-        """Return what is known of this run."""
-        return fold(self.events())
+        """Return what is known of this run.
+
+        Raises:
+            DamagedHistoryError: its history cannot be read.
+        """
+        return self._fold(self.events())
+
+    def _fold(self, events: list[Event]) -> RunState:
+        try:
+            return fold(events)
+        except DamagedHistoryError as error:
+            raise DamagedHistoryError(f"{self.history_dir}: {error}") from error
 
     def record(
         self, decide: Callable[[RunState], Mapping[str, Any] | None], *, paint: bool = True
@@ -235,19 +260,19 @@ class Run:
         """
         events = self.events()
         while True:
-            event = decide(fold(events))
+            event = decide(self._fold(events))
             if event is None:
-                return fold(events)
+                return self._fold(events)
             stamped = {"event": event["event"], "time": timestamp(), **event}
             path = self.history_dir / f"{len(events) + 1:04d}.json"
-            if create_file(path, json.dumps(stamped, ensure_ascii=False)):
+            if create_file(path, seal_json(stamped)):
                 events = [*events, stamped]
-                return self._paint(events) if paint else fold(events)
+                return self._paint(events) if paint else self._fold(events)
             events = self.events(events)
 
     def _paint(self, events: list[Event]) -> RunState:
         while True:
-            state = fold(events)
+            state = self._fold(events)
             self.write_yaml("info", render(state))
             newer = self.events(events)
             if len(newer) == len(events):
@@ -272,7 +297,7 @@ class Run:
 
     def keep(self, composed: str, settings: Mapping[str, Any]) -> None:
         """Write the composed configuration and the settings of this run; an event has to follow."""
-        replace_file(self.frozen, composed, sync_folder=False)
+        replace_file(self.frozen, seal_yaml(composed), sync_folder=False)
         self.write_yaml("mlxpy", settings)
 
     def write_yaml(self, name: str, content: Any, aside: Path | None = None) -> None:
@@ -283,12 +308,13 @@ class Run:
             content: what it is to hold.
             aside: the folder to write it in first; by default `metadata/`.
         """
-        text = dump_yaml(content).encode()
+        text = dump_yaml(content)
+        text = text if name == "info" else seal_yaml(text)  # that one is made from the events
         replace_file(self.metadata / f"{name}.yaml", text, sync_folder=name == "info", aside=aside)
         if name in COPIED:
-            self._copy_json(name, content, len(text))
+            self.copy_json(name, content, len(text.encode()))
 
-    def _copy_json(self, name: str, content: Any, size: int) -> None:
+    def copy_json(self, name: str, content: Any, size: int) -> None:
         """Write `metadata/.<name>.json`: after the YAML, so that one that is older is known to be stale."""
         path = self.metadata / f".{name}.json"
         try:
@@ -317,7 +343,8 @@ class Run:
         except Exception as error:
             import yaml
 
-            if isinstance(error, (yaml.YAMLError, OSError, UnicodeDecodeError)):
+            # ValueError: of texts that are not UTF-8, and dates that do not exist
+            if isinstance(error, (yaml.YAMLError, OSError, ValueError, TypeError, RecursionError)):
                 raise RunError(f"{path} cannot be read: {error}") from error
             raise
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from mlxjobs.arrays import alike, hand_in_all
 from mlxjobs.cause import of_job, with_progress
 from mlxjobs.cluster import Cluster
-from mlxjobs.errors import MLXJobsError, RunError, SchedulerError
+from mlxjobs.errors import DamagedHistoryError, MLXJobsError, RunError, SchedulerError
 from mlxjobs.hand_in import end_attempt, follow, hand_in, refuse
 from mlxjobs.history import Attempt, RunState, RunStatus
 from mlxjobs.scheduler import JobState, JobStatus
@@ -54,10 +54,10 @@ def look(parent: Path, log_ids: Sequence[int] | None = None) -> list[Seen]:
             raise RunError(f"{parent} has no run {', '.join(lacking)}")
         runs = [by_id[log_id] for log_id in log_ids]
     # a folder without events is being made at this moment, or its making failed
-    seen = [one for one in (Seen(run, run.state()) for run in runs) if one.state.sequence]
+    seen = [one for one in map(_see, runs) if one.state.sequence or one.doubt]
     questions: dict[str, list[Seen]] = {}
     for one in seen:
-        if one.state.status.ended:
+        if one.state.status.ended or one.doubt:
             continue
         if one.state.job_id is not None:
             questions.setdefault(one.state.scheduler["class"], []).append(one)
@@ -68,6 +68,13 @@ def look(parent: Path, log_ids: Sequence[int] | None = None) -> list[Seen]:
     for path, asked in questions.items():
         _ask(path, asked)
     return seen
+
+
+def _see(run: Run) -> Seen:
+    try:
+        return Seen(run, run.state())
+    except DamagedHistoryError as error:  # the other runs are shown all the same
+        return Seen(run, RunState(), f"unknown: {error}")
 
 
 def _check_submitter(one: Seen) -> None:

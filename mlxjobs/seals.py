@@ -1,0 +1,83 @@
+"""Checksums inside text files: a byte that changed in a number gives another number, and no error.
+
+    {"event": "ended", ..., "crc": "5e7a11ad"}      JSON: of all before the last comma
+    # crc32: 5e7a11ad                               YAML: of all lines before this one, a comment
+
+A file without one is as good as ever: it is older, or somebody else's. A CRC-32 finds what disks do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_JSON = re.compile(rb', "crc": "([0-9a-f]{8})"\}\s*\Z')
+# also where the line break before it is gone
+_YAML = re.compile(rb"# crc32: ([0-9a-f]{8})\n?\Z")
+_BLOCK = 1 << 20
+
+
+def seal_json(content: Mapping[str, Any]) -> str:
+    """Return a dictionary that is not empty as one line of JSON that ends with its checksum."""
+    import json
+
+    body = json.dumps(content, ensure_ascii=False)[:-1]
+    return f'{body}, "crc": "{zlib.crc32(body.encode()):08x}"}}'
+
+
+def open_json(text: bytes) -> tuple[dict[str, Any], bool]:
+    """Return the dictionary in a text of `seal_json`'s, and whether it has a checksum.
+
+    Raises:
+        ValueError: it is no JSON dictionary, or not what was written.
+    """
+    import json
+
+    seal = _JSON.search(text)
+    if seal is not None and int(seal[1], 16) != zlib.crc32(text[: seal.start()]):
+        raise ValueError("its bytes are not those that were written")
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("it holds no keys and values")
+    content.pop("crc", None)
+    return content, seal is not None
+
+
+def seal_yaml(text: str) -> str:
+    """Return a YAML text with its checksum as a comment at its end."""
+    return f"{text}# crc32: {zlib.crc32(text.encode()):08x}\n"
+
+
+def is_sealed(text: bytes) -> bool | None:
+    """Whether a YAML text is what was written; None if it has no checksum."""
+    seal = _YAML.search(text)
+    return None if seal is None else int(seal[1], 16) == zlib.crc32(text[: seal.start()])
+
+
+def checksum(path: Path, size: int) -> int:
+    """Return the CRC-32 of the first bytes of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    found = 0
+    with open(path, "rb", buffering=0) as file:
+        while size > 0 and (block := file.read(min(_BLOCK, size))):
+            found = zlib.crc32(block, found)
+            size -= len(block)
+    return found
+
+
+def checksums(folder: Path, names: list[str]) -> dict[str, list[int]]:
+    """Return size and CRC-32 of each file `<name>.json` of a folder, as they are now.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    paths = {name: folder / f"{name}.json" for name in names}
+    sizes = {name: os.stat(path).st_size for name, path in paths.items()}  # noqa: PTH116
+    return {name: [size, checksum(paths[name], size)] for name, size in sizes.items()}
