@@ -256,7 +256,9 @@ def _ended(row: Sequence[str], used: int = 0) -> JobStatus:
 
 
 def _exit(text: str) -> str:
-    """`3:0` is an exit code, `0:9` a signal."""
+    """`3:0` is an exit code, `0:9` a signal; squeue has the wait status: `768`, `9` (measured)."""
+    if text.isdecimal():
+        text = f"{int(text) >> 8}:{int(text) & 127}"
     code, _, number = text.partition(":")
     if not (code.isdecimal() and number.isdecimal()) or (code, number) == ("0", "0"):
         return ""

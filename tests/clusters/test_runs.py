@@ -158,7 +158,8 @@ def test_kill_9_of_python_and_a_requeue(remote: ClusterProject) -> None:
     for pid in pids.stdout.split():
         os.kill(int(pid), 9)
     await_value(lambda: "FAILED" in remote.cluster.job_states([job]).get(job, ""), "the end of the job")
-    assert "FAILED" in remote.mlxjobs("ls").stdout
+    assert "killed by SIGKILL at epoch 2" in remote.mlxjobs("ls").stdout
+    assert remote.state().status is RunStatus.FAILED
     remote.let_pass(10)
     # Slurm forgets ended jobs after a while, so a run that has ended is always a new job
     assert "run 1 is submitted again (job " in remote.mlxjobs("requeue", "1").stdout

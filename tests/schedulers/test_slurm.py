@@ -76,13 +76,13 @@ def test_a_path_that_no_directive_can_hold_is_left_to_the_script() -> None:
 
 def test_status_of_many_jobs() -> None:
     output = (
-        f"57_3  {S}RUNNING {S}None {S}1 {S}2026-11-23T08:27:22 {S}0:0 {S}\n"
-        f"58 {S}PENDING {S}ReqNodeNotAvail, UnavailableNodes:n1 {S}0 {S}N/A {S}0:0 {S}\n"
-        f"59 {S}COMPLETING {S}TimeLimit {S}0 {S}2026-11-23T08:27:22 {S}0:0 {S}\n"
-        f"60 {S}DANCING {S}None {S}x {S}N/A {S}0:0 {S}\n"
-        f"61 {S}FAILED {S}NonZeroExitCode {S}0 {S}N/A {S}3:0 {S}\n"
-        f"62 {S}FAILED {S}JobLaunchFailure {S}0 {S}N/A {S}0:9 {S}\n"
-        f"63 {S}FAILED {S}NonZeroExitCode {S}0 {S}N/A {S}137:0 {S}\n"
+        f"57_3  {S}RUNNING {S}None {S}1 {S}2026-11-23T08:27:22 {S}0 {S}\n"
+        f"58 {S}PENDING {S}ReqNodeNotAvail, UnavailableNodes:n1 {S}0 {S}N/A {S}0 {S}\n"
+        f"59 {S}COMPLETING {S}TimeLimit {S}0 {S}2026-11-23T08:27:22 {S}0 {S}\n"
+        f"60 {S}DANCING {S}None {S}x {S}N/A {S}0 {S}\n"
+        f"61 {S}FAILED {S}NonZeroExitCode {S}0 {S}N/A {S}768 {S}\n"
+        f"62 {S}FAILED {S}JobLaunchFailure {S}0 {S}N/A {S}9 {S}\n"
+        f"63 {S}FAILED {S}NonZeroExitCode {S}0 {S}N/A {S}35072 {S}\n"
         "slurm_load_jobs: a notice\n"
     )
     found = slurm.parse_status(output)
