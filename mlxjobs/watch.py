@@ -26,11 +26,13 @@ class Seen:
         run: the run.
         state: what is recorded, the news included.
         doubt: why its status may be out of date; None if it is certain.
+        forgotten: its scheduler answered, and does not know its job: that neither waits nor runs.
     """
 
     run: Run
     state: RunState
     doubt: str | None = None
+    forgotten: bool = False
 
 
 def look(parent: Path, log_ids: Sequence[int] | None = None) -> list[Seen]:
@@ -116,8 +118,9 @@ def _ask(path: str, asked: Sequence[Seen]) -> None:
     for one in asked:
         status = answers.get(str(one.state.job_id))
         if status is None or not status.is_of(one.state.scheduler.get("submitted")):
-            forgotten = f"the scheduler does not know job {one.state.job_id} any more"
-            one.doubt = f"unknown since {_last_sign(one.run)}: {forgotten}"
+            why = f"the scheduler does not know job {one.state.job_id} any more"
+            again = f"to go on: mlxjobs requeue {one.run.log_id} --logs {one.run.path.parent}"
+            one.doubt, one.forgotten = f"unknown since {_last_sign(one.run)}: {why}; {again}", True
         elif status.state is JobState.UNKNOWN:
             one.doubt = f"unknown: the scheduler says {status.word}"
         else:
@@ -137,10 +140,18 @@ def _reconcile(run: Run, state: RunState, status: JobStatus) -> RunState:
             return end_attempt(run, attempt.number, _verdict(status), words, status.ended)
     elif not running and status.state.ended:
         how, number = _verdict(status), len(state.attempts)
-        reason = f"the job ended before the task began: {of_job(run, None, status)}{_hint(run, status)}"
+        reason = f"{_not_begun(state, status)}: {of_job(run, None, status)}{_hint(run, status)}"
         event = {"event": "withdrawn", "attempts": number, "status": how.value, "reason": reason}
         return run.record(lambda now: None if now.sequence != state.sequence else event)
     return state
+
+
+def _not_begun(state: RunState, status: JobStatus) -> str:
+    """Tell a job that ended instead of coming back from one that came back, and ended too early."""
+    last = state.attempt
+    if state.status is RunStatus.PREEMPTED and last is not None and status.restarts == last.restarts:
+        return "the job was to be started again, and ended"
+    return "the job ended before the task began"
 
 
 def _verdict(status: JobStatus) -> RunStatus:
@@ -248,7 +259,7 @@ def requeue(seen: Sequence[Seen]) -> Iterator[Outcome]:
                 yield RunError(f"run {one.run.log_id} is COMPLETE: nothing to do again")
             elif "class" not in one.state.scheduler:
                 yield _not_submitted(one)
-            elif one.state.status.ended or one.state.status is RunStatus.WAITING:
+            elif one.state.status.ended or one.state.status is RunStatus.WAITING or one.forgotten:
                 again.append(one)
             elif one.state.job_id is None:
                 yield RunError(

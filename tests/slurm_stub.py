@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.project import Project
 
 # `modes` has a line for each call of sbatch; `room` is how many tasks may be in the queue, `queue/ID` are the
-# jobs: their script, a line for each task.
+# jobs: their script, a line for each task; `state` is what squeue says of each of them.
 SBATCH = """#!/bin/bash
 cd "$(dirname "$0")" || exit
 mode=$(head -n 1 modes)
@@ -49,7 +49,9 @@ for job in queue/*; do
             *--format=*) printf '%s\\x1f%s\\n' "$id" "$line" ;;
             *)
                 [ "$tasks" = 1 ] || id+=_$number
-                printf '%s\\x1fPENDING\\x1fNone\\x1f0\\x1f2096-01-01T00:00:00\\x1f\\n' "$id"
+                read -r state reason restarts code < state
+                printf '%s\\x1f' "$id" "$state" "$reason" "$restarts" 2096-01-01T00:00:00 "$code"
+                echo
                 ;;
         esac
     done < "$job"
@@ -76,6 +78,7 @@ class Slurm:
             (self.folder / name).write_text(text)
             (self.folder / name).chmod(0o755)
         self.limit()
+        self.say("PENDING None 0")
         self.answer("")
         project.env["PATH"] = f"{self.folder}:{os.environ['PATH']}"
 
@@ -83,6 +86,10 @@ class Slurm:
         """Set MaxArraySize, and how many tasks may be in the queue."""
         (self.folder / "max_array").write_text(f"{max_array}\n")
         (self.folder / "room").write_text(f"{room}\n")
+
+    def say(self, words: str) -> None:
+        """Set what squeue says of each job: its state, reason, count of restarts, and wait status."""
+        (self.folder / "state").write_text(f"{words}\n")
 
     def answer(self, modes: str) -> None:
         """Say what the next calls of sbatch give; `ok` after them."""

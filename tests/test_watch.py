@@ -1,0 +1,58 @@
+"""What is seen of runs from outside, where the run itself cannot tell."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlxjobs.history import RunStatus
+from tests.project import Project
+from tests.slurm_stub import Slurm
+
+
+def preempted(slurm: Slurm, restarts: int = 0) -> Project:
+    """A run that left to be started again; its job was told that it had been started again so often."""
+    slurm.submit("")
+    run = slurm.project.at()
+    run.record(lambda state: {"event": "started", "attempt": 1, "job_id": "1", "restarts": restarts})
+    run.record(lambda state: {"event": "ended", "attempt": 1, "status": "PREEMPTED", "reason": "warned"})
+    return slurm.project
+
+
+@pytest.mark.parametrize(
+    ("restarts", "words"),
+    [
+        # a controller that was killed and started again does not know any more what it had promised
+        (0, "the job was to be started again, and ended: exit code 75"),
+        (1, "the job ended before the task began: exit code 75"),
+    ],
+)
+def test_a_job_that_does_not_come_back(slurm_stub: Slurm, restarts: int, words: str) -> None:
+    project = preempted(slurm_stub)
+    slurm_stub.say(f"FAILED NonZeroExitCode {restarts} {75 << 8}")
+    assert words in project.mlxjobs("ls").stdout
+    assert project.state().status is RunStatus.FAILED
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_a_job_that_the_scheduler_does_not_know_any_more_is_handed_in_anew(
+    slurm_stub: Slurm, ran: bool
+) -> None:
+    project = slurm_stub.project
+    if ran:
+        preempted(slurm_stub)
+    else:
+        slurm_stub.submit("")
+    slurm_stub.end("1")
+    shown = project.mlxjobs("ls").stderr
+    assert "does not know job 1 any more; to go on: mlxjobs requeue 1" in shown
+    assert project.mlxjobs("requeue", "1").stdout == "run 1 is submitted again (job 2)\n"
+    assert project.state().job_id == "2"
+    assert "SUBMITTED " in project.mlxjobs("ls").stdout
+
+
+def test_nothing_is_handed_in_anew_while_nobody_can_be_asked(slurm_stub: Slurm) -> None:
+    slurm_stub.submit("")
+    slurm_stub.end("1")
+    (slurm_stub.folder / "down").touch()
+    slurm_stub.project.mlxjobs("requeue", "1")
+    assert len(slurm_stub.queue) == 1
