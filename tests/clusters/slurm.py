@@ -427,8 +427,18 @@ def _override(target: dict[str, str], changes: Mapping[str, object]) -> None:
 
 
 def _remove_cgroup(folder: Path) -> None:
+    # files of a cgroup cannot be removed, its folder can, once the last of its processes is gone entirely
+    wait_for(lambda: _busy_cgroups(folder), 10, until=lambda busy: not busy)
+
+
+def _busy_cgroups(folder: Path) -> list[str]:
+    busy = []
     for path, _, _ in os.walk(folder, topdown=False):
-        os.rmdir(path)  # files of a cgroup cannot be removed, its folder can
+        try:
+            os.rmdir(path)
+        except OSError:
+            busy.append(path)
+    return busy
 
 
 def main(argv: Sequence[str]) -> int:
