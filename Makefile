@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.ready
 BIN := $(VENV)/bin
+SOAK_RUNS ?= 200
+SOAK_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type fmt golden bench build check clean
+.PHONY: help setup demo test soak lint type fmt golden bench build check clean
 
 help:  ## show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -21,6 +23,9 @@ demo: setup  ## show the main job: a sweep, a preemption, a resumption
 
 test: setup  ## run all tests (as root: on a real Slurm too, which is installed and started)
 	$(BIN)/python -m pytest
+
+soak: setup  ## 200 runs on a real Slurm that is tormented for ten minutes (root); SOAK_RUNS=20 SOAK_SECONDS=60 SOAK_SEED=1
+	$(BIN)/python -m tests.soak --runs $(SOAK_RUNS) --seconds $(SOAK_SECONDS) $(SOAK_SEED:%=--seed %)
 
 lint: setup  ## check style, layers and the job scripts' templates
 	$(BIN)/ruff check .

@@ -106,24 +106,32 @@ def sge_dir(sge: SgeCluster) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def cluster_python() -> Path:
-    """A Python with this project and numpy, that the ordinary user can run: not root's, not editable.
+    """A Python with this project and numpy, that the ordinary user can run: not root's, not editable."""
+    try:
+        return install_python()
+    except ClusterError as error:
+        unavailable(str(error))
+
+
+def install_python() -> Path:
+    """Install this project for the ordinary user, and return the interpreter.
 
     It is kept for the next test run, which installs only the project again unless its dependencies changed.
+
+    Raises:
+        ClusterError: it could not be installed.
     """
     base = SlurmCluster().base
     folder = base.with_name(f"{base.name}-python")
     python = folder / "bin" / "python"
     stamp = folder / "dependencies"
     wanted = _dependencies()
-    try:
-        if not stamp.exists() or stamp.stat().st_uid != os.geteuid() or stamp.read_text() != wanted:
-            _make_environment(folder)
-            _pip(python, "install", str(_CHECKOUT), "numpy")
-            stamp.write_text(wanted)
-        else:
-            _pip(python, "install", "--force-reinstall", "--no-deps", str(_CHECKOUT))
-    except ClusterError as error:
-        unavailable(str(error))
+    if not stamp.exists() or stamp.stat().st_uid != os.geteuid() or stamp.read_text() != wanted:
+        _make_environment(folder)
+        _pip(python, "install", str(_CHECKOUT), "numpy")
+        stamp.write_text(wanted)
+    else:
+        _pip(python, "install", "--force-reinstall", "--no-deps", str(_CHECKOUT))
     return python
 
 
