@@ -18,6 +18,7 @@ from mlxjobs.context import Context
 from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.fence import Fence, Superseded, take_over
 from mlxjobs.history import Attempt, Event, Preempted, RunState, RunStatus
+from mlxjobs.hold import HOLD, HeldLogger
 from mlxjobs.logger import DefaultLogger, SilentLogger
 from mlxjobs.metrics import seals
 from mlxjobs.startable import Place, check_startable, this_process
@@ -208,7 +209,9 @@ def _logger(run: Run, fence: Fence, before: RunState, preemption: Preemption | N
         name = os.path.relpath(checkpoint, run.path)
         run.record(lambda state: {"event": "resumed", "attempt": fence.attempt, "checkpoint": name})
 
-    logger = DefaultLogger(
+    # a drill stops the first attempt where it wants to disturb it
+    held = fence.attempt == 1 and (run.path.parent / HOLD).exists()
+    logger = (HeldLogger if held else DefaultLogger)(
         run.path,
         fence=fence,
         unfinished=bool(before.attempts) and before.status is not RunStatus.COMPLETE,
@@ -216,6 +219,8 @@ def _logger(run: Run, fence: Fence, before: RunState, preemption: Preemption | N
         checkpointed=checkpointed,
         resumed=resumed,
     )
+    if isinstance(logger, HeldLogger):
+        logger.hold(lambda: preemption is not None and preemption.requested)
     return logger
 
 

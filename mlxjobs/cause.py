@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 from mlxjobs.history import Attempt
 from mlxjobs.metrics import last_lines
 from mlxjobs.scheduler import JobState, JobStatus
 from mlxjobs.store import Run
 
 # keys that tell how far a task is, the coarsest first
-_PROGRESS = ("epoch", "round", "episode", "iteration", "iter", "global_step", "step", "update", "batch")
+PROGRESS = ("epoch", "round", "episode", "iteration", "iter", "global_step", "step", "update", "batch")
 _GIB = 1 << 30
 
 
 def with_progress(run: Run, words: str) -> str:
     """Add how far the run has come, by the last lines of its metrics, to the words for what happened."""
-    lines = last_lines(run.metrics).values()
-    for key in _PROGRESS:
+    at = progress(last_lines(run.metrics).values())
+    return f"{words} at {at}" if at else words
+
+
+def progress(lines: Collection[Mapping[str, Any]]) -> str | None:
+    """Say how far a task had come when it logged these lines: `epoch 41`; None: they do not tell."""
+    for key in PROGRESS:
         values = [line[key] for line in lines if isinstance(line.get(key), int)]
         if values:
-            return f"{words} at {key.removeprefix('global_')} {max(values)}"
-    return words
+            return f"{key.removeprefix('global_')} {max(values)}"
+    return None
 
 
 def of_job(run: Run, attempt: Attempt | None, status: JobStatus) -> str:

@@ -37,6 +37,8 @@ app = typer.Typer(
         mlxjobs preempt 5       checkpoint, leave, and come back
 
         mlxjobs requeue 5       stop the job now and start it again
+
+        mlxjobs drill -- python main.py    does the program resume as it should?
     """,
     no_args_is_help=True,
     add_completion=True,
@@ -257,6 +259,49 @@ def preempt(runs: _Ids, logs: _Logs = Path("logs")) -> None:
 def requeue(runs: _Ids, logs: _Logs = Path("logs")) -> None:
     """Stop the jobs of runs now and start them again, from their last checkpoints."""
     _each(runs, logs, watch.requeue)
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def drill(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="python main.py ...")],
+    scheduler: Annotated[str, typer.Option(help="Where; by default the local queue.")] = "",
+    checkpoints: Annotated[int, typer.Option(min=2, help="How many checkpoints to wait for.")] = 3,
+    timeout: Annotated[float, typer.Option(min=0, help="Minutes a run may go without a checkpoint.")] = 60,
+    way: Annotated[list[str] | None, typer.Option(help="Only this way; may be given again.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the runs, whatever they show.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a way.")] = False,
+    logs: _Logs = Path("logs"),
+) -> None:
+    """Try whether a program resumes as it should, before it has to: mlxjobs drill -- python main.py lr=0.1
+
+    It runs undisturbed for a few checkpoints, then again while it is warned, requeued, killed, and at the
+    end of its time; the metrics of all are compared. Exit code 0: it resumes exactly from all of that.
+    """
+    from mlxjobs.drill import HINTS, Drill
+
+    one = Drill(
+        command, logs,
+        scheduler=scheduler or None, checkpoints=checkpoints, patience_s=timeout * 60, ways=way or (),
+    )  # fmt: skip
+    outcomes = one.run()
+    exact = all(outcome.good for outcome in outcomes)
+    if as_json:
+        for outcome in outcomes:
+            row = {"way": outcome.way, "verdict": outcome.verdict.value, "words": outcome.words}
+            say(json.dumps(row, ensure_ascii=False))
+    else:
+        width = max(len(outcome.title) for outcome in outcomes)
+        for outcome in outcomes:
+            say(f"{outcome.title:<{width}}  {outcome.words}")
+        for verdict in dict.fromkeys(outcome.verdict for outcome in outcomes):
+            if verdict in HINTS:
+                say(f"\n{verdict.value}? {HINTS[verdict]}")
+    if exact and not keep:
+        one.remove()
+    else:
+        note(f"the runs are kept in {one.folder}; remove it when you have looked")
+    if not exact:
+        raise SystemExit(1)
 
 
 @app.callback(invoke_without_command=True)

@@ -345,6 +345,10 @@ class Scheduler(ABC):
         """Return a command that makes a running job checkpoint and come back; None: there is none."""
         return None
 
+    def time_limit_option(self, seconds: int) -> str | None:
+        """Return the option that ends a job after so many seconds, or a little later; None: there is none."""
+        return None
+
     # -- inside a job -----------------------------------------------------------------------
 
     @abstractmethod

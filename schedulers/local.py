@@ -75,6 +75,10 @@ class LocalScheduler(Scheduler):
         """Stop a job and queue it again behind those that wait."""
         return [*_QUEUE, "preempt", job_id]
 
+    def time_limit_option(self, seconds: int) -> str:
+        """In Slurm's form."""
+        return f"--time=0:00:{seconds}"
+
     def here(self, env: Mapping[str, str]) -> Here | None:
         """The queue sets two variables."""
         if "MLXJOBS_LOCAL_JOB_ID" not in env:

@@ -1,0 +1,117 @@
+"""The metrics of two runs of the same command, compared line by line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mlxjobs.cause import PROGRESS, progress
+from mlxjobs.rewind import log_names
+
+Line = Mapping[str, Any]
+Curves = dict[str, list[Line]]
+
+# keys that tell when, how fast or how large, and so differ from run to run
+_OF_THE_RUN = re.compile(
+    r"(^|_|/|\b)(time|times|timestamp|date|clock|wall|walltime|elapsed|duration|runtime|eta|speed|throughput|"
+    r"fps|sec|secs|seconds|minutes|hours|memory|mem|ram|gpu_util|pid|host|hostname)($|_|/|\b)|per_(s|sec|second)$",
+    re.IGNORECASE,
+)
+_NOTHING = object()
+
+
+def read(directory: Path) -> Curves:
+    """Return the lines of a run's metrics files, log name -> lines; one that is being written is left out."""
+    curves: Curves = {}
+    for name in log_names(directory):
+        with suppress(OSError):
+            lines = (directory / f"{name}.json").read_bytes().split(b"\n")[:-1]
+            with suppress(ValueError):
+                curves[name] = [json.loads(line) for line in lines]
+    return curves
+
+
+def reaches(found: Curves, expected: Curves) -> bool:
+    """Whether a run has logged at least as much as another one."""
+    return all(len(found.get(name, ())) >= len(lines) for name, lines in expected.items())
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where a key of a log first differs.
+
+    Attributes:
+        log: the log's name.
+        key: the key; "" if the line is missing.
+        index: of the line.
+        expected: the value of the undisturbed run; None if it has none.
+        found: the other's.
+        where: how far the undisturbed run was, in words.
+        over: whether the other has gone back to its first step.
+    """
+
+    log: str
+    key: str
+    index: int
+    expected: Any
+    found: Any
+    where: str
+    over: bool = False
+
+    @property
+    def of_progress(self) -> bool:
+        """Whether steps are missing, or are there twice."""
+        return self.key in ("", *PROGRESS)
+
+    def __str__(self) -> str:
+        if not self.key:
+            return f"`{self.log}` ends before {self.where}"
+        if self.of_progress:
+            return f"`{self.key}` is {self._values}, on line {self.index + 1} of `{self.log}`"
+        return f"`{self.key}` differs from {self.where} ({self._values})"
+
+    @property
+    def _values(self) -> str:
+        return ", not ".join(
+            "missing" if one is None else json.dumps(one) for one in (self.found, self.expected)
+        )
+
+
+def compare(expected: Curves, found: Curves, *, ended: bool) -> list[Difference]:
+    """Return the first difference of each key, the first of all first.
+
+    Args:
+        expected: of the undisturbed run.
+        found: of another one.
+        ended: whether the other has come to its end, so that what it lacks will not come any more.
+    """
+    differences: dict[tuple[str, str], Difference] = {}
+    for name, lines in expected.items():
+        others = found.get(name, [])
+        for index, line in enumerate(lines):
+            if index >= len(others):
+                if ended:
+                    differences[name, ""] = Difference(name, "", index, None, None, _where(name, index, line))
+                break
+            for one in _differ(name, index, line, others):
+                over = one.of_progress and index > 0 and one.found == lines[0].get(one.key)
+                differences.setdefault((name, one.key), replace(one, over=over))
+    return sorted(differences.values(), key=lambda one: (one.index, not one.of_progress))
+
+
+def _differ(name: str, index: int, line: Line, others: Sequence[Line]) -> list[Difference]:
+    other, where = others[index], _where(name, index, line)
+    return [
+        Difference(name, key, index, line.get(key), other.get(key), where)
+        for key in dict.fromkeys([*line, *other])
+        if line.get(key, _NOTHING) != other.get(key, _NOTHING) and not _OF_THE_RUN.search(key)
+    ]
+
+
+def _where(name: str, index: int, line: Line) -> str:
+    return progress([line]) or f"line {index + 1} of `{name}`"

@@ -1,0 +1,350 @@
+"""Does a program resume rightly? Run it undisturbed, disturb it in all of a scheduler's ways, and compare.
+
+The disturbed runs stop by themselves in the middle of a step (see `hold`), so even a program whose steps
+take no time is disturbed at the same place each time.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+
+from mlxjobs import watch
+from mlxjobs.console import note
+from mlxjobs.curves import Difference, compare, reaches
+from mlxjobs.errors import MLXJobsError, RunError, SchedulerError
+from mlxjobs.history import RunState, RunStatus
+from mlxjobs.trial import Stuck, Trial, settings_for
+
+# a task that has not noticed a warning after so long goes on without
+_UNNOTICED_S, _AT_LIMIT_S = 30.0, 240.0
+_UNDISTURBED, _AGAIN = "undisturbed", "undisturbed-again"
+
+
+class Verdict(str, Enum):
+    """What a way of disturbing has shown; the names that `--json` shows."""
+
+    EXACT = "resumes exactly"
+    UNSURE = "resumes, exactly or not"
+    DIFFERS = "resumes, but differs"
+    OVER = "starts over"
+    FAILED = "fails"
+    STAYED = "does not leave, or not come back"
+    NO_CHECKPOINT = "writes no checkpoint"
+    TOO_SHORT = "is too short"
+    STUCK = "is stuck"
+    UNTRIED = "not tried"
+
+
+HINTS = {
+    Verdict.UNSURE: "Seed everything that draws numbers (seeding_function), and log metrics in each step: "
+    "then the drill can tell.",
+    Verdict.DIFFERS: "Save in the checkpoint all that the next step depends on: model, optimizer, learning "
+    "rate schedule, gradient scaler, epoch and step, the states of all random generators, the order of the "
+    "data. Log a step's metrics before its checkpoint.",
+    Verdict.OVER: "Call ctx.logger.load_checkpoint() at the start, and go on from what it returns; catch "
+    "FileNotFoundError alone there, so that nothing else hides.",
+    Verdict.FAILED: "The traceback is in the log.stderr of that run.",
+    Verdict.STAYED: "Leave SIGTERM, SIGUSR1 and SIGUSR2 to mlxjobs, and do not catch BaseException.",
+    Verdict.NO_CHECKPOINT: "Call ctx.logger.log_checkpoint(state) at the end of each epoch, or more often.",
+    Verdict.TOO_SHORT: "Give it more to do: more epochs, or more checkpoints.",
+    Verdict.STUCK: "Write checkpoints more often, or give it more time: --timeout MINUTES.",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one way.
+
+    Attributes:
+        way: the way, as `WAYS` names it.
+        title: the same in words.
+        verdict: what it shows.
+        words: the same with its particulars.
+    """
+
+    way: str
+    title: str
+    verdict: Verdict
+    words: str
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing has to be mended in the program."""
+        return self.verdict in (Verdict.EXACT, Verdict.UNTRIED)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of disturbing.
+
+    Attributes:
+        name: of its folder.
+        title: in words.
+        act: does it to a run that is held; None: the run ends by itself.
+        kills: whether the held attempt kills itself.
+        limited: whether the job has a time limit.
+    """
+
+    name: str
+    title: str
+    act: Callable[[Trial], None] | None = None
+    kills: bool = False
+    limited: bool = False
+
+
+def _bring_back(trial: Trial) -> None:
+    """Start a killed run again, once its scheduler knows that it ended; some start it by themselves."""
+    state = trial.follow(lambda state: state.status.ended or len(state.attempts) > 1)
+    if state.status.ended and len(state.attempts) == 1:
+        trial.do(watch.requeue)
+
+
+WAYS = (
+    Way("warning", "warned, leaves by itself", lambda trial: trial.do(watch.preempt)),
+    Way("requeue", "stopped and requeued", lambda trial: trial.do(watch.requeue)),
+    Way("kill", "killed in a step", _bring_back, kills=True),
+    Way("time-limit", "at its time limit", limited=True),
+)
+
+
+class _Verdict(Exception):
+    """Ends a way early."""
+
+    def __init__(self, verdict: Verdict, words: str = "") -> None:
+        super().__init__(words or verdict.value)
+        self.verdict = verdict
+
+
+class Drill:
+    """A drill of one command.
+
+    Args:
+        command: the program and its arguments.
+        logs: the log directory; all is done in a folder of its own in `.drill` there.
+        scheduler: the scheduler's name; None: that of the command, or the local queue.
+        checkpoints: how many to wait for.
+        patience_s: how long a run may go without a new checkpoint.
+        ways: names of the ways to try; none: all.
+
+    Raises:
+        InvalidConfigFileError: a setting in the command cannot be read.
+        RunError: there is no such way, or the command names a run.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        logs: Path,
+        *,
+        scheduler: str | None,
+        checkpoints: int,
+        patience_s: float,
+        ways: Sequence[str] = (),
+    ) -> None:
+        unknown = [name for name in ways if name not in {way.name for way in WAYS}]
+        if unknown:
+            known = ", ".join(way.name for way in WAYS)
+            raise RunError(f"{unknown[0]!r} is no way of disturbing a run: give some of {known}")
+        self._ways = [way for way in WAYS if way.name in ways or not ways]
+        self._made = [path for path in (logs.absolute() / ".drill", logs.absolute()) if not path.exists()]
+        stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{time.time_ns() % 1000:03d}"
+        self.folder = logs.absolute() / ".drill" / stamp
+        self._command = [*command, *settings_for(command, scheduler)]
+        self._patience_s = patience_s
+        self._wanted = checkpoints + 1
+        self._trials: list[Trial] = []
+        self._after = 1  # the checkpoint after which runs are disturbed
+        self._held_s = 1.0  # how long a job takes to get there
+        self._noise: list[Difference] | None = None
+
+    def run(self) -> list[Outcome]:
+        """Do it, and return what each way has shown; all jobs that it started have then ended.
+
+        Raises:
+            RunError: the command submits no run, or more than one.
+        """
+        with self._ending_all():
+            note(f"drill in {self.folder}")
+            first = Way(_UNDISTURBED, "undisturbed")
+            try:
+                self._reference = self._undisturbed(_UNDISTURBED)
+            except (_Verdict, Stuck) as error:
+                return [_outcome(first, error)]
+            return [self._disturbed(way) for way in self._ways]
+
+    def remove(self) -> None:
+        """Remove what it has left."""
+        shutil.rmtree(self.folder)
+        with suppress(OSError):  # there is more in it now
+            for path in self._made:
+                path.rmdir()
+
+    @contextmanager
+    def _ending_all(self) -> Iterator[None]:
+        """End all jobs if the drill is ended."""
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+        before[signal.SIGINT] = signal.getsignal(signal.SIGINT)
+        try:
+            yield
+        except BaseException as error:
+            for number in before:
+                signal.signal(number, signal.SIG_IGN)
+            submits_nothing = isinstance(error, RunError)
+            for trial in self._trials:
+                with suppress(MLXJobsError):
+                    trial.end(wait=submits_nothing)
+            if submits_nothing:
+                self.remove()
+            else:
+                note(f"the jobs of the drill are ended; its runs are kept in {self.folder}")
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _trial(self, name: str) -> Trial:
+        self._trials.append(Trial(self.folder / name, self._command, self._patience_s))
+        return self._trials[-1]
+
+    # -- undisturbed ------------------------------------------------------------------------
+
+    def _undisturbed(self, name: str) -> Trial:
+        trial = self._trial(name)
+        note(f"{name}: to {self._wanted} checkpoints")
+        trial.start()
+        try:
+            state = trial.follow(lambda state: state.status.ended or trial.saved() >= self._wanted)
+            self._lines = trial.lines()
+        finally:
+            trial.end()
+        saved = trial.saved()
+        if state.status in (RunStatus.FAILED, RunStatus.CANCELLED):
+            raise _Verdict(Verdict.FAILED, f"{state.status}: {state.reason}")
+        if saved == 0:
+            raise _Verdict(Verdict.NO_CHECKPOINT)
+        if saved < self._wanted:
+            note(f"{name}: ended after {saved} checkpoints")
+        self._after = max(1, (min(saved, self._wanted) - 1) // 2)
+        return trial
+
+    def _differences_of_two(self) -> list[Difference]:
+        """What differs between two undisturbed runs; the second is made when this is first asked."""
+        if self._noise is None:
+            trial = self._trial(_AGAIN)
+            note(f"{_AGAIN}: does that also differ if nothing disturbs it?")
+            trial.start()
+            try:
+                state = trial.follow(lambda state: state.status.ended or reaches(trial.lines(), self._lines))
+                self._noise = compare(self._lines, trial.lines(), ended=state.status.ended)
+            finally:
+                trial.end()
+        return self._noise
+
+    # -- disturbed --------------------------------------------------------------------------
+
+    def _disturbed(self, way: Way) -> Outcome:
+        note(f"{way.name}: after checkpoint {self._after}")
+        trial = self._trial(way.name)
+        try:
+            outcome = _outcome(way, self._try(way, trial))
+        except (_Verdict, Stuck) as error:
+            outcome = _outcome(way, error)
+        except SchedulerError as error:
+            outcome = Outcome(way.name, way.title, Verdict.UNTRIED, f"not tried: {error}")
+        finally:
+            trial.end()
+        note(f"{way.name}: {outcome.words}")
+        return outcome
+
+    def _try(self, way: Way, trial: Trial) -> _Verdict:
+        options = self._limit() if way.limited else None
+        began = time.monotonic()
+        trial.start(f"{'kill' if way.kills else 'wait'} {self._after}", options)
+        state = trial.follow(lambda state: trial.held or state.status.ended or len(state.attempts) > 1)
+        self._held_s = max(self._held_s, time.monotonic() - began)
+        if state.status is RunStatus.COMPLETE and not trial.held:
+            raise _Verdict(Verdict.TOO_SHORT, "ends before it can be disturbed")
+        before = {name: len(lines) for name, lines in trial.lines().items()}
+        if way.act is not None:
+            way.act(trial)
+        self._await_return(way, trial)
+        saved = trial.saved()
+        state = trial.follow(
+            lambda state: (
+                state.status.ended or (trial.saved() > saved and reaches(trial.lines(), self._lines))
+            )
+        )
+        if state.status in (RunStatus.FAILED, RunStatus.CANCELLED):
+            return _Verdict(Verdict.FAILED, f"comes back, but fails: {state.reason}")
+        return self._judge(state, trial, before)
+
+    def _limit(self) -> list[str]:
+        """The options of a job that ends in the middle of a step."""
+        scheduler = self._reference.cluster.scheduler
+        limit = scheduler.time_limit_option(math.ceil(self._held_s + 1))
+        if limit is None:
+            raise SchedulerError(f"{type(scheduler).__name__} has no time limit that the drill can set")
+        ours = scheduler.option_name(limit)
+        return [*(line for line in self._reference.options() if scheduler.option_name(line) != ours), limit]
+
+    def _await_return(self, way: Way, trial: Trial) -> None:
+        release_at = time.monotonic() + (_AT_LIMIT_S if way.limited else _UNNOTICED_S)
+
+        def back(state: RunState) -> bool:
+            if time.monotonic() > release_at:
+                trial.release()
+            return len(state.attempts) > 1 or state.status.ended or trial.saved() > self._after + 2
+
+        state = trial.follow(back)
+        if len(state.attempts) > 1:
+            return
+        if state.status in (RunStatus.FAILED, RunStatus.CANCELLED):
+            raise _Verdict(Verdict.STAYED, f"does not come back: {state.reason}")
+        raise _Verdict(Verdict.STAYED, "goes on as if there had been no warning")
+
+    def _judge(self, state: RunState, trial: Trial, before: dict[str, int]) -> _Verdict:
+        lines = trial.lines()
+        found = compare(self._lines, lines, ended=state.status.ended)
+        if not any(attempt.resumed_from for attempt in state.attempts[1:]):
+            if found and found[0].index == 0 and found[0].of_progress and found[0].key:
+                words = "goes on without load_checkpoint(), so its earlier metrics are gone"
+                return _Verdict(Verdict.OVER, words)
+            return _Verdict(Verdict.OVER)
+        if not any(len(rows) > before.get(name, 0) for name, rows in self._lines.items()):
+            return _Verdict(
+                Verdict.UNSURE, "resumes; it logs no metrics after that, so nothing can be compared"
+            )
+        if not found:
+            return _Verdict(Verdict.EXACT)
+        return self._explain(found)
+
+    def _explain(self, found: Sequence[Difference]) -> _Verdict:
+        noise = {(one.log, one.key): one for one in self._differences_of_two()}
+        real = [one for one in found if (one.log, one.key) not in noise]
+        if not real:
+            both = noise[found[0].log, found[0].key]
+            words = f"resumes; exactly or not cannot be told, as of two undisturbed runs too {both}"
+            return _Verdict(Verdict.UNSURE, words)
+        if real[0].over:
+            return _Verdict(Verdict.OVER, f"starts over, though it loads a checkpoint: {real[0]}")
+        others = len({one.key for one in real}) - 1
+        more = f", and {others} more" if others else ""
+        return _Verdict(Verdict.DIFFERS, f"resumes, but {real[0]}{more}")
+
+
+def _outcome(way: Way, error: Exception) -> Outcome:
+    verdict = error.verdict if isinstance(error, _Verdict) else Verdict.STUCK
+    return Outcome(way.name, way.title, verdict, str(error))
