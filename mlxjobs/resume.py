@@ -125,8 +125,10 @@ class Resumption:
 
     def _rewind(self, offsets: Mapping[str, int], rewinds: int | None) -> int:
         before = self._metrics.offsets()
-        lines = self._metrics.rewind(offsets, self._start, rewinds=rewinds)
         own = {log_name: size - self._start.get(log_name, 0) for log_name, size in before.items()}
-        after = self._metrics.offsets()
-        self._start = {log_name: size - own.get(log_name, 0) for log_name, size in after.items()}
-        return lines
+        try:
+            return self._metrics.rewind(offsets, self._start, rewinds=rewinds)
+        finally:
+            # where it failed too: files that were shortened before that begin our lines elsewhere
+            after = self._metrics.offsets()
+            self._start = {log_name: size - own.get(log_name, 0) for log_name, size in after.items()}
