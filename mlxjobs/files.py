@@ -58,6 +58,8 @@ def sync_directory(directory: Path) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
+    except OSError as error:  # fsync(2) names no file
+        raise OSError(error.errno, error.strerror, str(directory)) from error
     finally:
         os.close(fd)
 
@@ -81,7 +83,7 @@ def _write_aside(
     except BaseException as error:
         with suppress(OSError):
             aside.unlink()
-        if isinstance(error, OSError) and error.filename is None:  # write(2) and fsync(2) name no file
+        if isinstance(error, OSError):  # write(2) and fsync(2) name no file, open(2) one that nobody knows
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     return aside
@@ -134,6 +136,8 @@ def create_file(path: Path, content: bytes | str, *, mode: int = 0o666) -> bool:
         os.link(aside, path)
     except FileExistsError:
         return False
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         aside.unlink()
     sync_directory(path.parent)
