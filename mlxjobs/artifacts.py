@@ -216,8 +216,9 @@ def publish(folder: Path, name: str, write: Callable[[str], object], fence: Fenc
     """
     import shutil
 
-    folder.mkdir(parents=True, exist_ok=True)
     fence = fence or Fence()
+    fence.check()  # a run directory that was removed is not to be made again
+    folder.mkdir(parents=True, exist_ok=True)
     aside = fence.folder(folder) / f".{name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     try:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from mlxjobs import compose, frozen, history
 from mlxjobs.config_dict import ConfigDict
+from mlxjobs.console import note
 from mlxjobs.context import Context
 from mlxjobs.errors import RunError, SchedulerError
-from mlxjobs.fence import Fence, Superseded, take_over
+from mlxjobs.fence import Fence, Superseded, Vanished, take_over
 from mlxjobs.history import Attempt, Event, Preempted, RunState, RunStatus
 from mlxjobs.hold import HOLD, HeldLogger
 from mlxjobs.logger import DefaultLogger, SilentLogger
@@ -90,6 +91,10 @@ def _fence(run: Run, number: int) -> Fence:
         if len(newer) > len(events):
             events = newer
             _check_newest(run, history.fold(newer), number)
+        elif not run.history_dir.is_dir():
+            raise Vanished(
+                f"{run.path} is gone, removed or moved: attempt {number} has nothing to write to, and ends"
+            )
 
     fence = Fence(number, check)
     if number > 1:
@@ -207,7 +212,10 @@ def _logger(run: Run, fence: Fence, before: RunState, preemption: Preemption | N
 
     def resumed(checkpoint: Path) -> None:
         name = os.path.relpath(checkpoint, run.path)
-        run.record(lambda state: {"event": "resumed", "attempt": fence.attempt, "checkpoint": name})
+        try:
+            run.record(lambda state: {"event": "resumed", "attempt": fence.attempt, "checkpoint": name})
+        except OSError as error:  # the object is good; failing here would make many a task begin from scratch
+            note(f"that run {run.log_id} goes on from {name} cannot be recorded: {error}")
 
     # a drill stops the first attempt where it wants to disturb it
     held = fence.attempt == 1 and (run.path.parent / HOLD).exists()
@@ -305,8 +313,11 @@ def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any
     run.record(lambda state: {"event": "running", "attempt": number})
     try:
         result = _to_the_end(call, logger)
-    except Preempted:
-        logger.finish()  # recorded when the decision was made
+    except Preempted:  # recorded when the decision was made
+        try:
+            logger.finish()
+        except OSError as error:  # its checkpoint is safe, and how it leaves decides whether it comes back
+            note(f"what run {run.log_id} logged after its last checkpoint may be lost: {error}")
         raise
     except Superseded:
         raise
@@ -354,7 +365,14 @@ def _end(run: Run, number: int, status: RunStatus, reason: str | None) -> None:
         _check_newest(run, state, number)
         return event
 
-    run.record(ended)
+    try:
+        run.record(ended)
+    except OSError as error:
+        what = f"that run {run.log_id} is {status} cannot be recorded: {error}"
+        if status is RunStatus.COMPLETE:
+            again = "start it again once it can be written to: it goes on from its last checkpoint"
+            raise RunError(f"{what}; {again}") from error
+        note(what)  # what ended it matters more
 
 
 def _last_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 
 def say(message: str) -> None:
@@ -13,7 +14,8 @@ def say(message: str) -> None:
 
 def note(message: str) -> None:
     """Print what the user should know beside that, on standard error."""
-    print(f"mlxjobs: {message}", file=sys.stderr, flush=True)  # noqa: T201
+    with suppress(OSError):  # a job's stderr is a file, and its disk may be full: the run matters more
+        print(f"mlxjobs: {message}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def is_terminal() -> bool:

@@ -30,12 +30,18 @@ class Superseded(BaseException):
     exit_code = 76
 
 
+class Vanished(Superseded):
+    """Unwinds the task of an attempt whose run directory was removed or moved: nothing is left to write."""
+
+    exit_code = 72  # EX_OSFILE of sysexits.h
+
+
 class Fence:
     """What one attempt writes through, until a newer attempt takes it away.
 
     Args:
         attempt: its number; 0: of a logger that belongs to no attempt, which nothing is taken from.
-        check: raises `Superseded` if a newer attempt has begun.
+        check: raises `Superseded` if a newer attempt has begun, `Vanished` if the run directory is gone.
     """
 
     def __init__(self, attempt: int = 0, check: Callable[[], None] = lambda: None) -> None:

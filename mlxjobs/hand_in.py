@@ -73,15 +73,21 @@ def claim(run: Run, cluster: Cluster, check: Callable[[Run, RunState], None] | N
 
 
 def accept(run: Run, number: int, job_id: str) -> None:
-    """Record that a submission made a job."""
-    run.record(lambda state: {"event": "submitted", "submission": number, "job_id": job_id})
+    """Record that a submission made a job; if that cannot be, the job does it when it starts."""
+    try:
+        run.record(lambda state: {"event": "submitted", "submission": number, "job_id": job_id})
+    except OSError as error:
+        note(f"that run {run.log_id} is job {job_id} cannot be recorded before it starts: {error}")
 
 
 def refuse(run: Run, number: int, error: BaseException, attempt: int | None = None) -> JobSubmissionError:
     """Record that a submission failed, or was interrupted; return the error that says so."""
     reason = (str(error) or "interrupted while it was submitted").splitlines()[0]
     event = {"event": "refused", "submission": number, "reason": reason, "attempt": attempt}
-    run.record(lambda state: event)
+    try:
+        run.record(lambda state: event)
+    except OSError as unrecorded:
+        note(f"that run {run.log_id} was not submitted cannot be recorded: {unrecorded}")
     return JobSubmissionError(f"run {run.log_id} ({run.path}): {error}")
 
 

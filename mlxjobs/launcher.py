@@ -162,6 +162,7 @@ class _Launch:
     ) -> None:
         """Run here what the command line composes."""
         from mlxjobs.attempt import TaskFailed
+        from mlxjobs.fence import Superseded
 
         if options["use_version_manager"] and inherited is None:
             self._restart_in_snapshot(options, arguments)
@@ -184,6 +185,10 @@ class _Launch:
                     return None
                 failed.append((_Failed(code), code))
                 raise failed[-1][0] from error
+            except Superseded as given_up:
+                note(str(given_up))
+                failed.append((_Failed(given_up.exit_code), given_up.exit_code))
+                raise failed[-1][0] from given_up
 
         try:
             self._compose(options, arguments, quiet=False, run=run_one)

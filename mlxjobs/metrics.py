@@ -168,6 +168,7 @@ class MetricsWriter:
 
     def _open(self, log_name: str) -> int:
         path = self._path(log_name)
+        self._fence.check()  # a run directory that was removed is not to be made again
         self._directory.mkdir(parents=True, exist_ok=True)
         rewinding.cut_torn_line(path, self._fence)
         self._created = True
@@ -234,7 +235,8 @@ class MetricsWriter:
         with self._lock:
             streams, self._streams = self._streams, {}
             for descriptor, _ in streams.values():
-                os.close(descriptor)
+                with suppress(OSError):  # NFS says here that a disk is full; what counts was flushed
+                    os.close(descriptor)
 
     def repair(self) -> None:
         """Move the unfinished last line of every file, if it has one, to `.superseded/torn/`."""

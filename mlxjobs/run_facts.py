@@ -14,11 +14,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 import orjson
 
-from mlxjobs.errors import RunError
+from mlxjobs.errors import MLXJobsError, RunError
+from mlxjobs.history import render
+from mlxjobs.store import Run
 
 ENDED = frozenset(("COMPLETE", "FAILED", "CANCELLED"))
 
@@ -104,7 +107,10 @@ def read_facts(path: str, mark: list[int]) -> Facts:
     try:
         for name, (mtime, size) in zip(_METADATA, ((mark[0], mark[1]), (mark[3], mark[4])), strict=True):
             if mtime:
-                _flatten(name, _metadata(f"{path}/metadata", name, mtime, size), values)
+                content = _metadata(f"{path}/metadata", name, mtime, size)
+                if name == "info" and content.get("status") not in ENDED:
+                    content = _latest(Run(Path(path)), content)
+                _flatten(name, content, values)
     except RunError as error:
         return Facts({}, kept, None, str(error))
     if "info.log_id" not in values and "info.logger.log_id" not in values:
@@ -113,6 +119,16 @@ def read_facts(path: str, mark: list[int]) -> Facts:
     values.update(_series(f"{path}/metrics"))
     values.update(_artifacts(f"{path}/artifacts"))
     return Facts(values, kept, live)
+
+
+def _latest(run: Run, painted: dict[Any, Any]) -> dict[Any, Any]:
+    """What info.yaml would say if whoever added the last event had not been killed before he painted it."""
+    try:
+        if run.picture_is_stale() and (state := run.state()).sequence:
+            return render(state)
+    except (OSError, MLXJobsError):  # damaged
+        pass
+    return painted
 
 
 def _flatten(prefix: str, value: dict[Any, Any], into: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mlxjobs.console import note
 from mlxjobs.errors import DamagedHistoryError, RunError
 from mlxjobs.files import create_file, replace_file
 from mlxjobs.history import Event, RunState, fold, render, timestamp
@@ -115,6 +116,18 @@ def take_array(parent: Path) -> Path:
     arrays = parent / ".arrays"
     arrays.mkdir(exist_ok=True)
     return Path(take_log_id(str(arrays)))
+
+
+class NotRecordedError(OSError):
+    """An event could not be written: the disk is full, read-only, or somebody else's.
+
+    Attributes:
+        state: what the run's state is, though it is not recorded.
+    """
+
+    def __init__(self, error: OSError, state: RunState) -> None:
+        super().__init__(error.errno, error.strerror, error.filename)
+        self.state = state
 
 
 class Run:
@@ -257,6 +270,10 @@ class Run:
 
         Returns:
             The state after that.
+
+        Raises:
+            NotRecordedError: the event could not be written. If only `info.yaml` could not, that is told:
+                whoever looks at the run next paints it.
         """
         events = self.events()
         while True:
@@ -265,15 +282,35 @@ class Run:
                 return self._fold(events)
             stamped = {"event": event["event"], "time": timestamp(), **event}
             path = self.history_dir / f"{len(events) + 1:04d}.json"
-            if create_file(path, seal_json(stamped)):
+            try:
+                created = create_file(path, seal_json(stamped))
+            except OSError as error:
+                raise NotRecordedError(error, self._fold([*events, stamped])) from error
+            if created:
                 events = [*events, stamped]
                 return self._paint(events) if paint else self._fold(events)
             events = self.events(events)
 
+    def repaint(self) -> None:
+        """Paint `info.yaml` again if whoever added the last event could not: killed, or the disk was full."""
+        if self.picture_is_stale() and (events := self.events()):
+            self._paint(events)
+
+    def picture_is_stale(self) -> bool:
+        """Whether `info.yaml` may lack the last event."""
+        try:
+            return self.history_dir.stat().st_mtime_ns >= (self.metadata / "info.yaml").stat().st_mtime_ns
+        except FileNotFoundError:
+            return self.history_dir.is_dir()
+
     def _paint(self, events: list[Event]) -> RunState:
         while True:
             state = self._fold(events)
-            self.write_yaml("info", render(state))
+            try:
+                self.write_yaml("info", render(state))
+            except OSError as error:
+                note(f"info.yaml does not say the latest of run {self.log_id}, until `mlxjobs ls`: {error}")
+                return state
             newer = self.events(events)
             if len(newer) == len(events):
                 return state

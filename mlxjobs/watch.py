@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from mlxjobs.arrays import alike, hand_in_all
@@ -15,7 +17,7 @@ from mlxjobs.hand_in import end_attempt, follow, hand_in, refuse
 from mlxjobs.history import Attempt, RunState, RunStatus
 from mlxjobs.scheduler import JobState, JobStatus
 from mlxjobs.startable import is_alive, lives
-from mlxjobs.store import Run, runs_in
+from mlxjobs.store import NotRecordedError, Run, runs_in
 
 
 @dataclass
@@ -69,6 +71,9 @@ def look(parent: Path, log_ids: Sequence[int] | None = None) -> list[Seen]:
             _check_process(one, one.state.attempt)
     for path, asked in questions.items():
         _ask(path, asked)
+    for one in seen:
+        with suppress(OSError, DamagedHistoryError):  # somebody else's runs, perhaps
+            one.run.repaint()
     return seen
 
 
@@ -77,6 +82,14 @@ def _see(run: Run) -> Seen:
         return Seen(run, run.state())
     except DamagedHistoryError as error:  # the other runs are shown all the same
         return Seen(run, RunState(), f"unknown: {error}")
+
+
+def _record(one: Seen, record: Callable[[], RunState]) -> None:
+    """Record what became of a run; where that cannot be, as in somebody else's folder, say so."""
+    try:
+        one.state = record()
+    except NotRecordedError as error:
+        one.state, one.doubt = error.state, f"this is not recorded: {error.filename}: {error.strerror}"
 
 
 def _check_submitter(one: Seen) -> None:
@@ -98,7 +111,7 @@ def _check_process(one: Seen, attempt: Attempt) -> None:
         one.doubt = f"unknown since {_last_sign(one.run)}: {attempt.host} cannot be asked from here"
     elif not alive:
         reason = with_progress(one.run, "killed") + ": its process is gone"
-        one.state = end_attempt(one.run, attempt.number, RunStatus.FAILED, reason)
+        _record(one, lambda: end_attempt(one.run, attempt.number, RunStatus.FAILED, reason))
 
 
 def _last_sign(run: Run) -> str:
@@ -124,11 +137,12 @@ def _ask(path: str, asked: Sequence[Seen]) -> None:
         elif status.state is JobState.UNKNOWN:
             one.doubt = f"unknown: the scheduler says {status.word}"
         else:
-            one.state = _reconcile(one.run, follow(one.run, one.state, status), status)
+            _record(one, partial(_reconcile, one.run, one.state, status))
 
 
 def _reconcile(run: Run, state: RunState, status: JobStatus) -> RunState:
     """Record what the scheduler knows and the run does not."""
+    state = follow(run, state, status)
     attempt = state.attempt
     running = state.status in (RunStatus.STARTING, RunStatus.RUNNING)
     if running and attempt is not None and attempt.job_id == state.job_id:
