@@ -29,6 +29,7 @@ from mlxjobs.context import Context
 from mlxjobs.history import RunState, RunStatus, iso
 from mlxjobs.localstate import open_queue
 from mlxjobs.reader import Reader
+from mlxjobs.seals import open_json, seal_json
 from mlxjobs.startable import Place
 from mlxjobs.store import Run
 from tests.faulty import NEED_ROOM, Calls, full_at, killed_at
@@ -354,9 +355,9 @@ def test_a_clock_that_goes_back_changes_neither_the_order_nor_what_is_shown(
     for path in [run.path, *run.path.rglob("*")]:
         os.utime(path, (ahead, ahead))
     for path in run.history_dir.iterdir():
-        event = json.loads(path.read_text())
+        event, _ = open_json(path.read_bytes())
         event["time"] = iso(datetime.fromisoformat(event["time"]) + timedelta(hours=3))
-        path.write_text(json.dumps(event))
+        path.write_text(seal_json(event))
     reader = Reader(tmp_path)
     assert reader.filter("")[0]["info.status"] == "RUNNING"
     attempt(run)
