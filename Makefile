@@ -7,7 +7,7 @@ SOAK_RUNS ?= 200
 SOAK_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint type fmt golden bench build check clean
+.PHONY: help setup demo test soak damage lint type fmt golden bench build check clean
 
 help:  ## show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -26,6 +26,9 @@ test: setup  ## run all tests (as root: on a real Slurm too, which is installed 
 
 soak: setup  ## 200 runs on a real Slurm that is tormented for ten minutes (root); SOAK_RUNS=20 SOAK_SECONDS=60 SOAK_SEED=1
 	$(BIN)/python -m tests.soak --runs $(SOAK_RUNS) --seconds $(SOAK_SECONDS) $(SOAK_SEED:%=--seed %)
+
+damage: setup  ## damage every file of a run at every byte, for an hour or two
+	MLXJOBS_DAMAGE=1000000 $(BIN)/python -m pytest -q tests/test_damage.py
 
 lint: setup  ## check style, layers and the job scripts' templates
 	$(BIN)/ruff check .

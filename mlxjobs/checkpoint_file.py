@@ -125,6 +125,20 @@ def peek(path: Path) -> Record | None:
         return _read_trailer(file)
 
 
+def verify(path: Path) -> Record | None:
+    """Compare all of a checkpoint with its checksum; returns what it remembers, as `peek` does.
+
+    Raises:
+        DamagedCheckpointError: it is not what was written.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb", buffering=0) as file:
+        record = _read_trailer(file)
+        if record is not None and record.checksum is not None:
+            _check(file.fileno(), record)
+        return record
+
+
 def _read_trailer(file: Any) -> Record | None:
     end = file.seek(0, os.SEEK_END)
     file.seek(max(0, end - _FOOTER.size))

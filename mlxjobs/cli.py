@@ -39,6 +39,8 @@ app = typer.Typer(
         mlxjobs requeue 5       stop the job now and start it again
 
         mlxjobs drill -- python main.py    does the program resume as it should?
+
+        mlxjobs fsck            what is damaged, torn, stale or left over; --fix mends it
     """,
     no_args_is_help=True,
     add_completion=True,
@@ -86,7 +88,7 @@ def ls(
     if what or sort or columns:
         _ls_query(logs, what, sort, columns, as_json=as_json)
         return
-    rows = [_row(one) for one in watch.look(logs)]
+    rows = list_rows(watch.look(logs))
     if as_json:
         for row in rows:
             say(json.dumps(row, default=str))
@@ -144,6 +146,11 @@ def export(
     count = listing.export(Reader(logs), query, metrics or None, form, target)
     if target != "-":
         say(f"{count} rows in {target}")
+
+
+def list_rows(seen: Sequence[watch.Seen]) -> list[dict[str, Any]]:
+    """Return what `mlxjobs ls` shows of runs."""
+    return [_row(one) for one in seen]
 
 
 def _row(one: watch.Seen) -> dict[str, Any]:
@@ -301,6 +308,32 @@ def drill(
     else:
         note(f"the runs are kept in {one.folder}; remove it when you have looked")
     if not exact:
+        raise SystemExit(1)
+
+
+@app.command()
+def fsck(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN...]", help="5, or 7-9; none: all.")
+    ] = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Mend what can be mended.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a finding.")] = False,
+    logs: _Logs = Path("logs"),
+) -> None:
+    """Find what is wrong in run directories: torn, damaged, stale and left-over files; of MLXP's runs too.
+
+    Ends with 0 if nothing is wrong, or all of it was mended; with 1 if something is left.
+    """
+    from mlxjobs.fsck import check
+
+    found = left = 0
+    for finding in check(logs, _numbers(runs) if runs else None, fix=fix):
+        found += 1
+        left += not finding.mended
+        say(json.dumps(finding.as_json()) if as_json else finding.line(logs, fix=fix))
+    if not as_json:
+        say(f"{found} found, {found - left} mended, {left} left" if found else "nothing found")
+    if left:
         raise SystemExit(1)
 
 

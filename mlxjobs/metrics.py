@@ -145,7 +145,7 @@ class MetricsWriter:
             descriptor, known = self._streams[log_name]
             types = {key_text(key): type_name(value) for key, value in metrics.items()}
             if not known.issuperset(types):
-                self._register(log_name, types)
+                self.register(log_name, types)
                 known.update(types)
         return descriptor, line
 
@@ -192,8 +192,8 @@ class MetricsWriter:
             str(self._path(log_name)),
         )
 
-    def _register(self, log_name: str, types: Mapping[str, str]) -> None:
-        """Add keys to the registry; it is an index only, so a broken one is made anew."""
+    def register(self, log_name: str, types: Mapping[str, str]) -> None:
+        """Add keys with their types to the registry; it is an index only, so a broken one is made anew."""
         import yaml
 
         path = self._directory / ".keys" / "metrics.yaml"

@@ -143,15 +143,15 @@ def _flatten(prefix: str, value: dict[Any, Any], into: dict[str, Any]) -> None:
 
 
 def _metadata(folder: str, name: str, mtime: int, size: int) -> dict[Any, Any]:
-    content = _json_copy(f"{folder}/.{name}.json", mtime, size)
+    content = read_copy(f"{folder}/.{name}.json", mtime, size)
     if content is None:
-        content = _yaml(f"{folder}/{name}.yaml")
+        content = read_plain(f"{folder}/{name}.yaml")
     if not isinstance(content, dict):
         raise RunError(f"{folder}/{name}.yaml holds no keys and values")
     return content
 
 
-def _json_copy(path: str, mtime: int, size: int) -> Any:
+def read_copy(path: str, mtime: int, size: int) -> Any:
     """The content of the JSON copy if it is that of the YAML file with this time and size."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -194,7 +194,12 @@ def _loader() -> Any:
     return Loader
 
 
-def _yaml(path: str) -> Any:
+def read_plain(path: str) -> Any:
+    """Read a YAML file, of MLXP's too, as JSON's types.
+
+    Raises:
+        RunError: it cannot be read, or is no YAML.
+    """
     import yaml
 
     try:

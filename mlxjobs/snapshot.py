@@ -289,7 +289,7 @@ def _make_snapshot(commit: _Commit, wanted: list[Path], root: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _hide_from_git(folder)
-        _remove_abandoned(root)
+        remove_abandoned(root)
         aside.mkdir()
         _check_out(commit, aside)
         _protect(aside)
@@ -365,12 +365,21 @@ def _publish(aside: Path, root: Path) -> None:
             raise
 
 
-def _remove_abandoned(root: Path) -> None:
-    """Remove what launches that were killed have left in the folder of the snapshots."""
-    for path in list(root.parent.iterdir()):
-        name = _ASIDE.fullmatch(path.name)
-        if name is None or not _is_abandoned(path, name["host"], int(name["pid"])):
-            continue
+def abandoned(folder: Path) -> list[Path]:
+    """Return what launches that were killed have left in a folder of snapshots."""
+    found = [(path, _ASIDE.fullmatch(path.name)) for path in folder.iterdir()]
+    return [path for path, name in found if name and _is_abandoned(path, name["host"], int(name["pid"]))]
+
+
+def lacking(root: Path, repository: Path) -> list[str]:
+    """Return the files of a snapshot's commit that the snapshot has not."""
+    paths, _ = _list_tree(_Commit(repository, root.name, None))
+    return sorted(path for path in paths if not os.path.lexists(root / path))
+
+
+def remove_abandoned(root: Path) -> None:
+    """Remove what launches that were killed have left beside a snapshot."""
+    for path in abandoned(root.parent):
         # Renamed first: if its owner lives after all (another container with this host's name), it
         # fails to publish, where it could have published what is half removed.
         claimed = _name_aside(root)

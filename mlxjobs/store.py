@@ -303,6 +303,10 @@ class Run:
         except FileNotFoundError:
             return self.history_dir.is_dir()
 
+    def paint(self) -> RunState:
+        """Write `info.yaml` from the events."""
+        return self._paint(self.events())
+
     def _paint(self, events: list[Event]) -> RunState:
         while True:
             state = self._fold(events)

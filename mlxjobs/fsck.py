@@ -1,0 +1,115 @@
+"""Find what is wrong in run directories, ours and MLXP's, and mend what can be mended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from mlxjobs import watch
+from mlxjobs.errors import DamagedHistoryError
+from mlxjobs.findings import Finding
+from mlxjobs.fsck_logs import check_jobs, check_links, check_marks, check_snapshots
+from mlxjobs.fsck_metadata import Known, check_history, check_leftovers, check_metadata, lacks_events
+from mlxjobs.fsck_metrics import check_checkpoints, check_metrics
+from mlxjobs.history import RunStatus
+from mlxjobs.store import Run, runs_in
+from mlxjobs.watch import Seen
+
+# a run without a history, or without anything, that nobody has touched for so long is no longer written
+_IDLE_S = 3600
+
+_CHECKS: tuple[Callable[[Known], Iterator[Finding]], ...] = (
+    check_metadata,
+    check_metrics,
+    check_checkpoints,
+    check_leftovers,
+)
+
+
+def check(logs: Path, log_ids: Sequence[int] | None = None, *, fix: bool = False) -> Iterator[Finding]:
+    """Look at runs, one after the other.
+
+    States that are out of date are recorded, with `fix` or without, as `mlxjobs ls` does.
+
+    Args:
+        logs: the log directory.
+        log_ids: which runs; None: all, and what the log directory holds beside them.
+        fix: mend what can be mended. It may be killed at any moment, and be started again.
+
+    Yields:
+        What is wrong; with `fix`, after it was tried to mend it.
+
+    Raises:
+        RunError: there is no such directory, or no such run.
+    """
+    for finding in _findings(logs, log_ids):
+        if fix:
+            finding.try_fix()
+        yield finding
+
+
+def _findings(logs: Path, log_ids: Sequence[int] | None) -> Iterator[Finding]:
+    runs = runs_in(logs)
+    before = {run.log_id: _status(run) for run in runs if log_ids is None or run.log_id in log_ids}
+    whole = [run.log_id for run in runs if run.log_id in before and not lacks_events(run)]
+    if log_ids is not None:
+        whole += [log_id for log_id in log_ids if log_id not in before]  # which it says do not exist
+    seen = watch.look(logs, whole)
+    for one in seen:
+        yield from _check_state(one, before.get(one.run.log_id))
+    for run in runs:
+        if run.log_id in before:
+            for finding in _check_run(run):
+                finding.run = run.log_id
+                yield finding
+    yield from check_jobs(logs, seen, alone=log_ids is not None)
+    if log_ids is None:
+        yield from check_marks(logs, seen)
+        yield from check_links(logs)
+        yield from check_snapshots(seen)
+
+
+def _status(run: Run) -> RunStatus | None:
+    try:
+        return run.state().status
+    except DamagedHistoryError:
+        return None
+
+
+def _check_state(one: Seen, before: RunStatus | None) -> Iterator[Finding]:
+    run, now = one.run, one.state
+    if not now.sequence:
+        return  # told with the event that is damaged
+    if before is not None and now.status is not before:
+        what = f"was {before}, and is {now.status}: {now.reason}"
+        yield Finding(run.metadata, what, "record it", None, run.log_id, mended=True)
+    elif one.doubt:
+        yield Finding(run.metadata, f"is {now.status}, {one.doubt}", run=run.log_id)
+
+
+def _check_run(run: Run) -> Iterator[Finding]:
+    known = Known(run)
+    idle = _idle(run)
+    if not any(run.metadata.glob("*.yaml")) and not any(run.history_dir.glob("*")):
+        if idle:
+            yield Finding(
+                run.path, "is a folder that never became a run: remove it if it holds nothing of yours"
+            )
+        return
+    yield from check_history(known)
+    state = known.state
+    known.settled = state is not None and (state.status.ended if state.sequence else idle)
+    for one in _CHECKS:
+        try:
+            yield from one(known)
+        except Exception as error:  # noqa: BLE001 - damaged files hold anything; the other checks go on
+            yield Finding(run.path, f"could not be checked in full: {type(error).__name__}: {error}")
+
+
+def _idle(run: Run) -> bool:
+    try:
+        files = [run.path, run.metadata, *run.metadata.iterdir(), *run.written()]
+        return max(path.stat().st_mtime for path in files if path.exists()) < time.time() - _IDLE_S
+    except OSError:
+        return False

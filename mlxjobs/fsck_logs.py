@@ -1,0 +1,125 @@
+"""What is wrong with a log directory beside its runs: links, marks, jobs, frozen code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from mlxjobs import shell
+from mlxjobs.cluster import Cluster
+from mlxjobs.errors import MLXJobsError, SnapshotError
+from mlxjobs.findings import Finding
+from mlxjobs.history import RunStatus
+from mlxjobs.snapshot import abandoned, lacking, remove_abandoned
+from mlxjobs.store import Run, waiting_in
+from mlxjobs.watch import Seen
+
+_ANSWER_S = 60.0
+_MOST = 10_000  # numbers without a run that are looked for among the jobs
+
+
+def check_links(logs: Path) -> Iterator[Finding]:
+    """Look for tasks of arrays whose run is gone."""
+    for link in sorted(logs.glob(".arrays/*/*")):
+        if link.is_symlink() and not link.exists():
+            what = "is the task of an array whose run is gone"
+            yield Finding(link, what, "remove the link", link.unlink)
+
+
+def check_marks(logs: Path, seen: Sequence[Seen]) -> Iterator[Finding]:
+    """Compare the marks of runs that wait for room in the queue with the runs."""
+    marked = set(waiting_in(logs))
+    known = {one.run.log_id: one for one in seen}
+    for log_id in sorted(marked):
+        one = known.get(log_id)
+        if one is None and (logs / str(log_id)).exists():
+            continue  # it was not looked at
+        if one is None or (one.state.sequence and one.state.status is not RunStatus.WAITING):
+            mark = logs / ".waiting" / str(log_id)
+            yield Finding(mark, "marks a run that does not wait", "remove the mark", mark.unlink, log_id)
+    for log_id, one in known.items():
+        if one.state.status is RunStatus.WAITING and log_id not in marked:
+            what = "waits for room in the queue, and is not marked so"
+            yield Finding(one.run.path, what, "mark it", partial(one.run.mark_waiting, True), log_id)
+
+
+def check_jobs(logs: Path, seen: Sequence[Seen], *, alone: bool) -> Iterator[Finding]:
+    """Look for jobs that belong to no run, or that their run knows nothing of.
+
+    Only where the scheduler lists jobs with their scripts.
+
+    Args:
+        logs: the log directory.
+        seen: the runs.
+        alone: these are not all runs, so missing ones are not looked for.
+    """
+    paths = {str(one.state.scheduler["class"]) for one in seen if one.state.scheduler.get("class")}
+    for path in sorted(paths):
+        try:
+            cluster = Cluster(path)
+            command = cluster.scheduler.find_command()
+            if command is None:
+                continue
+            result = shell.run(command, timeout_s=_ANSWER_S)
+            if result.code == 0 and result.out.strip():
+                yield from _jobs(logs, cluster, result.out, seen, alone=alone)
+        except (MLXJobsError, ValueError) as error:
+            yield Finding(logs, f"jobs without runs were not looked for: {error}")
+
+
+def _jobs(logs: Path, cluster: Cluster, out: str, seen: Sequence[Seen], *, alone: bool) -> Iterator[Finding]:
+    own: dict[int, set[str | None]] = {
+        one.run.log_id: {one.state.job_id, one.state.first_job_id, one.state.before.get("job_id"),
+                         *one.state.job_ids, *(attempt.first_job_id for attempt in one.state.attempts)}
+        for one in seen
+    }  # fmt: skip
+    there = {int(path.name) for path in logs.iterdir() if path.name.isdecimal()}
+    gone = set() if alone else set(range(1, min(max(there, default=0), _MOST) + 1)) - there
+    strange: dict[str, int] = {}
+    for log_id in sorted({*own, *gone}):
+        script = Run(logs / str(log_id)).script.absolute()
+        for job_id in cluster.scheduler.parse_found(out, script):
+            if job_id not in own.get(log_id, ()):
+                strange[job_id] = log_id
+    for job_id, status in cluster.status(list(strange)).items():
+        if job_id in strange and not status.state.ended:
+            log_id = strange[job_id]
+            what = "is gone" if log_id in gone else "knows nothing of it"
+            text = f"is the script of job {job_id} of {cluster.name}, whose run {what}: cancel the job"
+            yield Finding(Run(logs / str(log_id)).script, text, run=log_id)
+
+
+def check_snapshots(seen: Sequence[Seen]) -> Iterator[Finding]:
+    """Look at the frozen code of runs, and for halves of it that killed launches left."""
+    used: dict[Path, list[Seen]] = {}
+    repos: dict[Path, str] = {}
+    for one in seen:
+        facts = one.state.facts.get("version_manager")
+        if isinstance(facts, dict) and facts.get("snapshot"):
+            root = Path(str(facts["snapshot"]))
+            used.setdefault(root, []).append(one)
+            repos[root] = str(facts.get("repo_path") or "")
+    for root, users in used.items():
+        waits = [one.run.log_id for one in users if not one.state.status.ended]
+        if not root.is_dir():
+            if waits:
+                yield Finding(root, f"is the code of run {waits[0]}, and is gone", run=waits[0])
+            continue
+        missing = _missing(root, Path(repos[root]))
+        if missing:
+            more = f" and {len(missing) - 1} more" if missing[1:] else ""
+            yield Finding(
+                root, f"lacks files of its commit: {missing[0]}{more}; move it away and launch again"
+            )
+    for root in {root.parent: root for root in used if root.parent.is_dir()}.values():
+        for path in abandoned(root.parent):
+            what = "is half a snapshot, left by a launch that was killed"
+            yield Finding(path, what, "remove it: the commit has it all", partial(remove_abandoned, root))
+
+
+def _missing(root: Path, repo: Path) -> list[str]:
+    try:
+        return lacking(root, repo) if repo.is_dir() else []
+    except SnapshotError:  # the repository has gone on, or away
+        return []
