@@ -26,6 +26,10 @@ from mlxjobs.trial import Stuck, Trial, settings_for
 
 # a task that has not noticed a warning after so long goes on without
 _UNNOTICED_S, _AT_LIMIT_S = 30.0, 240.0
+# a job that starts takes no longer until its program does; the rest was the queue
+_START_S = 120.0
+# an attempt that starts a little slower has to come to a checkpoint too
+_MARGIN = 1.3
 _UNDISTURBED, _AGAIN = "undisturbed", "undisturbed-again"
 
 
@@ -271,10 +275,12 @@ class Drill:
 
     def _try(self, way: Way, trial: Trial) -> _Verdict:
         options = self._limit() if way.limited else None
-        began = time.monotonic()
         trial.start(f"{'kill' if way.kills else 'wait'} {self._after}", options)
+        submitted = time.monotonic()
+        trial.follow(lambda state: bool(state.attempts) or state.status.ended)
+        started = max(submitted, time.monotonic() - _START_S)
         state = trial.follow(lambda state: trial.held or state.status.ended or len(state.attempts) > 1)
-        self._held_s = max(self._held_s, time.monotonic() - began)
+        self._held_s = max(self._held_s, time.monotonic() - started)
         if state.status is RunStatus.COMPLETE and not trial.held:
             raise _Verdict(Verdict.TOO_SHORT, "ends before it can be disturbed")
         before = {name: len(lines) for name, lines in trial.lines().items()}
@@ -294,7 +300,7 @@ class Drill:
     def _limit(self) -> list[str]:
         """The options of a job that ends in the middle of a step."""
         scheduler = self._reference.cluster.scheduler
-        limit = scheduler.time_limit_option(math.ceil(self._held_s + 1))
+        limit = scheduler.time_limit_option(math.ceil(_MARGIN * self._held_s + 1))
         if limit is None:
             raise SchedulerError(f"{type(scheduler).__name__} has no time limit that the drill can set")
         ours = scheduler.option_name(limit)

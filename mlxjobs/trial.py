@@ -52,7 +52,7 @@ def settings_for(command: Sequence[str], scheduler: str | None) -> list[str]:
         "use_logger": "true",
         "use_scheduler": "true",
         "interactive_mode": "false",
-        "scheduler.max_requeues": "100",
+        "scheduler.max_requeues": "10",
     }
     if "use_version_manager" not in given:
         ours["use_version_manager"] = "false"  # what is being mended has not been committed

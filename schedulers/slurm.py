@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,7 @@ class SLURMScheduler(Scheduler):
         "-e": "--error",
         "-D": "--chdir",
         "--workdir": "--chdir",
+        "-t": "--time",
         "--no-requeue": "--requeue",
     }
     array_variable = "SLURM_ARRAY_TASK_ID"
@@ -195,6 +197,10 @@ class SLURMScheduler(Scheduler):
     def preempt_command(self, job_id: str) -> list[str]:
         """A user cannot preempt, but can warn: the batch step and the tasks of srun."""
         return ["scancel", "--signal=USR2", "--full", job_id]
+
+    def time_limit_option(self, seconds: int) -> str:
+        """In minutes, as Slurm rounds up to them."""
+        return f"--time={math.ceil(seconds / 60)}"
 
     def here(self, env: Mapping[str, str]) -> Here | None:
         """sbatch(1), OUTPUT ENVIRONMENT VARIABLES; srun(1) for the ranks."""
