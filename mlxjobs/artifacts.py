@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlxjobs.artifact_history import ArtifactHistory
 from mlxjobs.artifact_types import (
     load_image,
     load_json,
@@ -170,7 +171,7 @@ def _split(folder: Path, name: object) -> tuple[Path, str]:
     return folder.joinpath(*map(check_artifact_name, folders)), check_artifact_name(file_name)
 
 
-def write_artifact(artifact: Any, folder: Path, name: str, fence: Fence | None = None) -> None:
+def write_artifact(artifact: Any, folder: Path, name: str, history: ArtifactHistory | None = None) -> None:
     """Write an `Artifact` to `folder/<its class>/<name><ext>`.
 
     Raises:
@@ -184,10 +185,12 @@ def write_artifact(artifact: Any, folder: Path, name: str, fence: Fence | None =
             f"log_artifacts an artifact_type, one of {', '.join(_TYPES)}"
         )
     place, file_name = _split(folder / type(artifact).__name__, name)
-    publish(place, file_name, artifact._save, fence)
+    publish(place, file_name, artifact._save, history)
 
 
-def write_typed(obj: Any, folder: Path, name: str, artifact_type: str, fence: Fence | None = None) -> None:
+def write_typed(
+    obj: Any, folder: Path, name: str, artifact_type: str, history: ArtifactHistory | None = None
+) -> None:
     """Write an object to `folder/<artifact_type>/<name>` with the functions of a registered type.
 
     Raises:
@@ -197,17 +200,19 @@ def write_typed(obj: Any, folder: Path, name: str, artifact_type: str, fence: Fe
     """
     save, _ = _functions(artifact_type)
     place, file_name = _split(folder / artifact_type, name)
-    publish(place, file_name, lambda path: save(obj, path), fence)
+    publish(place, file_name, lambda path: save(obj, path), history)
 
 
-def publish(folder: Path, name: str, write: Callable[[str], object], fence: Fence | None = None) -> None:
+def publish(
+    folder: Path, name: str, write: Callable[[str], object], history: ArtifactHistory | None = None
+) -> None:
     """Let `write` make files aside, then move them into `folder`, whole and on the disk.
 
     Args:
         folder: where the files go; made if missing.
         name: how the file is called; `write` may add to it.
         write: called with a path to write to.
-        fence: of the attempt that writes.
+        history: of the run's artifacts, if this is one of a run.
 
     Raises:
         InvalidArtifactError: `write` left no file.
@@ -216,7 +221,7 @@ def publish(folder: Path, name: str, write: Callable[[str], object], fence: Fenc
     """
     import shutil
 
-    fence = fence or Fence()
+    fence = history.fence if history is not None else Fence()
     fence.check()  # a run directory that was removed is not to be made again
     folder.mkdir(parents=True, exist_ok=True)
     aside = fence.folder(folder) / f".{name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}.tmp"
@@ -232,6 +237,8 @@ def publish(folder: Path, name: str, write: Callable[[str], object], fence: Fenc
                 _sync(path)
             for path in written:
                 target = folder / path.name
+                if history is not None:
+                    history.before(target)
                 if target.is_dir() and not target.is_symlink():
                     target.rename(aside / f".{target.name}.old")
                 path.replace(target)

@@ -315,7 +315,7 @@ def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any
         result = _to_the_end(call, logger)
     except Preempted:  # recorded when the decision was made
         try:
-            logger.finish()
+            logger.finish(complete=False)
         except OSError as error:  # its checkpoint is safe, and how it leaves decides whether it comes back
             note(f"what run {run.log_id} logged after its last checkpoint may be lost: {error}")
         raise
@@ -326,7 +326,7 @@ def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any
         raise
     except SystemExit as error:
         if error.code in (None, 0):
-            _end(run, number, RunStatus.COMPLETE, None)
+            _completed(run, number, logger)
         else:
             _end(run, number, RunStatus.FAILED, f"SystemExit: {error.code}")
             if place.is_requeued_by(error.code):
@@ -339,7 +339,7 @@ def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any
         _end(run, number, RunStatus.FAILED, _last_line(error))
         _print_traceback(error)
         raise TaskFailed from error
-    _end(run, number, RunStatus.COMPLETE, None)
+    _completed(run, number, logger)
     return result
 
 
@@ -355,6 +355,11 @@ def _to_the_end(call: Callable[[], Any], logger: DefaultLogger) -> Any:
         logger.await_checkpoint()
     logger.finish()
     return result
+
+
+def _completed(run: Run, number: int, logger: DefaultLogger) -> None:
+    _end(run, number, RunStatus.COMPLETE, None)
+    logger.forget()  # not before: without the record a later attempt goes on from a checkpoint
 
 
 def _end(run: Run, number: int, status: RunStatus, reason: str | None) -> None:

@@ -363,9 +363,9 @@ def find(folder: Path) -> list[Candidate]:
     return sorted(files, key=lambda candidate: candidate.age, reverse=True)
 
 
-def highest_sequence(folder: Path) -> int:
-    """Return the sequence number of the newest checkpoint of a folder, 0 if none has one."""
-    return max((found.record.sequence for found in find(folder) if found.record is not None), default=0)
+def sequences(folder: Path) -> set[int]:
+    """Return the numbers of the checkpoints of a folder."""
+    return {found.record.sequence for found in find(folder) if found.record is not None}
 
 
 def folders(root: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from mlxjobs import artifacts
+from mlxjobs.artifact_history import ArtifactHistory
 from mlxjobs.artifacts import Artifact
 from mlxjobs.checkpoints import SUFFIX
 from mlxjobs.fence import Fence
@@ -117,8 +118,8 @@ class DefaultLogger(Logger):
     """Records a run in its directory, each step once however often the run is resumed.
 
     An attempt that loads a checkpoint of the run goes on from there: metrics that earlier attempts
-    wrote after that checkpoint are moved to `metrics/.superseded/`. An attempt that saves or
-    completes without having loaded one has begun from scratch: then all of theirs are moved.
+    wrote after that checkpoint are moved to `metrics/.superseded/`, and artifacts are as they were. An
+    attempt that saves or completes without having loaded one has begun from scratch: all is moved.
 
     Args:
         log_dir: the run directory; made if missing.
@@ -154,8 +155,10 @@ class DefaultLogger(Logger):
         self._fence = fence or Fence()
         self._metrics = MetricsWriter(self._log_dir / "metrics", fence)
         self._append = self._metrics.append
-        self._resumption = Resumption(self._metrics, str(self.log_id), unfinished=unfinished)
-        self._checkpoints = Checkpoints(self._log_dir, self._fence, self._metrics, self._resumption)
+        folder = Path(self.artifacts_dir)
+        self._history = ArtifactHistory(folder, self._fence, lambda: self._checkpoints.newest)
+        self._resumption = Resumption(self._metrics, self._history, str(self.log_id), unfinished=unfinished)
+        self._checkpoints = Checkpoints(self._log_dir, self._history, self._metrics, self._resumption)
         self._background = self._checkpoints.background
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -256,7 +259,7 @@ class DefaultLogger(Logger):
         if type(artifact) is artifacts.Checkpoint and artifact.ext == SUFFIX:
             self.log_checkpoint(artifact.obj, log_name)
         else:
-            artifacts.write_artifact(artifact, Path(self.artifacts_dir), log_name, self._fence)
+            artifacts.write_artifact(artifact, Path(self.artifacts_dir), log_name, self._history)
 
     def log_artifacts(
         self,
@@ -284,7 +287,7 @@ class DefaultLogger(Logger):
         if artifact_type is None or isinstance(artifact, Artifact):
             self.log_artifact(artifact, name)
         else:
-            artifacts.write_typed(artifact, Path(self.artifacts_dir), name, artifact_type, self._fence)
+            artifacts.write_typed(artifact, Path(self.artifacts_dir), name, artifact_type, self._history)
 
     def load_artifacts(
         self,
@@ -323,8 +326,11 @@ class DefaultLogger(Logger):
         """Wait until no checkpoint is being written; if that fails, the next call raises it."""
         self._background.join()
 
-    def finish(self) -> None:
-        """Settle which metrics count and flush them; called when an attempt ends.
+    def finish(self, *, complete: bool = True) -> None:
+        """Settle which metrics and artifacts count, and flush; called when an attempt ends.
+
+        Args:
+            complete: the run is; else a later attempt may go on from a checkpoint.
 
         Raises:
             OSError: they, or the last checkpoint, could not be written.
@@ -332,8 +338,12 @@ class DefaultLogger(Logger):
         """
         self._fence.check()
         self._checkpoints.settle()
-        self._resumption.ends()
+        self._resumption.ends(complete=complete)
         self._metrics.sync()
+
+    def forget(self) -> None:
+        """Forget what a later attempt would need, for the run is complete and that is recorded."""
+        self._history.forget()
 
     def close(self) -> None:
         """Close the files; logging afterwards opens them again."""
@@ -370,17 +380,10 @@ class SilentLogger(DefaultLogger):
     def log_artifact(self, artifact: Artifact, log_name: str) -> None:
         """Do nothing."""
 
-    def log_artifacts(
-        self,
-        artifact: Any,
-        artifact_name: str | None = None,
-        artifact_type: str | None = None,
-        *,
-        log_name: str | None = None,
-    ) -> None:
+    def log_artifacts(self, *args: Any, **options: Any) -> None:
         """Do nothing."""
 
-    def finish(self) -> None:
+    def finish(self, *, complete: bool = True) -> None:
         """Do nothing."""
 
 

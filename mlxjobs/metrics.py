@@ -3,7 +3,7 @@
 metrics/
   train.json                    {"loss":0.03,"epoch":0} ...
   .keys/metrics.yaml            log name -> key -> type, for whoever reads many runs
-  .superseded/<attempt>/        lines of earlier attempts that a resumed run repeats
+  .superseded/<attempt>/        lines of an attempt that a later one repeats
   .superseded/torn/             last lines that a killed process left unfinished
 """
 
@@ -214,7 +214,7 @@ class MetricsWriter:
 
     def offsets(self) -> dict[str, int]:
         """Return the size of every metrics file, log name -> bytes."""
-        return {name: self._path(name).stat().st_size for name in rewinding.log_names(self._directory)}
+        return rewinding.sizes(self._directory)
 
     def sync(self) -> None:
         """Flush to the disk what this writer wrote.
@@ -243,6 +243,10 @@ class MetricsWriter:
         for log_name in rewinding.log_names(self._directory):
             rewinding.cut_torn_line(self._path(log_name), self._fence)
 
+    def begin(self, start: Mapping[str, int]) -> None:
+        """Remember how large the files are where this attempt begins: log name -> bytes."""
+        rewinding.begin(self._directory, start, self._fence)
+
     def rewinds(self) -> int:
         """Return how many rewinds this run has had; a checkpoint remembers it."""
         return rewinding.rewinds_so_far(self._directory)
@@ -256,7 +260,7 @@ class MetricsWriter:
     ) -> int:
         """Make the files read as they did when they had these sizes, then this attempt's lines.
 
-        What earlier attempts wrote later is moved to `.superseded/<attempt>/`. Safe to call again
+        What an earlier attempt wrote later is moved to `.superseded/<attempt>/`. Safe to call again
         after a crash at any point. A size inside a line goes back to the end of the line before.
 
         Args:

@@ -1,10 +1,11 @@
-"""Which metrics lines of earlier attempts count, once an attempt of a run has shown where it begins."""
+"""Which metrics and artifacts of earlier attempts count, once an attempt has shown where it begins."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+from mlxjobs.artifact_history import ArtifactHistory
 from mlxjobs.checkpoint_file import Record
 from mlxjobs.console import note
 from mlxjobs.metrics import MetricsWriter
@@ -14,11 +15,12 @@ class Resumption:
     """Keeps each step of an unfinished run once.
 
     An attempt shows where it begins by loading a checkpoint of the run, or by saving or ending
-    without having loaded one: then it has begun from scratch. Metrics that earlier attempts wrote
-    after that point are moved away; what this attempt has written is never touched.
+    without having loaded one: then it has begun from scratch. Metrics and artifacts that earlier
+    attempts wrote after that point are moved away; what this attempt has written is never touched.
 
     Args:
         metrics: the run's metrics.
+        artifacts: the run's artifacts.
         name: what messages call the run.
         unfinished: there were attempts before and the run is not complete; else nothing is moved.
     """
@@ -26,11 +28,13 @@ class Resumption:
     def __init__(
         self,
         metrics: MetricsWriter,
+        artifacts: ArtifactHistory,
         name: str,
         *,
         unfinished: bool,
     ) -> None:
         self._metrics = metrics
+        self._artifacts = artifacts
         self._name = name
         self._unfinished = unfinished
         self._undecided = unfinished
@@ -42,6 +46,7 @@ class Resumption:
         if unfinished:
             metrics.repair()
             self._start = metrics.offsets()
+            metrics.begin(self._start)
 
     def goes_on_from(self, path: Path, record: Record | None) -> bool:
         """Note that a checkpoint of this run was loaded.
@@ -66,34 +71,40 @@ class Resumption:
                 self._take_back()
             except OSError as error:
                 # the object is good; failing here would make many a task begin from scratch
-                note(f"metrics written after {path.name} are not moved away yet: {error}")
+                note(f"what was written after {path.name} is not moved away yet: {error}")
         return True
 
     def _take_back(self) -> None:
         if self._pending and self._record is not None:
             lines = self._rewind(self._record.metrics, self._record.rewinds)
+            files = self._artifacts.take_back(self._record.sequence)
             self._pending = False
-            if lines:
+            if lines or files:
                 note(
-                    f"run {self._name} goes on from {self._record.log_name}: {lines} line(s) of metrics "
-                    "that were written after it are moved to metrics/.superseded"
+                    f"run {self._name} goes on from {self._record.log_name}: {_counted(lines, files)} that "
+                    "were written after it are moved to .superseded"
                 )
 
-    def begins_from_scratch(self) -> None:
+    def begins_from_scratch(self, *, for_good: bool = True) -> None:
         """Note that there is no checkpoint to go on from, unless one was loaded.
 
+        Args:
+            for_good: False if a later attempt may go on from a checkpoint of an earlier one: that gives
+                the metrics back, but artifacts would be lost to it, so they stay.
+
         Raises:
-            OSError: the metrics could not be moved.
+            OSError: the metrics or artifacts could not be moved.
         """
         if not self._undecided:
             return
         lines = self._rewind({}, None)
+        files = self._artifacts.take_back(0) if for_good else 0
         self._undecided = False
         self._base = 0
-        if lines:
+        if lines or files:
             note(
-                f"run {self._name} begins from scratch, for no checkpoint was loaded: {lines} line(s) of "
-                "metrics of earlier attempts are moved to metrics/.superseded"
+                f"run {self._name} begins from scratch, for no checkpoint was loaded: "
+                f"{_counted(lines, files)} of earlier attempts are moved to .superseded"
             )
 
     def has_superseded(self, record: Record) -> bool:
@@ -111,15 +122,18 @@ class Resumption:
         self._take_back()
         self._settled = True
 
-    def ends(self) -> None:
+    def ends(self, *, complete: bool) -> None:
         """Note that the attempt has ended; if it logged nothing, the lines before it stay.
 
+        Args:
+            complete: the run is.
+
         Raises:
-            OSError: the metrics could not be moved.
+            OSError: the metrics or artifacts could not be moved.
         """
         sizes = self._metrics.offsets()
         if any(size > self._start.get(log_name, 0) for log_name, size in sizes.items()):
-            self.begins_from_scratch()
+            self.begins_from_scratch(for_good=complete)
         self._take_back()
         self._settled = True
 
@@ -132,3 +146,8 @@ class Resumption:
             # where it failed too: files that were shortened before that begin our lines elsewhere
             after = self._metrics.offsets()
             self._start = {log_name: size - own.get(log_name, 0) for log_name, size in after.items()}
+
+
+def _counted(lines: int, files: int) -> str:
+    parts = [(lines, "line(s) of metrics"), (files, "artifact(s)")]
+    return " and ".join(f"{count} {what}" for count, what in parts if count)

@@ -23,8 +23,12 @@ from mlxjobs.seals import checksums, open_json, seal_json
 
 SUPERSEDED = ".superseded"
 
+Sizes = Mapping[str, int]  # log name -> bytes; 0 for a file that is not named
+
 _BLOCK = 1 << 20
 NOTE = ".rewind.json"
+_STARTS = ".starts.json"
+_FIRST = 1  # the first attempt
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,11 @@ def log_names(directory: Path) -> list[str]:
     return []
 
 
+def sizes(directory: Path) -> dict[str, int]:
+    """Return the size of every metrics file of a folder, log name -> bytes."""
+    return {name: (directory / f"{name}.json").stat().st_size for name in log_names(directory)}
+
+
 def rewinds_so_far(directory: Path) -> int:
     """Return the number of the last rewind in a metrics folder, 0 if there was none."""
     return max((past.number for past in _read_rewinds(directory)), default=0)
@@ -96,10 +105,34 @@ def cut_torn_line(path: Path, fence: Fence) -> None:
     _truncate(path, whole, fence)
 
 
+def begin(directory: Path, start: Sizes, fence: Fence) -> None:
+    """Remember how large the files are where this attempt begins, to know who wrote which lines.
+
+    Raises:
+        OSError: it could not be written.
+        Superseded: a newer attempt has begun.
+    """
+    if not fence.attempt:
+        return
+    folder = directory / SUPERSEDED
+    starts = {str(attempt): dict(sizes) for attempt, sizes in _read_starts(folder).items()}
+    starts[str(fence.attempt)] = dict(start)
+    folder.mkdir(parents=True, exist_ok=True)
+    with fence.explaining():
+        replace_file(folder / _STARTS, seal_json(starts) + "\n", aside=fence.folder(folder))
+
+
+def _read_starts(folder: Path) -> dict[int, dict[str, int]]:
+    with suppress(OSError, ValueError, TypeError):
+        starts, _ = open_json((folder / _STARTS).read_bytes())
+        return {int(attempt): dict(sizes) for attempt, sizes in starts.items()}
+    return {}
+
+
 def rewind(
     directory: Path,
-    offsets: Mapping[str, int],
-    start: Mapping[str, int],
+    offsets: Sizes,
+    start: Sizes,
     *,
     fence: Fence,
     rewinds: int | None,
@@ -107,11 +140,13 @@ def rewind(
 ) -> int:
     """Cut every metrics file back to an earlier size, but keep what follows `start`.
 
+    The lines taken are in `.superseded/<attempt>/`, a folder for each attempt that wrote some.
+
     Args:
         directory: the metrics folder.
-        offsets: log name -> bytes to keep; 0 for a file that is not named.
-        start: log name -> bytes when this attempt began; 0 for a file that is not named.
-        fence: of the attempt, whose number names the folder of the lines taken.
+        offsets: bytes to keep.
+        start: bytes when this attempt began.
+        fence: of the attempt.
         rewinds: the last rewind when the sizes were taken; later ones are undone. None: undo none.
         replaced: called with the log name and path of a file that is now another one.
 
@@ -122,6 +157,37 @@ def rewind(
         OSError: a file could not be written; nothing is lost, and the rewind can be repeated.
         Superseded: a newer attempt has begun.
     """
+    own = {name: max(0, size - start.get(name, 0)) for name, size in sizes(directory).items()}
+
+    def now() -> dict[str, int]:
+        return {name: size - own.get(name, 0) for name, size in sizes(directory).items()}
+
+    before, lines = now(), 0
+    undone = [] if rewinds is None else [past for past in _read_rewinds(directory) if past.number > rewinds]
+    for writer, began in _writers(directory, fence.attempt):
+        if writer == _FIRST:
+            lines += _cut(directory, offsets, now(), fence, writer, rewinds, replaced)
+            break
+        kept = {}
+        for name in own:
+            cuts = (past.cuts[name] for past in undone if name in past.cuts)
+            kept[name] = max(began.get(name, 0), min([offsets.get(name, 0), *cuts]))
+        lines += _cut(directory, kept, now(), fence, writer, None, replaced)
+    if now() != before:
+        begin(directory, now(), fence)
+    return lines
+
+
+def _cut(
+    directory: Path,
+    offsets: Sizes,
+    start: Sizes,
+    fence: Fence,
+    writer: int,
+    rewinds: int | None,
+    replaced: Callable[[str, Path], None],
+) -> int:
+    """One rewind; what it takes was written by one attempt."""
     past = sorted(_read_rewinds(directory), key=lambda entry: entry.number)
     later = [] if rewinds is None else [entry for entry in past if entry.number > rewinds]
     names = {*log_names(directory), *(name for entry in later for name in entry.cuts)}
@@ -133,12 +199,25 @@ def rewind(
     if not plans:
         return 0
     with fence.explaining():
-        lines = _set_aside(directory / SUPERSEDED, plans, fence, past[-1].number + 1 if past else 1)
+        number = past[-1].number + 1 if past else 1
+        lines = _set_aside(directory / SUPERSEDED, plans, fence, number, writer)
         for plan in plans:
             if _apply(plan, fence):
                 replaced(plan.name, plan.path)
     sync_directory(directory)
     return lines
+
+
+def _writers(directory: Path, attempt: int) -> list[tuple[int, Sizes]]:
+    """Earlier attempts that may have written lines, newest first, and where each began."""
+    starts = _read_starts(directory / SUPERSEDED)
+    writers: list[tuple[int, Sizes]] = []
+    for number in sorted((number for number in starts if _FIRST < number < attempt), reverse=True):
+        began = starts[number]
+        if writers:  # what was there then may have been cut by a later one
+            began = {name: min(size, writers[-1][1].get(name, 0)) for name, size in began.items()}
+        writers.append((number, began))
+    return [*writers, (_FIRST, {})]
 
 
 def _read_rewinds(directory: Path) -> Iterator[_Rewind]:
@@ -163,7 +242,7 @@ def _plan(path: Path, offset: int, start: int, later: list[_Rewind]) -> _Plan:
     return _Plan(name, path, [piece for piece in pieces if piece[1]], start)
 
 
-def _set_aside(parent: Path, plans: list[_Plan], fence: Fence, number: int) -> int:
+def _set_aside(parent: Path, plans: list[_Plan], fence: Fence, number: int, writer: int) -> int:
     """Make the copies and the note durable, all at once by a rename; returns the lines copied."""
     parent.mkdir(exist_ok=True)
     aside = fence.folder(parent) / f".{os.uname().nodename}.{os.getpid()}.tmp"
@@ -178,11 +257,11 @@ def _set_aside(parent: Path, plans: list[_Plan], fence: Fence, number: int) -> i
     cuts = {plan.name: plan.kept for plan in plans}
     note = {"schema": 1, "number": number, "cuts": cuts, "files": checksums(aside, list(cuts))}
     replace_file(aside / NOTE, seal_json(note) + "\n")
-    folder = parent / str(fence.attempt)
+    folder = parent / str(writer)
     count = 1
     while folder.exists():
         count += 1
-        folder = parent / f"{fence.attempt}.{count}"
+        folder = parent / f"{writer}.{count}"
     aside.rename(folder)
     sync_directory(parent)
     return lines

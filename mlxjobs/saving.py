@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlxjobs import checkpoints
+from mlxjobs.artifact_history import ArtifactHistory
 from mlxjobs.artifacts import check_artifact_name
 from mlxjobs.checkpoint_file import Record, read_record
 from mlxjobs.checkpoints import SUFFIX, Loaded
 from mlxjobs.console import note
 from mlxjobs.errors import CheckpointNotFoundError, InvalidArtifactError, InvalidKeyError
-from mlxjobs.fence import Fence
 from mlxjobs.metrics import MetricsWriter
 from mlxjobs.monitor import Monitor
 from mlxjobs.pickling import Pickled
@@ -60,15 +60,18 @@ class Checkpoints:
 
     Args:
         log_dir: the run directory.
-        fence: of this attempt.
+        history: of the run's artifacts.
         metrics: the run's metrics.
         resumption: where this attempt goes on from.
     """
 
-    def __init__(self, log_dir: Path, fence: Fence, metrics: MetricsWriter, resumption: Resumption) -> None:
+    def __init__(
+        self, log_dir: Path, history: ArtifactHistory, metrics: MetricsWriter, resumption: Resumption
+    ) -> None:
         self._folder = log_dir / "artifacts" / "Checkpoint"
         self._metrics_folder = log_dir / "metrics"
-        self._fence = fence
+        self._history = history
+        self._fence = history.fence
         self._metrics = metrics
         self._resumption = resumption
         self._sequence: int | None = None  # of the newest checkpoint; read when first needed
@@ -98,8 +101,9 @@ class Checkpoints:
         self._resumption.saves()
         value = None if monitor is None else monitor.last_value(self._metrics_folder)
         is_best = monitor is not None and value is not None and self._is_best(path, monitor, value)
+        self._sequence = self.newest + 1
         record = Record(
-            self._next_sequence(),
+            self._sequence,
             self._fence.attempt,
             name,
             self._metrics.offsets(),
@@ -115,6 +119,7 @@ class Checkpoints:
                 obj, path, record, keep=keep, is_best=is_best, damaged=damaged, fence=self._fence
             )
             self._damaged.discard(path)
+            self._history.keep(lambda: checkpoints.sequences(self._folder))
 
         if blocking:
             write(obj)
@@ -129,10 +134,11 @@ class Checkpoints:
         except InvalidArtifactError as error:
             raise InvalidArtifactError(f"the checkpoint {path} was not written: {error}") from error
 
-    def _next_sequence(self) -> int:
+    @property
+    def newest(self) -> int:
+        """The number of the run's newest checkpoint, which may still be being written; 0: there is none."""
         if self._sequence is None:
-            self._sequence = checkpoints.highest_sequence(self._folder)
-        self._sequence += 1
+            self._sequence = max(checkpoints.sequences(self._folder), default=0)
         return self._sequence
 
     def _is_best(self, path: Path, monitor: Monitor, value: float) -> bool:

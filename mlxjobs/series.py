@@ -278,7 +278,7 @@ def superseded(run: str, log_name: str) -> list[tuple[str, str]]:
     """Return the files with lines that a resumed run has repeated: (attempt, path)."""
     folder = Path(run) / "metrics" / SUPERSEDED
     return [
-        (path.parent.name, str(path))
+        (path.parent.name.partition(".")[0], str(path))
         for path in sorted(folder.glob(f"*/{log_name}.json"))
         if path.parent.name != "torn"
     ]

@@ -126,7 +126,7 @@ class Trial:
     def saved(self) -> int:
         """How many checkpoints were written."""
         with suppress(OSError):  # one that is looked at is being replaced
-            return checkpoints.highest_sequence(self.run.artifacts / "Checkpoint")
+            return max(checkpoints.sequences(self.run.artifacts / "Checkpoint"), default=0)
         return 0
 
     def lines(self) -> curves.Curves:

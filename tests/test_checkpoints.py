@@ -512,7 +512,7 @@ def test_the_newest_has_the_highest_sequence(tmp_path: Path) -> None:
     os.utime(tmp_path / "older.pkl", (1000, 1000))
     found = [candidate.path.name for candidate in checkpoints.find(tmp_path)]
     assert found == ["best.pkl", "last.pkl", ".best.pkl.previous", "a.pkl", "foreign.pkl", "older.pkl"]
-    assert checkpoints.highest_sequence(tmp_path) == 4
+    assert max(checkpoints.sequences(tmp_path)) == 4
     assert checkpoints.find(tmp_path / "nowhere") == []
 
 
@@ -535,7 +535,7 @@ def test_a_damaged_one_is_told_and_the_newest_of_the_others_is_used(tmp_path: Pa
         path.write_bytes(damaged)
         with pytest.warns(UserWarning, match=r"best\.pkl cannot be read.*going on from .*last\.pkl"):
             assert checkpoints.load_first(checkpoints.find(tmp_path)).checkpoint == "last"
-    assert checkpoints.highest_sequence(tmp_path) == 3
+    assert max(checkpoints.sequences(tmp_path)) == 3
     path.unlink()
     with pytest.warns(UserWarning, match=r"best\.pkl is missing.*going on from .*last\.pkl"):
         assert checkpoints.load_first(checkpoints.find(tmp_path)).checkpoint == "last"

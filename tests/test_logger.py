@@ -10,7 +10,9 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -246,7 +248,7 @@ def test_a_resumed_run_has_each_step_once(run: Path, capsys: pytest.CaptureFixtu
     train(logger, 4, 7)
     logger.finish()
     assert epochs(run) == list(range(8))
-    assert [r["epoch"] for r in rows(run, ".superseded/2/train")] == [4, 5]
+    assert [r["epoch"] for r in rows(run, ".superseded/1/train")] == [4, 5]
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "run 5 goes on from last_ckpt: 2 line(s)" in err
@@ -405,7 +407,37 @@ class Killed(BaseException):
     pass
 
 
-def task(logger: DefaultLogger, plan: list[tuple[bool, bool]], kill: int, steps: int) -> None:
+@dataclass(frozen=True)
+class Epoch:
+    """What a task does in an epoch beside its metrics.
+
+    Attributes:
+        val: logs to a second file.
+        save: the name of a checkpoint, if it saves one.
+        first: it does so before its metrics and artifacts.
+        artifact: one that it replaces.
+    """
+
+    val: bool
+    save: str | None
+    first: bool
+    artifact: str | None
+
+
+PLANS = st.lists(
+    st.builds(
+        Epoch,
+        st.booleans(),
+        st.sampled_from([None, None, "last_ckpt", "other"]),
+        st.booleans(),
+        st.sampled_from([None, "image", "best/image"]),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+def task(logger: DefaultLogger, plan: list[Epoch], kill: int) -> None:
     """A deterministic task as the document has it; it dies after `kill` things it did."""
     done = 0
 
@@ -415,52 +447,73 @@ def task(logger: DefaultLogger, plan: list[tuple[bool, bool]], kill: int, steps:
             raise Killed
         done += 1
 
+    def save(epoch: int, state: float, name: str) -> None:
+        live()
+        logger.log_checkpoint({"epoch": epoch, "state": state}, log_name=name)
+
+    logger.log_artifacts("of every start", "start", "text")
     try:
         checkpoint = logger.load_checkpoint()
         first, state = checkpoint["epoch"] + 1, checkpoint["state"]
     except Exception:  # as users write it
         first, state = 0, 1.0
-    for epoch in range(first, steps):
-        state = state * 0.9 + epoch
+    for epoch in range(first, len(plan)):
+        doing, after = plan[epoch], state * 0.9 + epoch
+        if doing.save and doing.first:
+            save(epoch - 1, state, doing.save)
+        state = after
         live()
         logger.log_metrics({"loss": state, "epoch": epoch}, log_name="train")
-        val, save = plan[epoch]
-        if val:
+        if doing.val:
             live()
             logger.log_metrics({"val": state, "epoch": epoch}, log_name="val")
-        if save:
+        if doing.artifact:
             live()
-            logger.log_checkpoint({"epoch": epoch, "state": state}, log_name="last_ckpt")
+            logger.log_artifacts(str(state), f"{doing.artifact}{epoch}", "text")
+            live()
+            logger.log_artifacts(str(state), doing.artifact, "text")
+        if doing.save and not doing.first:
+            save(epoch, state, doing.save)
     live()
     logger.finish()
+    logger.forget()
 
 
-@settings(max_examples=40, deadline=None)
+def kept_artifacts(run: Path) -> dict[str, str]:
+    folder = run / "artifacts" / "text"
+    files = (path for path in folder.rglob("*") if path.is_file())
+    inside = {str(path.relative_to(folder)): path.read_text() for path in files}
+    return {name: text for name, text in inside.items() if not name.startswith(".superseded/")}
+
+
+@settings(max_examples=60, deadline=None)
 @given(
-    plan=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=8),
+    plan=PLANS,
     kills=st.lists(
-        st.tuples(st.integers(0, 24), st.sampled_from(["kill", "torn", "no load", "torn checkpoint"])),
+        st.tuples(st.integers(0, 30), st.sampled_from(["kill", "torn", "no load", "torn checkpoint"])),
         max_size=5,
     ),
 )
-def test_any_sequence_of_kills_gives_the_undisturbed_curve(
+def test_any_sequence_of_kills_gives_the_undisturbed_run(
     tmp_path_factory: pytest.TempPathFactory,
-    plan: list[tuple[bool, bool]],
+    plan: list[Epoch],
     kills: list[tuple[int, str]],
 ) -> None:
     folder = tmp_path_factory.mktemp("runs")
     undisturbed, disturbed = folder / "1", folder / "2"
-    task(attempt(undisturbed, 1), plan, -1, len(plan))
+    task(attempt(undisturbed, 1), plan, -1)
     finished = False
     for number, (kill, how) in enumerate(kills, 1):
         logger = attempt(disturbed, number)
         if how == "no load":  # an attempt of another mind, which ends before it saved
             logger.log_metrics({"loss": -1.0, "epoch": -1}, "train")
-            logger.finish()
+            logger.log_artifacts("stray", "image", "text")
+            logger.log_artifacts("stray", "stray", "text")
+            logger.finish(complete=False)
             logger.close()
             continue
         try:
-            task(logger, plan, kill, len(plan))
+            task(logger, plan, kill)
             finished = True
         except Killed:
             logger.close()
@@ -476,9 +529,50 @@ def test_any_sequence_of_kills_gives_the_undisturbed_curve(
         last = attempt(disturbed, len(kills) + 1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            task(last, plan, -1, len(plan))
+            task(last, plan, -1)
     for log_name in ("train", "val"):
         assert rows(disturbed, log_name) == rows(undisturbed, log_name)
+    assert kept_artifacts(disturbed) == kept_artifacts(undisturbed)
+
+
+def test_twenty_preemptions_leave_no_trace_in_the_files(run: Path) -> None:
+    """What is left equals an undisturbed run byte by byte; what was taken back says who wrote it."""
+    plan = [
+        Epoch(epoch % 3 == 0, "last_ckpt" if epoch % 4 == 3 else None, epoch % 8 == 7, "image")
+        for epoch in range(60)
+    ]
+    undisturbed = run.parent / "1"
+    task(attempt(undisturbed, 1), plan, -1)
+    random = Random(20)
+    for number in range(1, 21):
+        logger = attempt(run, number)
+        with pytest.raises(Killed):
+            task(logger, plan, random.randrange(6, 18))
+        logger.close()
+    task(attempt(run, 21), plan, -1)
+    for log_name in ("train", "val"):
+        mine, other = (folder / "metrics" / f"{log_name}.json" for folder in (run, undisturbed))
+        assert mine.read_bytes() == other.read_bytes()
+    assert kept_artifacts(run) == kept_artifacts(undisturbed)
+
+
+# --- what was superseded
+
+
+def test_superseded_lines_are_marked_with_the_attempt_that_wrote_them(run: Path) -> None:
+    first = attempt(run, 1)
+    train(first, 0, 3, save=1)
+    second = attempt(run, 2)
+    second.log_metrics({"epoch": 2, "loss": 0.0}, "train")  # never loads, and is killed
+    third = attempt(run, 3)
+    third.load_checkpoint()
+    train(third, 2, 2)
+    fourth = attempt(run, 4)
+    fourth.load_checkpoint()
+    train(fourth, 2, 3)
+    assert epochs(run) == [0, 1, 2, 3]
+    marked = {number: epochs(run, f".superseded/{number}/train") for number in (1, 2, 3)}
+    assert marked == {1: [2, 3], 2: [2], 3: [2]}
 
 
 # --- preemption
