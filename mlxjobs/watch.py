@@ -29,12 +29,14 @@ class Seen:
         state: what is recorded, the news included.
         doubt: why its status may be out of date; None if it is certain.
         forgotten: its scheduler answered, and does not know its job: that neither waits nor runs.
+        ending: its scheduler is stopping its job at this moment.
     """
 
     run: Run
     state: RunState
     doubt: str | None = None
     forgotten: bool = False
+    ending: bool = False
 
 
 def look(parent: Path, log_ids: Sequence[int] | None = None) -> list[Seen]:
@@ -137,6 +139,7 @@ def _ask(path: str, asked: Sequence[Seen]) -> None:
         elif status.state is JobState.UNKNOWN:
             one.doubt = f"unknown: the scheduler says {status.word}"
         else:
+            one.ending = status.state is JobState.ENDING
             _record(one, partial(_reconcile, one.run, one.state, status))
 
 
@@ -257,6 +260,9 @@ def preempt(seen: Sequence[Seen]) -> Iterator[Outcome]:
         try:
             if one.state.status not in (RunStatus.STARTING, RunStatus.RUNNING):
                 yield RunError(f"run {one.run.log_id} is {one.state.status}, not running: nothing to preempt")
+                continue
+            if one.ending:  # Slurm's scancel would wait, and then warn what is started next
+                yield RunError(f"run {one.run.log_id} is being stopped by its scheduler already")
                 continue
             _cluster_of(one).preempt(str(one.state.job_id))
             yield f"run {one.run.log_id} is asked to checkpoint and come back (job {one.state.job_id})"

@@ -56,3 +56,15 @@ def test_nothing_is_handed_in_anew_while_nobody_can_be_asked(slurm_stub: Slurm) 
     (slurm_stub.folder / "down").touch()
     slurm_stub.project.mlxjobs("requeue", "1")
     assert len(slurm_stub.queue) == 1
+
+
+def test_a_job_that_is_being_stopped_is_not_warned_too(slurm_stub: Slurm) -> None:
+    slurm_stub.submit("")
+    project = slurm_stub.project
+    project.at().record(lambda state: {"event": "started", "attempt": 1, "job_id": "1"})
+    slurm_stub.say("COMPLETING None 1")
+    refused = project.mlxjobs("preempt", "1", code=2)
+    assert "run 1 is being stopped by its scheduler already" in refused.stderr
+    slurm_stub.say("RUNNING None 0")
+    project.mlxjobs("preempt", "1")
+    assert (slurm_stub.folder / "cancelled").read_text() == "--signal=USR2 --full 1\n"
