@@ -127,6 +127,13 @@ class RunState:
         return [attempt.job_id for attempt in self.attempts if attempt.job_id]
 
     @property
+    def known_jobs(self) -> set[str]:
+        """The ids of all jobs that were ever made for this run, as far as it was told of them."""
+        ids = {id_ for one in self.attempts for id_ in (one.job_id, one.first_job_id)}
+        ids |= {self.job_id, self.first_job_id, self.before.get("job_id")}
+        return {str(id_) for id_ in ids if id_}
+
+    @property
     def interruptions(self) -> int:
         """How many attempts were stopped and put back into the queue."""
         return sum(attempt.status is RunStatus.PREEMPTED for attempt in self.attempts)

@@ -102,13 +102,14 @@ def check_startable(run: Run, state: RunState, place: Place, cluster: Cluster | 
 
     Raises:
         RunError: the run is running, or waits in a queue, elsewhere.
-        AlreadyComplete: the scheduler started the job of a complete run again.
+        AlreadyComplete: the scheduler started a job of a complete run again.
     """
     here_id = place.here.job_id if place.here else None
     ours = {here_id, place.here.first_job_id} - {""} if place.here else set()
     last = state.attempt
     resumed = last is not None and not ours.isdisjoint({last.job_id, last.first_job_id})
-    if state.status is RunStatus.COMPLETE and resumed:
+    # of several jobs one has completed it, and the others come back: who submits it again makes a new one
+    if state.status is RunStatus.COMPLETE and not ours.isdisjoint(state.known_jobs):
         raise AlreadyComplete
     if state.status.ended:
         return

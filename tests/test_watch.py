@@ -7,6 +7,7 @@ import pytest
 from mlxjobs.history import RunStatus
 from tests.project import Project
 from tests.slurm_stub import Slurm
+from tests.test_arrays import run_task
 
 
 def preempted(slurm: Slurm, restarts: int = 0) -> Project:
@@ -68,3 +69,20 @@ def test_a_job_that_is_being_stopped_is_not_warned_too(slurm_stub: Slurm) -> Non
     slurm_stub.say("RUNNING None 0")
     project.mlxjobs("preempt", "1")
     assert (slurm_stub.folder / "cancelled").read_text() == "--signal=USR2 --full 1\n"
+
+
+def test_a_job_that_comes_back_after_another_has_completed_the_run_does_nothing(slurm_stub: Slurm) -> None:
+    slurm_stub.submit("")
+    project = slurm_stub.project
+    project.at().record(lambda state: {"event": "started", "attempt": 1, "job_id": "1"})
+    project.at().record(lambda state: {"event": "ended", "attempt": 1, "status": "FAILED"})
+    project.mlxjobs("requeue", "1")
+    run_task(slurm_stub, "2")
+    assert project.state().status is RunStatus.COMPLETE
+    # a controller that was killed believes that the job of the first attempt still runs, and starts it again
+    assert "run 1 is complete: nothing to do" in run_task(slurm_stub, "1").stderr
+    assert len(project.state().attempts) == 2
+    # by hand it is run once more
+    (slurm_stub.folder / "queue" / "3").write_text((slurm_stub.folder / "queue" / "2").read_text())
+    run_task(slurm_stub, "3")
+    assert len(project.state().attempts) == 3
