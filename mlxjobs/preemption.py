@@ -34,6 +34,8 @@ _TIME_LIMIT = JobState.TIME_LIMIT.name
 _STOP, _DRAIN = 0, 255  # no signals have these numbers
 # how long before its job's end a task that has reached no safe point is left behind
 _BEFORE_END_S = 10.0
+# how long a task that has ended waits for a scheduler that does not answer, to be requeued
+_PATIENCE_S = 600.0
 
 
 class Preemption:
@@ -62,6 +64,7 @@ class Preemption:
         self._leaving: Preempted | None = None
         self._began = time.monotonic()
         self._status: JobStatus | None = None
+        self._silent = False  # the scheduler did not answer when it was asked last
 
     @property
     def requested(self) -> bool:
@@ -205,8 +208,16 @@ class Preemption:
             self._drained.wait()
         if not (self._seen or (by_exit and self.requested)) or self._here.rank != 0:
             return
+        end, pause_s = time.monotonic() + _PATIENCE_S, 1.0
         self.at_safe_point(callbacks)
-        raise RunError("the task ended because of a warning of the scheduler, and could not be requeued")
+        while self._silent and time.monotonic() < end:
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 5.0)
+            self.at_safe_point(callbacks)
+        raise RunError(
+            "the task ended after a warning of the scheduler, perhaps because of it, and was not requeued; "
+            f"to go on: mlxjobs requeue {self._run.log_id} --logs {self._run.path.parent}"
+        )
 
     def _answer(self, *, at_safe_point: bool) -> None:
         fate = self._ask()
@@ -223,12 +234,13 @@ class Preemption:
 
     def _ask(self) -> Fate:
         job_id = self._here.job_id
-        self._status = None
+        self._status, self._silent = None, False
         try:
             self._status = self._cluster.status([job_id]).get(job_id)
             if self._status is not None:
                 return self._cluster.scheduler.fate(self._status, self._here)
         except SchedulerError as error:
+            self._silent = True
             note(f"the scheduler does not say what the signal means: {error}")
         return Fate.UNKNOWN
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mlxjobs.errors import SchedulerError
+from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.history import Preempted, RunStatus
 from mlxjobs.preemption import Preemption
 from mlxjobs.scheduler import EX_TEMPFAIL, Fate, Here, JobState, JobStatus
@@ -157,6 +157,37 @@ def test_a_silent_scheduler_does_not_keep_a_run_from_coming_back(run: Run) -> No
         with pytest.raises(Preempted):
             one.at_safe_point(nothing)
     assert cluster.requeued == ["57"]
+
+
+def test_a_task_that_ended_waits_for_a_scheduler_that_does_not_answer(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = FakeCluster(silent=True, refuses=True)
+    one = preemption(run, cluster)
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        cluster.refuses = len(pauses) < 5
+
+    with one.listen():
+        warn(cluster)
+        assert one.look()
+        monkeypatch.setattr("mlxjobs.preemption.time.sleep", pause)
+        with pytest.raises(Preempted):
+            one.at_the_end(nothing, by_exit=False)
+    assert cluster.requeued == ["57"]
+    assert pauses == [1, 2, 4, 5, 5]
+
+
+def test_a_task_that_ended_does_not_wait_for_a_scheduler_that_refuses(run: Run) -> None:
+    cluster = FakeCluster(refuses=True)
+    one = preemption(run, cluster)
+    with one.listen():
+        warn(cluster)
+        assert one.look()
+        with pytest.raises(RunError, match="to go on: mlxjobs requeue 1 --logs"):
+            one.at_the_end(nothing, by_exit=False)
 
 
 def test_max_requeues_ends_a_run_whose_time_is_over(run: Run) -> None:
