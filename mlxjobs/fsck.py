@@ -91,8 +91,8 @@ def _check_state(one: Seen, before: RunStatus | None) -> Iterator[Finding]:
 def _check_run(run: Run) -> Iterator[Finding]:
     known = Known(run)
     idle = _idle(run)
-    if not any(run.metadata.glob("*.yaml")) and not any(run.history_dir.glob("*")):
-        if idle:
+    if not any(run.history_dir.glob("*.json")) and not (run.metadata / "info.yaml").exists():
+        if idle:  # else it is being made
             yield Finding(
                 run.path, "is a folder that never became a run: remove it if it holds nothing of yours"
             )

@@ -14,6 +14,7 @@ from mlxjobs.cluster import Cluster
 from mlxjobs.console import note
 from mlxjobs.errors import JobSubmissionError, SchedulerError
 from mlxjobs.history import RunState, RunStatus, iso
+from mlxjobs.metrics import seals
 from mlxjobs.scheduler import EX_TEMPFAIL, Here, JobStatus
 from mlxjobs.startable import this_process
 from mlxjobs.store import Run
@@ -108,6 +109,8 @@ def end_attempt(
         if newest is None or newest.number != number or newest.status is not None:
             return None
         event = {"event": "ended", "attempt": number, "status": status.value, "reason": reason}
+        if status.ended:  # else another one follows
+            event["metrics"] = seals(run.metrics)
         return event if ended is None else {**event, "time": iso(ended)}
 
     return run.record(record)

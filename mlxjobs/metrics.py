@@ -24,7 +24,7 @@ from mlxjobs.fence import Fence
 from mlxjobs.files import replace_file, sync_directory
 from mlxjobs.metric_values import json_object, key_text, type_name, unwrap
 from mlxjobs.paths import is_file_name, naming
-from mlxjobs.seals import checksums, seal_yaml
+from mlxjobs.seals import checksum, seal_yaml
 
 RESERVED_NAMES = ("info", "config", "mlxpy", "artifacts")
 
@@ -63,11 +63,19 @@ def last_lines(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def seals(directory: Path) -> dict[str, list[int]]:
-    """Return size and CRC-32 of each metrics file, by log name; nothing if one cannot be read."""
+    """Return size and CRC-32 of the whole lines of each metrics file of a run, by log name.
+
+    Nothing if one cannot be read: that is for whoever reads them to say.
+    """
+    found = {}
     try:
-        return checksums(directory, rewinding.log_names(directory))
+        for log_name in rewinding.log_names(directory):
+            path = directory / f"{log_name}.json"
+            size = rewinding.whole_lines(path, path.stat().st_size)
+            found[log_name] = [size, checksum(path, size)]
     except OSError:
         return {}
+    return found
 
 
 class MetricsWriter:

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from mlxjobs.fence import Fence
 from mlxjobs.files import replace_file, sync_directory
 from mlxjobs.paths import naming
-from mlxjobs.seals import checksums, open_json, seal_json
+from mlxjobs.seals import checksum_of, open_json, seal_json
 
 SUPERSEDED = ".superseded"
 
@@ -229,7 +229,7 @@ def _read_rewinds(directory: Path) -> Iterator[_Rewind]:
 
 def _plan(path: Path, offset: int, start: int, later: list[_Rewind]) -> _Plan:
     name = path.name.removesuffix(".json")
-    start = _whole_lines(path, min(start, _size(path)))
+    start = whole_lines(path, min(start, _size(path)))
     pieces = [(path, start)]
     for entry in reversed(later):
         if name in entry.cuts:
@@ -238,7 +238,7 @@ def _plan(path: Path, offset: int, start: int, later: list[_Rewind]) -> _Plan:
     pieces = _first(pieces, offset)
     if pieces:
         source, length = pieces[-1]
-        pieces[-1] = (source, _whole_lines(source, length))
+        pieces[-1] = (source, whole_lines(source, length))
     return _Plan(name, path, [piece for piece in pieces if piece[1]], start)
 
 
@@ -255,7 +255,8 @@ def _set_aside(parent: Path, plans: list[_Plan], fence: Fence, number: int, writ
             lines += _append(plan.path, plan.kept, plan.start, target)
             _flush(target)
     cuts = {plan.name: plan.kept for plan in plans}
-    note = {"schema": 1, "number": number, "cuts": cuts, "files": checksums(aside, list(cuts))}
+    files = {name: checksum_of(aside / f"{name}.json") for name in cuts}
+    note = {"schema": 1, "number": number, "cuts": cuts, "files": files}
     replace_file(aside / NOTE, seal_json(note) + "\n")
     folder = parent / str(writer)
     count = 1
@@ -312,7 +313,8 @@ def _line_start(file: BinaryIO, position: int) -> int:
     return 0
 
 
-def _whole_lines(path: Path, size: int) -> int:
+def whole_lines(path: Path, size: int) -> int:
+    """Return how many of the first bytes of a file are whole lines."""
     if size == 0:
         return 0
     with open(path, "rb") as file:

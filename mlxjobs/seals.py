@@ -8,7 +8,6 @@ A file without one is as good as ever: it is older, or somebody else's. A CRC-32
 
 from __future__ import annotations
 
-import os
 import re
 import zlib
 from collections.abc import Mapping
@@ -72,12 +71,11 @@ def checksum(path: Path, size: int) -> int:
     return found
 
 
-def checksums(folder: Path, names: list[str]) -> dict[str, list[int]]:
-    """Return size and CRC-32 of each file `<name>.json` of a folder, as they are now.
+def checksum_of(path: Path) -> list[int]:
+    """Return size and CRC-32 of a file.
 
     Raises:
-        OSError: one cannot be read.
+        OSError: it cannot be read.
     """
-    paths = {name: folder / f"{name}.json" for name in names}
-    sizes = {name: os.stat(path).st_size for name, path in paths.items()}  # noqa: PTH116
-    return {name: [size, checksum(paths[name], size)] for name, size in sizes.items()}
+    size = path.stat().st_size
+    return [size, checksum(path, size)]

@@ -18,7 +18,10 @@ from mlxjobs.checkpoints import candidates, load_first
 from mlxjobs.cli import app
 from mlxjobs.fsck import check
 from mlxjobs.history import RunStatus
+from mlxjobs.logger import DefaultLogger
 from mlxjobs.reader import Reader
+from mlxjobs.seals import seal_yaml
+from mlxjobs.startable import this_process
 from mlxjobs.store import Run
 from tests.project import Project
 from tests.run_trees import write_run
@@ -36,7 +39,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(finished: Path, tmp_path: Path) -> Run:
     """A run that is COMPLETE, and nothing is wrong with it."""
     shutil.copytree(finished, tmp_path / "logs")
-    return Run(tmp_path / "logs" / "1")
+    made = Run(tmp_path / "logs" / "1")
+    os.utime(made.history_dir, (1.7e9, 1.7e9))  # else looking at it may paint info.yaml again
+    return made
 
 
 def found(logs: Path, *, fix: bool = False) -> dict[str, str]:
@@ -257,6 +262,44 @@ def test_a_folder_that_never_became_a_run_is_told(tmp_path: Path) -> None:
     assert found(tmp_path) == {}  # it may be being made
     make_old(tmp_path / "1")
     assert "never became a run" in found(tmp_path)["1"]
+
+
+def test_a_run_that_is_running_or_being_made_is_left_alone(tmp_path: Path) -> None:
+    Run.create(tmp_path).write_yaml("mlxpy", {})
+    run = Run.create(tmp_path)
+    run.write_yaml("config", {"lr": 0.1})
+    run.write_yaml("mlxpy", {})
+    run.frozen.write_text(seal_yaml("config: {}\n"))
+    run.record(lambda state: {"event": "created", "facts": {}})
+    run.record(lambda state: {"event": "started", "attempt": 1, **this_process()})
+    (run.metrics / ".attempt-1").mkdir()
+    (run.metrics / "train.json").write_text('{"loss": 0.')
+    assert found(tmp_path, fix=True) == {}
+    assert (run.metrics / ".attempt-1").exists()
+
+
+def test_a_run_that_was_killed_has_checksums_too(tmp_path: Path) -> None:
+    run = Run.create(tmp_path)
+    run.record(lambda state: {"event": "created", "facts": {}})
+    run.record(lambda state: {"event": "started", "attempt": 1, **this_process(), "process_key": "gone"})
+    logger = DefaultLogger(run.path)
+    logger.log_metrics({"loss": 1.0}, "train")
+    logger.close()
+    assert watch.look(tmp_path)[0].state.status is RunStatus.FAILED
+    log = run.metrics / "train.json"
+    assert "1/metrics/train.json" not in found(tmp_path)
+    log.write_bytes(log.read_bytes().replace(b"1.0", b"1.5"))
+    assert "is edited or damaged" in found(tmp_path)["1/metrics/train.json"]
+
+
+def test_a_line_that_a_killed_run_left_unfinished_is_not_missed_afterwards(tmp_path: Path) -> None:
+    run = Run.create(tmp_path)
+    run.record(lambda state: {"event": "created", "facts": {}})
+    run.record(lambda state: {"event": "started", "attempt": 1, **this_process(), "process_key": "gone"})
+    (run.metrics / "train.json").write_text('{"loss":1.0}\n{"lo')
+    watch.look(tmp_path)
+    assert found(tmp_path, fix=True)["1/metrics/train.json"] == "has a last line that is not finished"
+    assert "1/metrics/train.json" not in found(tmp_path)
 
 
 # -- checkpoints ------------------------------------------------------------------------------------
