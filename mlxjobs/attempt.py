@@ -19,7 +19,7 @@ from mlxjobs.context import Context
 from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.fence import Fence, Superseded, Vanished, take_over
 from mlxjobs.history import Attempt, Event, Preempted, RunState, RunStatus
-from mlxjobs.hold import HOLD, HeldLogger
+from mlxjobs.hold import HeldLogger, is_held
 from mlxjobs.logger import DefaultLogger, SilentLogger
 from mlxjobs.metrics import seals
 from mlxjobs.startable import Place, check_startable, this_process
@@ -218,7 +218,7 @@ def _logger(run: Run, fence: Fence, before: RunState, preemption: Preemption | N
             note(f"that run {run.log_id} goes on from {name} cannot be recorded: {error}")
 
     # a drill stops the first attempt where it wants to disturb it
-    held = fence.attempt == 1 and (run.path.parent / HOLD).exists()
+    held = fence.attempt == 1 and is_held(run.path)
     logger = (HeldLogger if held else DefaultLogger)(
         run.path,
         fence=fence,

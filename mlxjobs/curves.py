@@ -36,9 +36,16 @@ def read(directory: Path) -> Curves:
     return curves
 
 
-def reaches(found: Curves, expected: Curves) -> bool:
+def reach(directory: Path, expected: Curves) -> bool:
     """Whether a run has logged at least as much as another one."""
-    return all(len(found.get(name, ())) >= len(lines) for name, lines in expected.items())
+    return all(_count(directory / f"{name}.json") >= len(lines) for name, lines in expected.items())
+
+
+def _count(path: Path) -> int:
+    try:
+        return path.read_bytes().count(b"\n")
+    except OSError:
+        return 0
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,16 @@ def compare(expected: Curves, found: Curves, *, ended: bool) -> list[Difference]
                 over = one.of_progress and index > 0 and one.found == lines[0].get(one.key)
                 differences.setdefault((name, one.key), replace(one, over=over))
     return sorted(differences.values(), key=lambda one: (one.index, not one.of_progress))
+
+
+def spread(expected: Curves, found: Curves, log: str, key: str) -> float | None:
+    """Return how far the values of a key are apart at most; None if they are no numbers."""
+    apart = [
+        abs(one[key] - other[key])
+        for one, other in zip(expected.get(log, []), found.get(log, []), strict=False)
+        if all(type(line.get(key)) in (int, float) for line in (one, other))
+    ]
+    return max(apart, default=None)
 
 
 def _differ(name: str, index: int, line: Line, others: Sequence[Line]) -> list[Difference]:

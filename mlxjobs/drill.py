@@ -19,13 +19,14 @@ from pathlib import Path
 
 from mlxjobs import watch
 from mlxjobs.console import note
-from mlxjobs.curves import Difference, compare, reaches
-from mlxjobs.errors import MLXJobsError, RunError, SchedulerError
+from mlxjobs.curves import Curves, Difference, compare, spread
+from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.history import RunState, RunStatus
+from mlxjobs.hold import DRILL
 from mlxjobs.trial import Stuck, Trial, settings_for
 
 # a task that has not noticed a warning after so long goes on without
-_UNNOTICED_S, _AT_LIMIT_S = 30.0, 240.0
+_UNNOTICED_S, _AT_LIMIT_S = 60.0, 240.0
 # a job that starts takes no longer until its program does; the rest was the queue
 _START_S = 120.0
 # an attempt that starts a little slower has to come to a checkpoint too
@@ -106,9 +107,13 @@ class Way:
 
 
 def _bring_back(trial: Trial) -> None:
-    """Start a killed run again, once its scheduler knows that it ended; some start it by themselves."""
-    state = trial.follow(lambda state: state.status.ended or len(state.attempts) > 1)
-    if state.status.ended and len(state.attempts) == 1:
+    """Start a killed run again, once it has ended; or if it does not, as its other ranks go on."""
+    give_up = time.monotonic() + _UNNOTICED_S
+
+    def ended(state: RunState) -> bool:
+        return state.status.ended or len(state.attempts) > 1 or time.monotonic() > give_up
+
+    if len(trial.follow(ended).attempts) == 1:
         trial.do(watch.requeue)
 
 
@@ -159,16 +164,16 @@ class Drill:
             known = ", ".join(way.name for way in WAYS)
             raise RunError(f"{unknown[0]!r} is no way of disturbing a run: give some of {known}")
         self._ways = [way for way in WAYS if way.name in ways or not ways]
-        self._made = [path for path in (logs.absolute() / ".drill", logs.absolute()) if not path.exists()]
+        self._made = [path for path in (logs.absolute() / DRILL, logs.absolute()) if not path.exists()]
         stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{time.time_ns() % 1000:03d}"
-        self.folder = logs.absolute() / ".drill" / stamp
+        self.folder = logs.absolute() / DRILL / stamp
         self._command = [*command, *settings_for(command, scheduler)]
         self._patience_s = patience_s
         self._wanted = checkpoints + 1
         self._trials: list[Trial] = []
         self._after = 1  # the checkpoint after which runs are disturbed
         self._held_s = 1.0  # how long a job takes to get there
-        self._noise: list[Difference] | None = None
+        self._noise: Curves | None = None
 
     def run(self) -> list[Outcome]:
         """Do it, and return what each way has shown; all jobs that it started have then ended.
@@ -187,7 +192,7 @@ class Drill:
 
     def remove(self) -> None:
         """Remove what it has left."""
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):  # there is more in it now
             for path in self._made:
                 path.rmdir()
@@ -219,6 +224,10 @@ class Drill:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @property
+    def _name(self) -> str:
+        return self._reference.cluster.name
+
     def _trial(self, name: str) -> Trial:
         self._trials.append(Trial(self.folder / name, self._command, self._patience_s))
         return self._trials[-1]
@@ -244,15 +253,15 @@ class Drill:
         self._after = max(1, (min(saved, self._wanted) - 1) // 2)
         return trial
 
-    def _differences_of_two(self) -> list[Difference]:
-        """What differs between two undisturbed runs; the second is made when this is first asked."""
+    def _undisturbed_again(self) -> Curves:
+        """What a second undisturbed run logs, which is made when this is first asked."""
         if self._noise is None:
             trial = self._trial(_AGAIN)
             note(f"{_AGAIN}: does that also differ if nothing disturbs it?")
             trial.start()
             try:
-                state = trial.follow(lambda state: state.status.ended or reaches(trial.lines(), self._lines))
-                self._noise = compare(self._lines, trial.lines(), ended=state.status.ended)
+                trial.follow(lambda state: state.status.ended or trial.reaches(self._lines))
+                self._noise = trial.lines()
             finally:
                 trial.end()
         return self._noise
@@ -266,14 +275,17 @@ class Drill:
             outcome = _outcome(way, self._try(way, trial))
         except (_Verdict, Stuck) as error:
             outcome = _outcome(way, error)
-        except SchedulerError as error:
-            outcome = Outcome(way.name, way.title, Verdict.UNTRIED, f"not tried: {error}")
+        except MLXJobsError as error:
+            outcome = Outcome(way.name, way.title, Verdict.FAILED, f"could not be tried: {error}")
         finally:
             trial.end()
         note(f"{way.name}: {outcome.words}")
         return outcome
 
     def _try(self, way: Way, trial: Trial) -> _Verdict:
+        scheduler = self._reference.cluster.scheduler
+        if way.name == "warning" and scheduler.preempt_command("1") is None:
+            raise _Verdict(Verdict.UNTRIED, f"not tried: {self._name} has no command that warns")
         options = self._limit() if way.limited else None
         trial.start(f"{'kill' if way.kills else 'wait'} {self._after}", options)
         submitted = time.monotonic()
@@ -289,9 +301,7 @@ class Drill:
         self._await_return(way, trial)
         saved = trial.saved()
         state = trial.follow(
-            lambda state: (
-                state.status.ended or (trial.saved() > saved and reaches(trial.lines(), self._lines))
-            )
+            lambda state: state.status.ended or (trial.saved() > saved and trial.reaches(self._lines))
         )
         if state.status in (RunStatus.FAILED, RunStatus.CANCELLED):
             return _Verdict(Verdict.FAILED, f"comes back, but fails: {state.reason}")
@@ -302,7 +312,9 @@ class Drill:
         scheduler = self._reference.cluster.scheduler
         limit = scheduler.time_limit_option(math.ceil(_MARGIN * self._held_s + 1))
         if limit is None:
-            raise SchedulerError(f"{type(scheduler).__name__} has no time limit that the drill can set")
+            raise _Verdict(
+                Verdict.UNTRIED, f"not tried: {self._name} has no time limit that the drill can set"
+            )
         ours = scheduler.option_name(limit)
         return [*(line for line in self._reference.options() if scheduler.option_name(line) != ours), limit]
 
@@ -335,14 +347,18 @@ class Drill:
             )
         if not found:
             return _Verdict(Verdict.EXACT)
-        return self._explain(found)
+        return self._explain(found, lines)
 
-    def _explain(self, found: Sequence[Difference]) -> _Verdict:
-        noise = {(one.log, one.key): one for one in self._differences_of_two()}
+    def _explain(self, found: Sequence[Difference], lines: Curves) -> _Verdict:
+        again = self._undisturbed_again()
+        noise = {(one.log, one.key): one for one in compare(self._lines, again, ended=True)}
         real = [one for one in found if (one.log, one.key) not in noise]
         if not real:
             both = noise[found[0].log, found[0].key]
             words = f"resumes; exactly or not cannot be told, as of two undisturbed runs too {both}"
+            usual, here = (spread(self._lines, other, both.log, both.key) for other in (again, lines))
+            if usual is not None and here is not None:
+                words += f", by up to {usual:.3g}; after this by up to {here:.3g}"
             return _Verdict(Verdict.UNSURE, words)
         if real[0].over:
             return _Verdict(Verdict.OVER, f"starts over, though it loads a checkpoint: {real[0]}")

@@ -17,7 +17,12 @@ from typing import Any
 
 from mlxjobs.logger import DefaultLogger
 
-HOLD, HELD = ".hold", ".held"
+DRILL, HOLD, HELD = ".drill", ".hold", ".held"
+
+
+def is_held(log_dir: Path) -> bool:
+    """Whether a run is one of a drill that wants to disturb it."""
+    return log_dir.parts[-4:-3] == (DRILL,) and (log_dir.parent / HOLD).exists()
 
 
 class HeldLogger(DefaultLogger):

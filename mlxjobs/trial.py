@@ -89,14 +89,19 @@ class Trial:
         Raises:
             RunError: the command did not submit one run; what it did submit is cancelled.
         """
-        self.folder.mkdir(parents=True)
-        if hold is not None:
-            (self.folder / HOLD).write_text(hold)
+        try:
+            self.folder.mkdir(parents=True)
+            if hold is not None:
+                (self.folder / HOLD).write_text(hold)
+        except OSError as error:
+            raise RunError(f"{self.folder}: {error.strerror}; --logs names another log directory") from error
         options = [] if option_lines is None else [_option_cmd(option_lines)]
         try:
             result = shell.run([*self._command, *options], timeout_s=_SUBMIT_S)
         except shell.CommandMissing as error:
-            raise RunError(f"cannot start {self._command[0]!r}: there is no such program") from error
+            raise RunError(
+                f"cannot start {self._command[0]!r}: no such program; type python main.py"
+            ) from error
         except shell.CommandTimeout as error:
             raise RunError(f"{error}, and submitted nothing; {_NEEDS_LAUNCH}") from error
         if result.code != 0:
@@ -133,6 +138,10 @@ class Trial:
         """What it has logged."""
         return curves.read(self.run.metrics)
 
+    def reaches(self, expected: curves.Curves) -> bool:
+        """Whether it has logged so much."""
+        return curves.reach(self.run.metrics, expected)
+
     def options(self) -> list[str]:
         """The options of its job."""
         return as_lines(self.run.read_yaml("mlxpy")["scheduler"]["option_cmd"])
@@ -153,24 +162,25 @@ class Trial:
         Raises:
             Stuck: it runs, but writes no checkpoint.
         """
-        signs, since, told = (-1, -1), 0.0, time.monotonic()
-        next_look = time.monotonic() + _LOOK_S
+        signs = news = (-1, -1)
+        since = next_look = time.monotonic()
+        next_news = since + _NEWS_S
         while True:
             state = self.run.state()
             if until(state):
                 return state
             now = time.monotonic()
             seen = (state.sequence, self.saved())
+            if now > next_news and seen != news:
+                self._tell(state, seen[1])
+                news, next_news = seen, now + _NEWS_S
             if seen != signs or state.status not in _RUNNING:
-                if now - told > _NEWS_S and seen != signs:
-                    self._tell(state, seen[1])
-                    told = now
                 signs, since = seen, now
             elif now - since > self._patience_s:
                 raise Stuck(f"no new checkpoint for {self._patience_s / 60:g} minutes (--timeout)")
             if now >= next_look:
                 self.look()
-                next_look = now + _LOOK_S
+                next_look = time.monotonic() + _LOOK_S
             time.sleep(_POLL_S)
 
     def _tell(self, state: RunState, saved: int) -> None:

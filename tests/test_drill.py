@@ -127,6 +127,8 @@ def test_a_wrong_resume_is_told_from_a_program_that_is_never_the_same(drilled: P
     assert verdict == "resumes, exactly or not"
     assert words.startswith("resumes; exactly or not cannot be told, as of two undisturbed runs too `loss` ")
     assert "differs from epoch 0 (" in words
+    assert ", by up to " in words
+    assert "; after this by up to " in words
 
 
 def test_a_program_that_fails_when_it_resumes(drilled: Project) -> None:
@@ -186,7 +188,7 @@ def test_a_program_that_is_too_short(drilled: Project) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["nosuch"], "cannot start 'nosuch': there is no such program"),
+        (["nosuch"], "cannot start 'nosuch': no such program"),
         (["python", "plain.py"], "the command ended and submitted nothing; a drill needs a program"),
         (["python", "wrong.py"], "ZeroDivisionError"),
         (["python", "main.py", "seed=1,2,3"], "the command makes 3 runs; a drill follows one"),
@@ -203,6 +205,18 @@ def test_what_cannot_be_drilled_is_an_error(drilled: Project, command: list[str]
     assert words in done.stderr
     assert not live_jobs(drilled)
     assert not drilled.logs.exists()
+
+
+def test_only_the_runs_of_a_drill_are_held(drilled: Project) -> None:
+    drilled.logs.mkdir()
+    (drilled.logs / ".hold").write_text("kill 1")
+    drilled.run("num_epoch=3")
+    assert drilled.epochs() == [0, 1, 2]
+
+
+def test_a_log_directory_that_cannot_be_written(drilled: Project) -> None:
+    drilled.logs.write_text("a file")
+    assert "--logs names another log directory" in drill(drilled, code=2).stderr
 
 
 def test_usage(drilled: Project) -> None:
