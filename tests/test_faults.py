@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from io import StringIO
@@ -34,6 +34,7 @@ from mlxjobs.startable import Place
 from mlxjobs.store import Run
 from tests.faulty import NEED_ROOM, Calls, full_at, killed_at
 from tests.project import Project, await_value
+from tests.run_trees import write_run
 
 EPOCHS = 3
 CURVE = [{"epoch": epoch, "loss": 0.5 ** (epoch + 1)} for epoch in range(EPOCHS)]
@@ -271,6 +272,104 @@ def break_submissions(folder: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["kill", "once", "full"])
 def test_a_submission_that_is_broken_at_any_call_is_seen_and_can_be_made_again(how: str) -> None:
     by_itself("break_submissions", how)
+
+
+# --- a disk that is really full
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small disk")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Fill a disk to its last byte; return the file that does."""
+    filler = disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return filler
+
+
+@needs_root
+def test_a_job_whose_disk_is_full_goes_on_when_there_is_room(project: Project, disk: Path) -> None:
+    project.logs = disk / "logs"
+    project.let_pass(2)
+    project.submit(f"+mlxpy.logger.parent_log_dir={project.logs}")
+    project.await_epoch(2)
+    filler = fill(disk)
+    project.let_pass(10)
+    await_value(lambda: "|FAILED|" in project.queue("status"), "the end of the job")
+    shown = project.mlxjobs("ls", str(project.logs))
+    assert "FAILED" in shown.stdout
+    assert "this is not recorded" in shown.stderr
+    assert "No space left on device" in shown.stderr
+    filler.unlink()
+    assert "FAILED" in project.mlxjobs("ls", str(project.logs)).stdout
+    project.mlxjobs("requeue", "1", "--logs", str(project.logs))
+    project.await_status("COMPLETE")
+    assert project.epochs() == [0, 1, 2, 3, 4]
+    assert project.losses() == pytest.approx([100 * 0.9 ** (epoch + 1) for epoch in range(5)])
+
+
+@needs_root
+def test_a_local_queue_whose_disk_is_full_loses_no_job(project: Project, disk: Path) -> None:
+    project.env["MLXJOBS_LOCAL_DIR"] = str(disk / "queue")
+    project.logs = disk / "logs"
+    project.let_pass(2)
+    project.submit(f"+mlxpy.logger.parent_log_dir={project.logs}")
+    project.await_epoch(2)
+    filler = fill(disk)
+    process = project.state().attempts[0].pid
+    project.let_pass(10)
+    await_value(lambda: not Path(f"/proc/{process}").exists(), "the end of the job")
+    refused = project.submit(f"+mlxpy.logger.parent_log_dir={project.folder / 'other'}", code=3)
+    assert "No space left on device" in refused.stderr
+    filler.unlink()
+    project.mlxjobs("ls", str(project.logs))
+    if project.state().status is RunStatus.FAILED:  # else its worker could not record that, and it came back
+        project.mlxjobs("requeue", "1", "--logs", str(project.logs))
+    project.await_status("COMPLETE")
+    assert project.epochs() == [0, 1, 2, 3, 4]
+
+
+@needs_root
+def test_a_snapshot_that_does_not_fit_is_one_message_and_is_made_later(project: Project, disk: Path) -> None:
+    (project.folder / "data.txt").write_text("x" * 100_000)
+    project.commit()
+    snapshots = disk / "snapshots"
+    arguments = ("+mlxpy.use_version_manager=true", f"+mlxpy.version_manager.parent_work_dir={snapshots}")
+    filler = fill(disk)
+    words = project.run(*arguments, code=2).stderr
+    assert "No space left on device" in words
+    assert "Traceback" not in words
+    filler.unlink()
+    project.run(*arguments)
+    assert project.epochs() == [0, 1, 2, 3, 4]
+    assert [path.stat().st_size for path in snapshots.rglob("data.txt")] == [100_000]
+
+
+def test_a_full_disk_keeps_nobody_from_reading(tmp_path: Path) -> None:
+    write_run(tmp_path, 1, {"lr": 0.1})
+    read = f"""
+import resource
+from mlxjobs.reader import Reader
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+reader = Reader({str(tmp_path)!r})
+print(reader.filter("config.lr == 0.1")[0]["train.loss"])
+"""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    out = subprocess.run([sys.executable, "-c", read], env=environment, stdout=subprocess.PIPE, check=True)
+    assert out.stdout == b"[1.0, 0.5, 0.25]\n"
+    assert Reader(tmp_path).filter("config.lr == 0.1")[0]["train.loss"] == [1.0, 0.5, 0.25]
 
 
 # --- the log directory is removed, moved, or somebody else's
