@@ -104,14 +104,10 @@ def ls(
 
 def _ls_query(logs: Path, query: str, sort: str, columns: str, *, as_json: bool) -> None:
     from mlxjobs import listing
-    from mlxjobs.reader import Reader
 
-    reader = Reader(logs)
-    if reader.live:
-        doubts = {one.run.log_id: one.doubt for one in watch.look(logs, reader.live) if one.doubt}
-        reader.refresh()
-        for log_id, doubt in doubts.items():
-            note(f"run {log_id}: {doubt}")
+    reader = listing.trusting_reader(logs)
+    for log_id, doubt in reader.doubts.items():
+        note(f"run {log_id}: {doubt}")
     table = listing.list_runs(reader, query, sort=sort or None, columns=columns.split(","))
     rows = [dict(zip(table, cells, strict=True)) for cells in zip(*table.values(), strict=True)]
     if as_json:
@@ -137,13 +133,12 @@ def export(
 ) -> None:
     """Write runs to a file: all fields and the last metrics of each, or one series of all of them."""
     from mlxjobs import listing
-    from mlxjobs.reader import Reader
 
     targets = {form: file for form, file in (("csv", csv), ("parquet", parquet), ("json", as_json)) if file}
     if len(targets) != 1:
         raise typer.BadParameter("give one of --csv FILE, --parquet FILE, --json FILE")
     ((form, target),) = targets.items()
-    count = listing.export(Reader(logs), query, metrics or None, form, target)
+    count = listing.export(listing.trusting_reader(logs), query, metrics or None, form, target)
     if target != "-":
         say(f"{count} rows in {target}")
 

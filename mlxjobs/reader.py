@@ -34,6 +34,10 @@ class UnreadableRunWarning(UserWarning):
     """Something in a log directory cannot be read; everything else is served."""
 
 
+class UncertainRunWarning(UserWarning):
+    """Nobody could say whether a run is still as it is recorded."""
+
+
 class Parser(abc.ABC):
     """Base of parsers of a user's own, as MLXP has it."""
 
@@ -61,20 +65,24 @@ _parse = query.parse
 class Reader:
     """Reads the runs of a log directory, ours or MLXP's; fast, as it keeps an index.
 
-    A Reader shows the runs as they are when it is made; `filter` looks again at those that have not
-    ended, and `refresh` at all.
+    A Reader shows the runs as they are when it is made: schedulers are asked, in one question each, what
+    became of those that have not ended. `filter` looks again at what these have written, and `refresh`
+    does all anew.
 
     Args:
         src_dir: the log directory.
         dst_dir: where to keep the index; by default in the log directory, or, if that cannot be
             written, in the user's cache.
         parser: parses queries instead of ours.
-        refresh: look at the runs; False: take the index as it is, if there is one.
+        refresh: look at the runs; False: take the index as it is, if there is one, and ask nobody.
         reload: forget the index, and read everything.
 
     Raises:
         RunError: there is no such directory, or it cannot be read.
     """
+
+    # whether to ask schedulers whose class is in a user's project: a run directory says which it is
+    _runs_code = False
 
     def __init__(
         self,
@@ -89,24 +97,37 @@ class Reader:
         self.parser = parser
         self._index = Index(Path(src_dir), None if dst_dir is None else Path(dst_dir))
         self._told: set[int] = set()
+        self._doubts: dict[int, str] = {}
         stored = self._index.stored() if not refresh and not reload else None
-        self._show(stored if stored is not None else self._index.sync(anew=reload))
+        self._show(stored if stored is not None else self._sync(anew=reload))
+
+    def _sync(self, *, anew: bool = False) -> Snapshot:
+        """Read what changed, and ask what became of the runs that have not ended."""
+        snapshot = self._index.sync(anew=anew)
+        log_ids = [log_id for log_id in sorted(snapshot.live) if Path(self.src_dir, str(log_id)).is_dir()]
+        if not log_ids:
+            self._doubts = {}
+            return snapshot
+        from mlxjobs import watch  # what it imports is not needed for runs that have ended
+
+        seen = watch.look(Path(self.src_dir), log_ids, run_code=self._runs_code)
+        self._doubts = {one.run.log_id: one.doubt for one in seen if one.doubt}
+        if self._doubts:
+            message = f"{len(self._doubts)} runs may not be as recorded: {_listed(self._doubts)}"
+            warnings.warn(message, UncertainRunWarning, stacklevel=3)
+        return self._index.recheck(snapshot)
 
     def _show(self, snapshot: Snapshot) -> None:
         self._table = RunTable(snapshot, lambda key, values: self._index.remember(snapshot, key, values))
         news = {log_id: text for log_id, text in snapshot.problems.items() if log_id not in self._told}
         self._told.update(news)
         if news:
-            texts = [f"run {log_id}: {text}" for log_id, text in news.items()][:_SHOWN]
-            more = f"; and {len(news) - _SHOWN} more" if len(news) > _SHOWN else ""
-            message = (
-                f"{len(news)} of {len(snapshot) + len(news)} runs cannot be read: {'; '.join(texts)}{more}"
-            )
+            message = f"{len(news)} of {len(snapshot) + len(news)} runs cannot be read: {_listed(news)}"
             warnings.warn(message, UnreadableRunWarning, stacklevel=3)
 
     def refresh(self) -> Reader:
         """Look at all runs again, and at new ones; returns the same Reader."""
-        self._show(self._index.sync())
+        self._show(self._sync())
         return self
 
     def __len__(self) -> int:
@@ -119,6 +140,11 @@ class Reader:
     def problems(self) -> dict[int, str]:
         """The runs that cannot be read, and why."""
         return dict(self._table.snapshot.problems)
+
+    @property
+    def doubts(self) -> dict[int, str]:
+        """The runs of which nobody could say whether they are still as recorded: since when, and why."""
+        return dict(self._doubts)
 
     @property
     def live(self) -> list[int]:
@@ -240,6 +266,11 @@ class Reader:
         log_name = key.partition(".")[0]
         _tell(f"the last line of {log_name}.json is not finished, and left out", unfinished)
         _tell(f"there are lines in {log_name}.json that are no JSON, and left out", bad)
+
+
+def _listed(texts: Mapping[int, str]) -> str:
+    shown = "; ".join(f"run {log_id}: {text}" for log_id, text in list(texts.items())[:_SHOWN])
+    return shown + (f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else "")
 
 
 def _tell(what: str, log_ids: list[int]) -> None:

@@ -9,6 +9,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
+from mlxjobs.adapters import known
 from mlxjobs.arrays import alike, hand_in_all
 from mlxjobs.cause import of_job, with_progress
 from mlxjobs.cluster import Cluster
@@ -39,7 +40,7 @@ class Seen:
     ending: bool = False
 
 
-def look(parent: Path, log_ids: Sequence[int] | None = None) -> list[Seen]:
+def look(parent: Path, log_ids: Sequence[int] | None = None, *, run_code: bool = True) -> list[Seen]:
     """Return the runs of a log directory, checked against their schedulers: one question to each.
 
     What a scheduler knows better is recorded: a job that was cancelled behind our back, killed, or
@@ -48,6 +49,7 @@ def look(parent: Path, log_ids: Sequence[int] | None = None) -> list[Seen]:
     Args:
         parent: the log directory.
         log_ids: which runs; None: all.
+        run_code: ask schedulers too whose class is in a project; a run directory says which one that is.
 
     Raises:
         RunError: there is no such directory, or no such run.
@@ -72,7 +74,7 @@ def look(parent: Path, log_ids: Sequence[int] | None = None) -> list[Seen]:
         elif one.state.attempt is not None and one.state.status is not RunStatus.WAITING:
             _check_process(one, one.state.attempt)
     for path, asked in questions.items():
-        _ask(path, asked)
+        _ask(path, asked, run_code=run_code)
     for one in seen:
         with suppress(OSError, DamagedHistoryError):  # somebody else's runs, perhaps
             one.run.repaint()
@@ -123,8 +125,11 @@ def _last_sign(run: Run) -> str:
     return moment.strftime("%H:%M" if moment.date() == datetime.now().date() else "%d/%m/%Y %H:%M")
 
 
-def _ask(path: str, asked: Sequence[Seen]) -> None:
+def _ask(path: str, asked: Sequence[Seen], *, run_code: bool) -> None:
     try:
+        if not run_code and path not in known().values():
+            why = "is not of an installed package: `mlxjobs ls` asks it"
+            raise SchedulerError(f"the scheduler {path} {why}")
         answers = Cluster(path).status([str(one.state.job_id) for one in asked])
     except MLXJobsError as error:
         for one in asked:

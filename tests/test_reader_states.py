@@ -1,0 +1,88 @@
+"""The Reader tells what became of runs that could not record it themselves, and what nobody can know."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import mlxpy
+import pytest
+
+from mlxjobs.history import RunStatus
+from mlxjobs.reader import UncertainRunWarning
+from mlxjobs.startable import this_process
+from mlxjobs.store import Run
+from tests.project import Project
+from tests.slurm_stub import Slurm
+from tests.test_own_scheduler import WHOLE
+
+
+def begun(logs: Path, **process: object) -> Run:
+    """A run that began in a process of this machine, or of another."""
+    run = Run.create(logs, 1)
+    run.write_yaml("config", {"seed": 1})
+    run.record(lambda state: {"event": "created", "facts": {}})
+    run.record(
+        lambda state: {
+            "event": "started", "attempt": 1, **this_process(), "job_id": None, "facts": {}, **process,
+        }
+    )  # fmt: skip
+    run.record(lambda state: {"event": "running", "attempt": 1})
+    return run
+
+
+def ended_process() -> int:
+    pid = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitpid(pid, 0)
+    return pid
+
+
+def test_a_run_whose_process_was_killed_is_failed(tmp_path: Path) -> None:
+    run = begun(tmp_path, pid=ended_process())
+    reader = mlxpy.Reader(tmp_path)
+    row = reader.filter("info.status == 'FAILED'")[0]
+    assert row["info.status"] == "FAILED"
+    assert reader.doubts == {}
+    assert run.state().reason == "killed: its process is gone"
+
+
+def test_a_run_that_nobody_can_ask_for_says_since_when(tmp_path: Path) -> None:
+    begun(tmp_path, host="another-machine")
+    with pytest.warns(UncertainRunWarning, match="1 runs may not be as recorded: run 1: unknown since"):
+        reader = mlxpy.Reader(tmp_path)
+    assert "another-machine cannot be asked from here" in reader.doubts[1]
+    assert reader.filter()[0]["info.status"] == "RUNNING"
+    assert reader.live == [1]
+
+
+def test_it_asks_nobody_where_it_takes_the_index_as_it_is(tmp_path: Path) -> None:
+    run = begun(tmp_path, pid=ended_process())
+    with pytest.warns(UncertainRunWarning):
+        mlxpy.Reader(begun(tmp_path / "more", host="another-machine").path.parent)
+    mlxpy.Reader(tmp_path / "more", refresh=False)
+    assert run.state().status is RunStatus.RUNNING
+
+
+def test_a_job_that_was_cancelled_behind_our_back_is_cancelled(
+    slurm_stub: Slurm, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", project.env["PATH"])
+    slurm_stub.submit("ok", "optimizer.lr=0.1,0.01")
+    reader = mlxpy.Reader(project.logs)
+    assert reader.filter()[:]["info.status"] == ["SUBMITTED", "SUBMITTED"]
+    slurm_stub.say("CANCELLED None 0")
+    assert reader.refresh().filter()[:]["info.status"] == ["CANCELLED", "CANCELLED"]
+    assert reader.live == []
+
+
+def test_it_runs_no_scheduler_of_a_project_which_mlxjobs_ls_does(project: Project) -> None:
+    imported = "open(__file__ + '.imported', 'w').close()\n"
+    (project.folder / "mine.py").write_text(WHOLE + imported)
+    project.submit("mlxpy.scheduler.name=mine.Mine")
+    mark = project.folder / "mine.py.imported"
+    mark.unlink()
+    with pytest.warns(UncertainRunWarning, match="`mlxjobs ls` asks it"):
+        mlxpy.Reader(project.logs)
+    assert not mark.exists()
+    project.mlxjobs("ls", "info.status == 'SUBMITTED'")
+    assert mark.exists()
