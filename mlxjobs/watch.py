@@ -93,7 +93,8 @@ def _record(one: Seen, record: Callable[[], RunState]) -> None:
     try:
         one.state = record()
     except NotRecordedError as error:
-        one.state, one.doubt = error.state, f"this is not recorded: {error.filename}: {error.strerror}"
+        what = f"that it is {error.state.status} cannot be recorded"
+        one.state, one.doubt = error.state, f"{what}: {error.filename}: {error.strerror}"
 
 
 def _check_submitter(one: Seen) -> None:

@@ -311,7 +311,7 @@ def test_a_job_whose_disk_is_full_goes_on_when_there_is_room(project: Project, d
     await_value(lambda: "|FAILED|" in project.queue("status"), "the end of the job")
     shown = project.mlxjobs("ls", str(project.logs))
     assert "FAILED" in shown.stdout
-    assert "this is not recorded" in shown.stderr
+    assert "that it is FAILED cannot be recorded" in shown.stderr
     assert "No space left on device" in shown.stderr
     filler.unlink()
     assert "FAILED" in project.mlxjobs("ls", str(project.logs)).stdout
@@ -438,7 +438,7 @@ def test_what_cannot_be_recorded_is_shown_all_the_same(
     assert seen.state.status is RunStatus.FAILED
     assert seen.state.reason == "killed at epoch 1: its process is gone"
     assert seen.doubt is not None
-    assert "this is not recorded" in seen.doubt
+    assert "that it is FAILED cannot be recorded" in seen.doubt
     assert "No space left on device" in seen.doubt
     assert run.state().status is RunStatus.RUNNING
     assert assert_truthful(run).status is RunStatus.FAILED  # once there is room, it is
@@ -459,7 +459,7 @@ def test_a_clock_that_goes_back_changes_neither_the_order_nor_what_is_shown(
         event["time"] = iso(datetime.fromisoformat(event["time"]) + timedelta(hours=3))
         path.write_text(seal_json(event))
     reader = Reader(tmp_path)
-    assert reader.filter("")[0]["info.status"] == "RUNNING"
+    assert reader.filter("")[0]["info.status"] == "FAILED"
     attempt(run)
     assert_whole(run)
     first, second = run.state().attempts
