@@ -27,7 +27,7 @@ from mlxjobs.hand_in import accept, claim, refuse, wait
 from mlxjobs.history import RunState, RunStatus
 from mlxjobs.scheduler import TASK, Job
 from mlxjobs.script import job_name, render
-from mlxjobs.store import Run, take_array, waiting_in
+from mlxjobs.store import Run, take_array, waiting_folder, waiting_in
 
 # how long a run that ends keeps its job to hand in another one
 _PATIENCE_S = 20.0
@@ -78,6 +78,7 @@ def hand_in_all(
     with flushed_together(runs[0].path.parent):
         for run in runs:
             try:
+                run.check_owner()
                 numbers[run] = claim(run, cluster, check)
             except MLXJobsError as error:
                 result.failed[run.log_id] = error
@@ -165,7 +166,8 @@ def feed(parent: Path, most: int = 16) -> HandedIn:
     """
     result = HandedIn()
     with _alone(parent) as alone:
-        runs = [Run(parent / str(log_id)) for log_id in waiting_in(parent)[:most]] if alone else []
+        runs = [Run(parent / str(log_id)) for log_id in waiting_in(parent)] if alone else []
+        runs = [run for run in runs if run.stranger is None][:most]
         for cluster, given, group in alike(runs):
             one = hand_in_all(
                 group, cluster, given, check=_check_waiting, patient=True, patience_s=_PATIENCE_S
@@ -182,7 +184,7 @@ def _alone(parent: Path) -> Iterator[bool]:
     """Tell whether no other process feeds this log directory: a courtesy, nothing goes wrong without."""
     import fcntl
 
-    with (parent / ".waiting" / ".lock").open("w") as lock:
+    with (waiting_folder(parent) / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -26,9 +26,10 @@ def stored(run: Run, given: Mapping[str, Any]) -> tuple[dict[str, Any], Composed
         given: settings from the command line, which win.
 
     Raises:
-        RunError: the run has no configuration.
+        RunError: the run has no configuration, or is another user's.
         InvalidConfigFileError: its files, or the settings given, are wrong.
     """
+    run.check_owner()
     run.adopt()
     options = settings.defaults()
     path = run.metadata / "mlxpy.yaml"

@@ -64,6 +64,16 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
+def _create_anew(path: Path, mode: int) -> int:
+    """Open a new file: never one that somebody else has put there, nor what their link leads to."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        return os.open(path, flags, mode)
+    except FileExistsError:  # what a process that was killed has left
+        path.unlink()
+        return os.open(path, flags, mode)
+
+
 def _write_aside(
     path: Path, content: bytes, mode: int, *, durable: bool = True, folder: Path | None = None
 ) -> Path:
@@ -71,7 +81,7 @@ def _write_aside(
     writer = f"{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}"
     aside = (folder or path.parent) / f".{path.name}.{writer}.tmp"
     try:
-        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        fd = _create_anew(aside, mode)
         try:
             view = memoryview(content)
             while view:

@@ -46,6 +46,7 @@ def hand_in(
         JobSubmissionError: the scheduler did not take it.
         MLXJobsError: what `check` raises.
     """
+    run.check_owner()
     known = run.state().job_ids
     number = claim(run, cluster, check)
     try:

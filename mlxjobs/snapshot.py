@@ -27,6 +27,7 @@ from typing import Any
 
 from mlxjobs.errors import SnapshotError
 from mlxjobs.files import create_file, sync_directory
+from mlxjobs.trust import stranger
 
 # The GIT_* variables that may stay: all others could point git to another repository, index or set of
 # files than those of the folder it is called in, as a git hook or `git rebase --exec` does.
@@ -114,6 +115,7 @@ class GitVM(VersionManager):
         wanted = [path for path in (program, work_dir) if path is not None]
         parent_work_dir = (launch.work_dir / launch.parent_work_dir.expanduser()).absolute()
         root = parent_work_dir / (commit.top.name or "root") / commit.hash
+        _check_owner(root)
         if root.is_dir():
             _check_committed(commit, wanted, lambda path: os.path.lexists(root / path))
         else:
@@ -134,6 +136,16 @@ class GitVM(VersionManager):
         script = program and root / program.relative_to(commit.top)
         warnings = _warn(commit, [path for path, _ in left_out], _read_submodules(root))
         return Frozen(root, place, script, facts, warnings)
+
+
+def _check_owner(root: Path) -> None:
+    """Raise if the snapshot, or the folder of the repository's snapshots, is another user's."""
+    whose = stranger(root.parent, root)
+    if whose is not None:
+        raise SnapshotError(
+            f"a snapshot that is another user's is not run as you: {whose},\n"
+            "or set version_manager.parent_work_dir to a folder of your own."
+        )
 
 
 def requirements() -> list[str]:

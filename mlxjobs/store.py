@@ -29,6 +29,7 @@ from mlxjobs.errors import DamagedHistoryError, RunError
 from mlxjobs.files import create_file, replace_file
 from mlxjobs.history import Event, RunState, fold, render, timestamp
 from mlxjobs.seals import open_json, seal_json, seal_yaml
+from mlxjobs.trust import own_folder, stranger
 
 COPIED = ("config", "info")
 
@@ -98,10 +99,15 @@ def in_ranges(log_ids: Iterable[int]) -> str:
     return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
 
 
+def waiting_folder(parent: Path) -> Path:
+    """Return the folder of the marks of this user's runs that wait for room in the queue."""
+    return own_folder(parent / ".waiting")
+
+
 def waiting_in(parent: Path) -> list[int]:
     """Return the numbers of the runs that are marked as waiting for room in the queue."""
     try:
-        with os.scandir(parent / ".waiting") as entries:
+        with os.scandir(waiting_folder(parent)) as entries:
             return sorted(int(entry.name) for entry in entries if _is_number(entry.name))
     except FileNotFoundError:
         return []
@@ -113,7 +119,7 @@ def take_array(parent: Path) -> Path:
     It holds the array's script, and for each task a link to its run: so what a run's directory holds
     is found below the task's number.
     """
-    arrays = parent / ".arrays"
+    arrays = own_folder(parent / ".arrays")
     arrays.mkdir(exist_ok=True)
     return Path(take_log_id(str(arrays)))
 
@@ -214,6 +220,23 @@ class Run:
         self.record(
             lambda state: None if state.sequence else {"event": "created", "facts": facts, "status": status}
         )
+
+    @property
+    def stranger(self) -> str | None:
+        """Which file of this run, of those whose content is run, is another user's; None: all are ours."""
+        metadata = [self.metadata / name for name in (".frozen.yaml", "config.yaml", "mlxpy.yaml")]
+        folders = [self.metadata, self.history_dir, self.artifacts, self.artifacts / "Checkpoint"]
+        return stranger(self.path, *folders, *metadata, self.script)
+
+    def check_owner(self) -> None:
+        """Raise unless this run is ours: its script, configuration and checkpoints are code that would run.
+
+        Raises:
+            RunError: it may be another user's doing.
+        """
+        whose = self.stranger
+        if whose is not None:
+            raise RunError(f"run {self.log_id} is not started as you: {whose}")
 
     # -- events -----------------------------------------------------------------------------
 
@@ -324,7 +347,7 @@ class Run:
 
     def mark_waiting(self, waits: bool) -> None:
         """Mark the run as one that waits for room in the queue, so that it is found without a search."""
-        mark = self.path.parent / ".waiting" / self.path.name
+        mark = waiting_folder(self.path.parent) / self.path.name
         if waits:
             mark.parent.mkdir(exist_ok=True)
             mark.touch()

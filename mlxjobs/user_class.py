@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 import os
+import stat
 import sys
 import traceback
 import types
@@ -15,6 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from mlxjobs import trust
 from mlxjobs.errors import InvalidSchedulerError, MLXJobsError, SchedulerError
 from mlxjobs.scheduler import Scheduler
 
@@ -73,11 +75,9 @@ def _hint(module: types.ModuleType, base: type, name: str) -> str:
 def _import(module_name: str, folder: str, path: str, error_type: type[MLXJobsError]) -> types.ModuleType:
     _see_project()
     there = bool(folder) and holds(folder, module_name)
-    if there and not _is_trusted(folder, module_name.partition(".")[0]):
-        raise error_type(
-            f"{path} in {folder} belongs to another user, so it is not run; "
-            "if you trust it, type the command in that folder"
-        )
+    whose = _stranger(folder, module_name.partition(".")[0]) if there else None
+    if whose is not None:
+        raise error_type(f"{path} is not run: {whose}")
     try:
         if there:
             with _from(folder, module_name.partition(".")[0]):
@@ -95,11 +95,20 @@ def _import(module_name: str, folder: str, path: str, error_type: type[MLXJobsEr
         raise error_type(f"{path} cannot be imported: {_words(error)}{also}") from error
 
 
+def _program() -> list[str]:
+    """The folder of the program's own modules, whose code runs in any case; none for `mlxjobs`."""
+    main = sys.modules.get("__main__")
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    if spec is not None:  # python -m
+        ours = spec.name.partition(".")[0] == "mlxjobs"
+        return [] if ours else [os.getcwd()]  # noqa: PTH109 - a str, for sys.path
+    return [str(Path(file).absolute().parent)] if file else []
+
+
 def _project() -> list[str]:
-    """The folders of a user's own modules: that of the program, and the current one."""
-    program = getattr(sys.modules.get("__main__"), "__file__", None)
-    beside = [str(Path(program).absolute().parent)] if program else []
-    return [*beside, os.getcwd()]  # noqa: PTH109 - a str, for sys.path
+    """The folders of a user's own modules: that of the program, and the current one if it is ours."""
+    here = os.getcwd()  # noqa: PTH109 - a str, for sys.path
+    return [*_program(), *([] if trust.stranger(Path(here)) else [here])]
 
 
 def _see_project() -> None:
@@ -115,11 +124,17 @@ def holds(folder: str, module_name: str) -> bool:
     return path.is_dir() or path.with_name(f"{path.name}.py").is_file()
 
 
-def _is_trusted(folder: str, top: str) -> bool:
-    """Whether to run what a run directory names, which anybody may have written."""
+def _stranger(folder: str, top: str) -> str | None:
+    """Say whose code it is that a run directory names, which anybody may have written; None if it is ours.
+
+    Who may write to the folder chooses what the module imports.
+    """
+    if any(Path(one).samefile(folder) for one in _program()):
+        return None
+    if Path(folder).stat().st_mode & stat.S_IWOTH:
+        return f"anybody may write to {folder}"
     place = Path(folder, top)
-    owner = (place if place.is_dir() else place.with_name(f"{top}.py")).stat().st_uid
-    return owner in (0, os.geteuid()) or any(Path(one).samefile(folder) for one in _project())
+    return trust.stranger(Path(folder), place if place.is_dir() else place.with_name(f"{top}.py"))
 
 
 @contextmanager

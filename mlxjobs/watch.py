@@ -83,7 +83,9 @@ def look(parent: Path, log_ids: Sequence[int] | None = None, *, run_code: bool =
 
 def _see(run: Run) -> Seen:
     try:
-        return Seen(run, run.state())
+        seen = Seen(run, run.state())
+        seen.doubt = None if seen.state.status.ended else _not_imported(seen)
+        return seen
     except DamagedHistoryError as error:  # the other runs are shown all the same
         return Seen(run, RunState(), f"unknown: {error}")
 
@@ -95,6 +97,13 @@ def _record(one: Seen, record: Callable[[], RunState]) -> None:
     except NotRecordedError as error:
         what = f"that it is {error.state.status} cannot be recorded"
         one.state, one.doubt = error.state, f"{what}: {error.filename}: {error.strerror}"
+
+
+def _not_imported(one: Seen) -> str | None:
+    """Why the scheduler that a run names is not imported, if so: another user could name any module."""
+    path = one.state.scheduler.get("class")
+    whose = None if path is None or path in known().values() else one.run.stranger
+    return whose and f"unknown: its scheduler {path} is not imported, as {whose}"
 
 
 def _check_submitter(one: Seen) -> None:
@@ -199,6 +208,9 @@ def _cluster_of(one: Seen) -> Cluster:
     path = one.state.scheduler.get("class")
     if path is None or one.state.job_id is None:
         raise _not_submitted(one)
+    why = _not_imported(one)
+    if why is not None:
+        raise RunError(f"run {one.run.log_id}: {why}")
     return Cluster(path)
 
 
@@ -218,6 +230,8 @@ def cancel(seen: Sequence[Seen]) -> Iterator[Outcome]:
         run, state = one.run, one.state
         if state.status.ended:
             yield f"run {run.log_id} has ended already: {state.status}"
+        elif state.job_id is not None and (why := _not_imported(one)):
+            yield RunError(f"run {run.log_id} is not cancelled: {why}")
         elif state.job_id is not None:
             submitted.setdefault(state.scheduler["class"], []).append(one)
         elif state.attempt is not None and is_alive(state.attempt):
@@ -286,6 +300,7 @@ def requeue(seen: Sequence[Seen]) -> Iterator[Outcome]:
             elif "class" not in one.state.scheduler:
                 yield _not_submitted(one)
             elif one.state.status.ended or one.state.status is RunStatus.WAITING or one.forgotten:
+                one.run.check_owner()
                 again.append(one)
             elif one.state.job_id is None:
                 yield RunError(
