@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import abc
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from mlxjobs.errors import ArtifactNotFoundError, InvalidArtifactError, InvalidK
 from mlxjobs.fence import Fence
 from mlxjobs.files import sync_directory
 from mlxjobs.paths import is_file_name, naming
+
+_KEPT = re.compile(r"\.pkl\.[0-9]+$")
 
 
 @dataclass
@@ -303,6 +306,8 @@ def _find(folder: Path, name: str) -> Path | None:
     if not folder.is_dir():
         return None
     like = [path for path in folder.iterdir() if path.name.startswith(f"{name}.")]
+    # checkpoints that are kept beside the newest end in their number: they are asked for by their whole name
+    like = [path for path in like if not _KEPT.search(path.name)]
     if len(like) > 1:
         raise InvalidArtifactError(f"which of {', '.join(sorted(map(str, like)))}? Give its name in full")
     return like[0] if like else None

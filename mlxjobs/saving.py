@@ -9,10 +9,15 @@ from pathlib import Path
 from mlxjobs import checkpoints
 from mlxjobs.artifact_history import ArtifactHistory
 from mlxjobs.artifacts import check_artifact_name
-from mlxjobs.checkpoint_file import Record, read_record
+from mlxjobs.checkpoint_file import Record, peek
 from mlxjobs.checkpoints import SUFFIX, Loaded
 from mlxjobs.console import note
-from mlxjobs.errors import CheckpointNotFoundError, InvalidArtifactError, InvalidKeyError
+from mlxjobs.errors import (
+    CheckpointNotFoundError,
+    DamagedCheckpointError,
+    InvalidArtifactError,
+    InvalidKeyError,
+)
 from mlxjobs.metrics import MetricsWriter
 from mlxjobs.monitor import Monitor
 from mlxjobs.pickling import Pickled
@@ -143,7 +148,13 @@ class Checkpoints:
 
     def _is_best(self, path: Path, monitor: Monitor, value: float) -> bool:
         best = checkpoints.best(path)
-        record = read_record(best)
+        try:
+            record = peek(best)
+        except FileNotFoundError:
+            return monitor.is_better(value, None)
+        except DamagedCheckpointError as error:
+            note(f"the best {path.stem!r}, {best}, is damaged ({error}): from now on the best counts anew")
+            return monitor.is_better(value, None)
         if record is None:
             return monitor.is_better(value, None)
         if f"{record.log_name}{SUFFIX}" != path.name:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mlxpy
 import numpy as np
 import pytest
 
@@ -29,6 +30,7 @@ from mlxjobs.errors import (
 from mlxjobs.logger import DefaultLogger, SilentLogger
 from tests.attempts import attempt
 from tests.project import Project
+from tests.run_trees import write_run
 
 
 @pytest.fixture
@@ -115,6 +117,24 @@ def test_a_damaged_one_is_not_kept_in_the_place_of_a_good_one(run: Path) -> None
         assert again.load_checkpoint() == 1
     again.log_checkpoint(3, "last", keep=3)
     assert [checkpoints.load(c.path) for c in checkpoints.kept(path)] == [3, 1, 0]
+
+
+def test_those_that_are_kept_do_not_make_the_name_ambiguous(run: Path) -> None:
+    logger = DefaultLogger(run)
+    for epoch in range(3):
+        logger.log_checkpoint(epoch, "last", keep=3)
+    assert logger.load_artifacts("last", "Checkpoint") == 2
+    assert logger.load_artifacts("last.pkl.1", "Checkpoint") == 0
+
+
+def test_the_reader_loads_the_newest_and_any_that_is_kept(run: Path) -> None:
+    write_run(run.parent, 5, {"seed": 1})
+    logger = DefaultLogger(run)
+    for epoch in range(3):
+        logger.log_checkpoint(epoch, "last", keep=3)
+    row = mlxpy.Reader(run.parent).filter()[0]
+    assert row.load_checkpoint() == row.load_checkpoint("last") == 2
+    assert row["artifact.Checkpoint."]["last.pkl.2"].load() == 1
 
 
 @pytest.mark.parametrize("keep", [0, -1, 1.5, "3", True])
@@ -240,6 +260,20 @@ def test_another_monitor_begins_anew(run: Path) -> None:
     logger.log_metrics({"acc": 0.1}, log_name="val")
     logger.log_checkpoint({"epoch": 1}, monitor="val.acc", mode="max")
     assert logger.load_checkpoint("checkpoint_best") == {"epoch": 1}
+
+
+def test_a_damaged_best_is_told_and_the_best_counts_anew(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = DefaultLogger(run)
+    for epoch, loss in enumerate([1.0, 3.0]):
+        validate(logger, epoch, loss)
+    best = folder(run) / "checkpoint_best.pkl"
+    best.write_bytes(best.read_bytes()[:-1])
+    capsys.readouterr()
+    validate(logger, 2, 2.0)
+    assert f"the best 'checkpoint', {best}, is damaged" in capsys.readouterr().err
+    assert logger.load_checkpoint("checkpoint_best") == {"epoch": 2}
 
 
 def test_looking_at_the_best_does_not_go_back_to_it(run: Path) -> None:
