@@ -7,8 +7,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from mlxjobs.logger import DefaultLogger, SilentLogger
 from mlxjobs.metrics import seals
 from mlxjobs.startable import Place, check_startable, this_process
 from mlxjobs.store import Run
+from mlxjobs.streams import divert, tee
 
 if TYPE_CHECKING:  # a run outside of a job does not pay for what only jobs need
     from mlxjobs.cluster import Cluster
@@ -151,7 +152,7 @@ def execute(
     limit = settings["scheduler"]["max_requeues"]
     with ExitStack() as stack:
         if place.rank > 0:
-            _divert(run, place.rank)
+            divert(run, place.rank)
             preemption = _listen(stack, run, 0, place, limit)
             silent = SilentLogger(run.path, preempted=_flag(preemption))
             context = Context(config, ConfigDict(settings), _info(run, run.state(), place), silent)
@@ -173,7 +174,7 @@ def execute(
         logger = _logger(run, fence, before, preemption)
         stack.callback(logger.close)
         if settings["logger"]["log_streams_to_file"] and place.here is None:
-            stack.enter_context(_tee(run))
+            stack.enter_context(tee(run))
         context = Context(config, ConfigDict(settings), _info(run, after, place), logger)
 
         def call() -> Any:
@@ -254,14 +255,6 @@ def _reporting(call: Callable[[], Any]) -> Any:
     except BaseException as error:
         _print_traceback(error)
         raise TaskFailed from error
-
-
-def _divert(run: Run, rank: int) -> None:
-    """Let what this process writes from now on go to files of its own, C code's output too."""
-    for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
-        stream.flush()
-        with run.output_of(rank, descriptor).open("ab") as file:
-            os.dup2(file.fileno(), descriptor)
 
 
 def _as_other_rank(run: Run, place: Place, call: Callable[[], Any]) -> Any:
@@ -391,34 +384,3 @@ def _print_traceback(error: BaseException) -> None:
         frames = frames.tb_next
     traceback.print_exception(type(error), error, frames)
     sys.stderr.flush()
-
-
-class _Tee:
-    """Writes to a stream and to a file."""
-
-    def __init__(self, stream: Any, copy: Any) -> None:
-        self._stream = stream
-        self._copy = copy
-
-    def write(self, text: str) -> int:
-        self._copy.write(text)
-        return int(self._stream.write(text))
-
-    def flush(self) -> None:
-        self._copy.flush()
-        self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextmanager
-def _tee(run: Run) -> Iterator[None]:
-    """Copy what the task prints into the run directory."""
-    before = sys.stdout, sys.stderr
-    with run.stdout.open("a", buffering=1) as out, run.stderr.open("a", buffering=1) as err:
-        sys.stdout, sys.stderr = _Tee(before[0], out), _Tee(before[1], err)
-        try:
-            yield
-        finally:
-            sys.stdout, sys.stderr = before
