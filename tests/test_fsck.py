@@ -226,6 +226,24 @@ def test_an_edited_configuration_is_told_and_left(run: Run) -> None:
     assert config.read_bytes() == edited
 
 
+@pytest.mark.parametrize(
+    "text", ["when: 2026-99-99\n", "a: [1\n", "? [a]: 1\n", "\x80\n", "a: !!int x\n", "5\n"]
+)
+def test_a_configuration_that_is_no_yaml_stops_nobody(run: Run, text: str) -> None:
+    (run.metadata / "config.yaml").write_text(text, "latin-1")
+    logs = run.path.parent
+    assert "1/metadata/config.yaml" in found(logs)
+    assert CliRunner().invoke(app, ["ls", str(logs)]).exit_code == 0
+
+
+def test_what_a_later_version_adds_to_events_is_ignored(run: Run) -> None:
+    run.record(lambda state: {"event": "sang", "song": "la"})
+    run.record(
+        lambda state: {"event": "ended", "attempt": 1, "status": "COMPLETE", "metrics": {"x": "sha256"}}
+    )
+    assert found(run.path.parent) == {}
+
+
 def test_a_copy_that_says_something_else_is_written_anew(run: Run) -> None:
     copy = run.metadata / ".info.json"
     before = copy.read_bytes()
