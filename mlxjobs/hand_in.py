@@ -176,6 +176,7 @@ def come_back(
 
     Raises:
         SchedulerError: it would not be started again.
+        OSError: it would not, as that cannot be recorded.
     """
     scheduler = cluster.scheduler
     enough_s = scheduler.requeues_exit_after_s(status)
@@ -187,7 +188,7 @@ def come_back(
     try:
         _check_submission(cluster)
         hand_in(run, cluster, after=here.job_id, attempt=attempt)
-    except SchedulerError as error:
+    except (SchedulerError, OSError) as error:
         if enough_s is None or not wait:
             raise
         left_s = enough_s - ran_s

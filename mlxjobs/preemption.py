@@ -261,7 +261,7 @@ class Preemption:
             code = come_back(
                 self._run, self._attempt, self._cluster, self._here, self._status, ran_s, wait=wait
             )
-        except SchedulerError as error:
+        except (SchedulerError, OSError) as error:
             note(f"the job could not be requeued, so it goes on: {error}")
             return
         self._record(RunStatus.PREEMPTED, f"{words}, requeued {done + 1} of {self._max_requeues}", code)

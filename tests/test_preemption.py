@@ -19,6 +19,7 @@ from mlxjobs.history import Preempted, RunStatus
 from mlxjobs.preemption import Preemption
 from mlxjobs.scheduler import EX_TEMPFAIL, Fate, Here, JobState, JobStatus
 from mlxjobs.store import Run
+from tests.faulty import full_at
 from tests.project import await_value
 
 WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -31,6 +32,9 @@ class FakeCluster:
     fate: Fate = Fate.RUNS_ON
     refuses: bool = False
     silent: bool = False
+    resubmits: bool = False
+    name: str = "Fake"
+    path: str = "fake:Fake"
     requeued: list[str] = field(default_factory=list)
     asked: threading.Event = field(default_factory=threading.Event)
 
@@ -39,7 +43,8 @@ class FakeCluster:
         return SimpleNamespace(
             warning_signals=WARNINGS,
             fate=lambda status, here: self.fate,
-            requeue_command=lambda job_id: ["requeue", job_id],
+            requeue_command=lambda job_id: None if self.resubmits else ["requeue", job_id],
+            commands=(),
             requeue_exit_code=lambda: EX_TEMPFAIL,
             requeues_exit_after_s=lambda status: None,
         )
@@ -157,6 +162,19 @@ def test_a_silent_scheduler_does_not_keep_a_run_from_coming_back(run: Run) -> No
         with pytest.raises(Preempted):
             one.at_safe_point(nothing)
     assert cluster.requeued == ["57"]
+
+
+def test_a_full_disk_does_not_end_a_run_that_wants_to_hand_itself_in_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = FakeCluster(resubmits=True)
+    one = preemption(run, cluster)
+    with one.listen(), monkeypatch.context() as patch:
+        warn(cluster)
+        full_at(1, until=10**9).install(patch)
+        one.at_safe_point(nothing)
+    assert "so it goes on" in capsys.readouterr().err
+    assert run.state().status is RunStatus.STARTING
 
 
 def test_a_task_that_ended_waits_for_a_scheduler_that_does_not_answer(
