@@ -186,6 +186,7 @@ class Scheduler(ABC):
         node_file: the variable that holds the path of a file of the job's hosts, a line for each host or
             slot, its name first; "": there is none.
         submitit: which of submitit's job environments describes its jobs; "mlxjobs" is made of this class.
+        preempt_once_s: seconds after which `preempt_command`, which may repeat what it does, is ended.
     """
 
     directive: ClassVar[str] = ""
@@ -200,6 +201,7 @@ class Scheduler(ABC):
     remote_shell: ClassVar[tuple[str, ...]] = ("ssh", "-o", "BatchMode=yes")
     node_file: ClassVar[str] = ""
     submitit: ClassVar[str] = "mlxjobs"
+    preempt_once_s: ClassVar[float | None] = None
 
     # -- the script -------------------------------------------------------------------------
 

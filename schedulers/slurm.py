@@ -64,6 +64,8 @@ class SLURMScheduler(Scheduler):
     array_index = "%a"
     launches_ranks = True
     submitit = "slurm"
+    # scancel repeats a signal to a task of an array, first after 5 s, while others of its tasks wait (22.05)
+    preempt_once_s = 3.0
 
     def options(self, job: Job) -> list[str]:
         """Name, output, error, and what lets a job come back."""

@@ -86,3 +86,17 @@ def test_a_job_that_comes_back_after_another_has_completed_the_run_does_nothing(
     (slurm_stub.folder / "queue" / "3").write_text((slurm_stub.folder / "queue" / "2").read_text())
     run_task(slurm_stub, "3")
     assert len(project.state().attempts) == 3
+
+
+def test_a_command_that_repeats_its_signal_is_ended_before_it_does(slurm_stub: Slurm) -> None:
+    slurm_stub.submit("")
+    project = slurm_stub.project
+    project.at().record(lambda state: {"event": "started", "attempt": 1, "job_id": "1"})
+    slurm_stub.say("RUNNING None 0")
+    scancel = slurm_stub.folder / "scancel"
+    scancel.write_text(f"{scancel.read_text()}exec sleep 100\n")
+    assert "is asked to checkpoint" in project.mlxjobs("preempt", "1").stdout
+    assert len((slurm_stub.folder / "cancelled").read_text().splitlines()) == 1
+    # where the controller hangs, nobody knows whether the signal was sent
+    scancel.write_text(f"{scancel.read_text().replace('exec', 'touch down; exec')}")
+    assert "Unable to contact slurm controller" in project.mlxjobs("preempt", "1", code=3).stderr

@@ -56,6 +56,18 @@ def test_each_task_of_an_array_is_a_run_of_its_own(remote: ClusterProject) -> No
     assert remote.stdout(2).count("Starting from epoch") == 2
 
 
+def test_a_task_is_preempted_once_while_others_wait(remote: ClusterProject) -> None:
+    remote.let_pass(2)
+    remote.run("seed=range(14)")  # two more than there are places
+    remote.await_epoch(2)
+    assert "run 1 is asked to checkpoint" in remote.mlxjobs("preempt", "1").stdout
+    remote.await_warning()
+    remote.let_pass(10)
+    for log_id in range(1, 15):
+        remote.await_status("COMPLETE", log_id=log_id)
+    assert len(remote.state(1).attempts) == 2
+
+
 def test_an_array_waits_with_its_configuration_and_code(remote: ClusterProject) -> None:
     remote.cluster.root("scontrol", "update", "partitionname=low", "state=down")
     remote.run("optimizer.lr=0.1,0.01")
