@@ -286,15 +286,24 @@ def _artifacts(run: Run) -> dict[str, Any]:
 def _look_for_leftovers(project: SoakProject, report: Report) -> None:
     with suppress(TimeoutError):
         wait_for(lambda: _jobs(project), 60, until=lambda jobs: not jobs)
-    jobs, processes = _jobs(project), pids_of(project)
-    files = [
-        str(path.relative_to(project.logs))
-        for pattern in ("*/**/.attempt-*", "*/**/.gone-*", "*/**/*.tmp", ".waiting/*")
-        for path in project.logs.glob(pattern)
-    ]
-    for what, found in (("jobs", jobs), ("processes", processes), ("files", files)):
+    waiting, findings = list(project.logs.glob(".waiting/*")), _findings(project)
+    # what a process was about to give its name when it was killed
+    halves = [text for text in findings if "was left by a process that was killed" in text]
+    report.figures["files left by killed processes, as fsck says"] = len(halves)
+    others = [text for text in findings if text not in halves]
+    for what, found in (
+        ("jobs", _jobs(project)), ("processes", list(pids_of(project))), ("waiting runs", waiting),
+        ("findings of mlxjobs fsck", others),
+    ):  # fmt: skip
         if found:
             report.wrong.append(f"{len(found)} {what} are left: {found}")
+
+
+def _findings(project: SoakProject) -> list[str]:
+    done = project.cluster.run(
+        [project.python, "-m", "mlxjobs", "fsck"], cwd=project.folder, env=project.env, timeout=300
+    )
+    return [line for line in (done.stdout + done.stderr).splitlines() if " found, " not in line]
 
 
 def _jobs(project: SoakProject) -> list[str]:
