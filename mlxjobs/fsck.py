@@ -45,8 +45,17 @@ def check(logs: Path, log_ids: Sequence[int] | None = None, *, fix: bool = False
     """
     for finding in _findings(logs, log_ids):
         if fix:
-            finding.try_fix()
+            _try_fix(finding, logs)
         yield finding
+
+
+def _try_fix(finding: Finding, logs: Path) -> None:
+    """Mend it, but in a run of ours only: somebody else's may lead anywhere by links."""
+    whose = None if finding.run is None else Run(logs / str(finding.run)).stranger
+    if whose is not None and not finding.mended:
+        finding.error = whose
+    else:
+        finding.try_fix()
 
 
 def _findings(logs: Path, log_ids: Sequence[int] | None) -> Iterator[Finding]:
@@ -81,11 +90,11 @@ def _check_state(one: Seen, before: RunStatus | None) -> Iterator[Finding]:
     run, now = one.run, one.state
     if not now.sequence:
         return  # told with the event that is damaged
-    if before is not None and now.status is not before:
+    if one.doubt:
+        yield Finding(run.metadata, f"is {now.status}, {one.doubt}", run=run.log_id)
+    elif before is not None and now.status is not before:
         what = f"was {before}, and is {now.status}: {now.reason}"
         yield Finding(run.metadata, what, "record it", None, run.log_id, mended=True)
-    elif one.doubt:
-        yield Finding(run.metadata, f"is {now.status}, {one.doubt}", run=run.log_id)
 
 
 def _check_run(run: Run) -> Iterator[Finding]:

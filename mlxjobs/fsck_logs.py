@@ -7,12 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from mlxjobs import shell
+from mlxjobs.adapters import known
 from mlxjobs.cluster import Cluster
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.findings import Finding
 from mlxjobs.history import RunStatus
 from mlxjobs.snapshot import abandoned, lacking, remove_abandoned
-from mlxjobs.store import Run, waiting_in
+from mlxjobs.store import Run, waiting_folder, waiting_in
+from mlxjobs.trust import own_folder
 from mlxjobs.watch import Seen
 
 _ANSWER_S = 60.0
@@ -21,7 +23,7 @@ _MOST = 10_000  # numbers without a run that are looked for among the jobs
 
 def check_links(logs: Path) -> Iterator[Finding]:
     """Look for tasks of arrays whose run is gone."""
-    for link in sorted(logs.glob(".arrays/*/*")):
+    for link in sorted(own_folder(logs / ".arrays").glob("*/*")):
         if link.is_symlink() and not link.exists():
             what = "is the task of an array whose run is gone"
             yield Finding(link, what, "remove the link", link.unlink)
@@ -30,15 +32,15 @@ def check_links(logs: Path) -> Iterator[Finding]:
 def check_marks(logs: Path, seen: Sequence[Seen]) -> Iterator[Finding]:
     """Compare the marks of runs that wait for room in the queue with the runs."""
     marked = set(waiting_in(logs))
-    known = {one.run.log_id: one for one in seen}
+    there = {one.run.log_id: one for one in seen}
     for log_id in sorted(marked):
-        one = known.get(log_id)
+        one = there.get(log_id)
         if one is None and (logs / str(log_id)).exists():
             continue  # it was not looked at
         if one is None or (one.state.sequence and one.state.status is not RunStatus.WAITING):
-            mark = logs / ".waiting" / str(log_id)
+            mark = waiting_folder(logs) / str(log_id)
             yield Finding(mark, "marks a run that does not wait", "remove the mark", mark.unlink, log_id)
-    for log_id, one in known.items():
+    for log_id, one in there.items():
         if one.state.status is RunStatus.WAITING and log_id not in marked:
             what = "waits for room in the queue, and is not marked so"
             yield Finding(one.run.path, what, "mark it", partial(one.run.mark_waiting, True), log_id)
@@ -54,7 +56,9 @@ def check_jobs(logs: Path, seen: Sequence[Seen], *, alone: bool) -> Iterator[Fin
         seen: the runs.
         alone: these are not all runs, so missing ones are not looked for.
     """
-    paths = {str(one.state.scheduler["class"]) for one in seen if one.state.scheduler.get("class")}
+    named = [(one, one.state.scheduler.get("class")) for one in seen]
+    # another user's run could name any module
+    paths = {path for one, path in named if path and (path in known().values() or not one.run.stranger)}
     for path in sorted(paths):
         try:
             cluster = Cluster(path)
@@ -96,7 +100,7 @@ def check_snapshots(seen: Sequence[Seen]) -> Iterator[Finding]:
     repos: dict[Path, str] = {}
     for one in seen:
         facts = one.state.facts.get("version_manager")
-        if isinstance(facts, dict) and facts.get("snapshot"):
+        if isinstance(facts, dict) and facts.get("snapshot") and not one.run.stranger:
             root = Path(str(facts["snapshot"]))
             used.setdefault(root, []).append(one)
             repos[root] = str(facts.get("repo_path") or "")

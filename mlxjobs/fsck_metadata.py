@@ -17,7 +17,9 @@ from mlxjobs.seals import is_sealed, open_json
 from mlxjobs.store import COPIED, Run, dump_yaml
 
 _EVENT = re.compile(r"([0-9]{4,})\.json")
-_LEFT = re.compile(r"\.attempt-\d+|\.gone-.+|\..+\.tmp")
+# folders of attempts, and `.<name>.<host>.<process>[.<thread>][.<what>].tmp`
+_LEFT = re.compile(r"\.attempt-\d+|\.gone-.+|\..+\.\d+(\.\d+)?(\.[a-z]+)?\.tmp")
+_SINCE = ".since"  # holds artifacts under their names with a dot before
 
 
 @dataclass
@@ -136,6 +138,8 @@ def _check_info(known: Known) -> Iterator[Finding]:
     def paint() -> None:
         copy_aside(run.path, path)
         run.paint()
+        if not _is_picture(path, run.events()):  # why not, it has told
+            raise OSError(f"{path} cannot be written")
 
     yield Finding(path, "does not say what the events say", "write it anew from the events", paint)
 
@@ -176,7 +180,7 @@ def check_leftovers(known: Known) -> Iterator[Finding]:
     for folder in (run.metadata, run.metrics, run.artifacts):
         for parent, names, files in os.walk(folder):
             found = [name for name in (*names, *files) if _LEFT.fullmatch(name)]
-            names[:] = [name for name in names if name not in found]
+            names[:] = [name for name in names if name not in found and not parent.endswith(_SINCE)]
             for name in sorted(found):
                 yield _leftover(run, Path(parent, name))
 

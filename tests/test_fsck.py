@@ -266,6 +266,26 @@ def test_what_killed_processes_left_is_moved_and_kept(run: Run) -> None:
     assert found(run.path.parent) == {}
 
 
+def test_artifacts_with_odd_names_are_not_taken_for_leftovers(run: Run) -> None:
+    noted = run.artifacts / "image" / ".since" / "1.1" / "old"
+    noted.mkdir(parents=True)
+    (noted / ".a.host.1.1.tmp").write_text("x")  # of an artifact that is called a.host.1.1.tmp
+    (run.artifacts / "image" / "b.tmp").write_text("x")
+    (run.artifacts / "image" / ".mine.tmp").write_text("x")
+    assert found(run.path.parent) == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make files of another user")
+def test_nothing_is_mended_in_a_run_of_another_user(run: Run) -> None:
+    (run.metrics / ".attempt-2").mkdir()
+    os.chown(run.metadata / "config.yaml", 12345, -1)
+    code, out = fsck(run.path.parent, "--fix")
+    assert code == 1
+    assert "not mended: " in out
+    assert "belongs to 12345" in out
+    assert (run.metrics / ".attempt-2").exists()
+
+
 def test_a_stale_state_is_put_right(tmp_path: Path) -> None:
     run = Run.create(tmp_path)
     run.record(lambda state: {"event": "created", "facts": {}})
