@@ -153,6 +153,25 @@ def test_a_controller_that_hangs_when_a_job_wants_to_be_requeued_does_it_when_it
 
 
 @pytest.mark.slurm
+def test_a_user_requeues_a_run_while_the_controller_is_down(remote: ClusterProject) -> None:
+    job = remote.start()
+    remote.cluster.stop_controller()
+    refused = remote.mlxjobs("requeue", "1", code=3)
+    assert "Traceback" not in refused.stderr
+    assert "scontrol requeue" in refused.stderr
+    assert remote.state().status is RunStatus.RUNNING  # it is, and nothing has happened to it
+    remote.cluster.start_controller()
+    remote.mlxjobs("requeue", "1")
+    remote.await_warning()
+    remote.let_pass(3)
+    await_value(lambda: remote.state().attempts[0].status is not None, "the end of the first attempt")
+    remote.cluster.hurry(job)
+    remote.let_pass(10)
+    remote.await_status("COMPLETE", attempts=2)
+    assert_whole(remote)
+
+
+@pytest.mark.slurm
 def test_a_node_is_lost_while_the_controller_is_down(remote: ClusterProject) -> None:
     job = remote.start()
     host = remote.state().attempts[0].host
