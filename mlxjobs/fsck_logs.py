@@ -23,10 +23,13 @@ _MOST = 10_000  # numbers without a run that are looked for among the jobs
 
 def check_links(logs: Path) -> Iterator[Finding]:
     """Look for tasks of arrays whose run is gone."""
-    for link in sorted(own_folder(logs / ".arrays").glob("*/*")):
-        if link.is_symlink() and not link.exists():
-            what = "is the task of an array whose run is gone"
-            yield Finding(link, what, "remove the link", link.unlink)
+    for link in _broken(logs):
+        yield Finding(link, "is the task of an array whose run is gone", "remove the link", link.unlink)
+
+
+def _broken(logs: Path) -> list[Path]:
+    links = sorted(own_folder(logs / ".arrays").glob("*/*"))
+    return [link for link in links if link.is_symlink() and not link.exists()]
 
 
 def check_marks(logs: Path, seen: Sequence[Seen]) -> Iterator[Finding]:
@@ -80,18 +83,29 @@ def _jobs(logs: Path, cluster: Cluster, out: str, seen: Sequence[Seen], *, alone
     }  # fmt: skip
     there = {int(path.name) for path in logs.iterdir() if path.name.isdecimal()}
     gone = set() if alone else set(range(1, min(max(there, default=0), _MOST) + 1)) - there
-    strange: dict[str, int] = {}
+    strange: dict[str, tuple[Path, int | None]] = {}
     for log_id in sorted({*own, *gone}):
-        script = Run(logs / str(log_id)).script.absolute()
-        for job_id in cluster.scheduler.parse_found(out, script):
+        script = Run(logs / str(log_id)).script
+        for job_id in cluster.scheduler.parse_found(out, script.absolute()):
             if job_id not in own.get(log_id, ()):
-                strange[job_id] = log_id
+                strange[job_id] = script, log_id
+    for job_id, link in () if alone else _tasks(logs, cluster, out):
+        strange[job_id] = link, None
     for job_id, status in cluster.status(list(strange)).items():
         if job_id in strange and not status.state.ended:
-            log_id = strange[job_id]
-            what = "is gone" if log_id in gone else "knows nothing of it"
-            text = f"is the script of job {job_id} of {cluster.name}, whose run {what}: cancel the job"
-            yield Finding(Run(logs / str(log_id)).script, text, run=log_id)
+            path, one = strange[job_id]
+            what = "knows nothing of it" if one in own else "is gone"
+            yield Finding(path, f"is of job {job_id} of {cluster.name}, whose run {what}: cancel it", run=one)
+
+
+def _tasks(logs: Path, cluster: Cluster, out: str) -> Iterator[tuple[str, Path]]:
+    """Jobs of the tasks of arrays whose run is gone."""
+    for link in _broken(logs):
+        tasks = sum(path.is_symlink() for path in link.parent.iterdir())
+        script = Run(link.parent).script.absolute()
+        jobs = cluster.scheduler.parse_found_array(out, script, tasks)
+        if link.name.isdecimal() and len(jobs) >= int(link.name):
+            yield jobs[int(link.name) - 1], link
 
 
 def check_snapshots(seen: Sequence[Seen]) -> Iterator[Finding]:

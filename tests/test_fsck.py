@@ -388,9 +388,7 @@ def test_a_job_without_a_run_is_found(slurm_stub: Slurm, monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", slurm_stub.project.env["PATH"])
     assert found(logs) == {}
     shutil.rmtree(logs / "1")
-    assert found(logs) == {
-        "1/script.sh": "is the script of job 1 of SLURMScheduler, whose run is gone: cancel the job"
-    }
+    assert found(logs) == {"1/script.sh": "is of job 1 of SLURMScheduler, whose run is gone: cancel it"}
 
 
 def test_a_half_snapshot_is_removed_and_a_missing_one_told(tmp_path: Path) -> None:

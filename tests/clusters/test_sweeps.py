@@ -165,3 +165,23 @@ def test_a_thousand_runs_are_one_submission_and_all_complete(remote: ClusterProj
     assert {state.status for state in states} == {RunStatus.COMPLETE}
     assert {len(state.attempts) for state in states} == {1}
     assert len({state.job_id for state in states}) == 1000
+
+
+def test_jobs_whose_runs_are_gone_are_found(remote: ClusterProject) -> None:
+    remote.cluster.root("scontrol", "update", "partitionname=low", "state=down")
+    remote.run("optimizer.lr=0.1,0.01")
+    remote.run("optimizer.lr=0.5")
+    remote.run("optimizer.lr=0.5")
+    assert remote.mlxjobs("fsck").stdout == "nothing found\n"
+    array, single = remote.job(2), remote.job(3)
+    for log_id in (2, 3):
+        shutil.rmtree(remote.logs / str(log_id))
+    said = remote.mlxjobs("fsck", code=1).stdout
+    assert f".arrays/1/2 is of job {array} of SLURMScheduler, whose run is gone: cancel it\n" in said
+    assert f"run 3: 3/script.sh is of job {single} of SLURMScheduler, whose run is gone: cancel it\n" in said
+    assert ".arrays/1/2 is the task of an array whose run is gone (--fix: remove the link)\n" in said
+    assert said.endswith("3 found, 0 mended, 3 left\n")
+    remote.command("scancel", array, single)
+    assert remote.mlxjobs("fsck", "--fix").stdout.endswith("1 found, 1 mended, 0 left\n")
+    remote.cluster.root("scontrol", "update", "partitionname=low", "state=up")
+    remote.await_status("COMPLETE", log_id=4)
