@@ -6,6 +6,7 @@ import _pyio  # type: ignore[import-not-found]  # Python's own
 import errno
 import io
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -96,3 +97,31 @@ def full_at(point: int, *, until: float = 1) -> Calls:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *([] if path is None else [str(path)]))
 
     return Calls(broken)
+
+
+class _Reads(Calls):
+    """The calls by which files below a folder are read, or looked for."""
+
+    def __init__(self, folder: Path, broken: Callable[..., Any]) -> None:
+        super().__init__(broken)
+        self._folder = str(folder)
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        for name in ("open", "stat", "lstat", "scandir", "listdir"):
+            patch.setattr(os, name, self._wrap(name, getattr(os, name)))
+        patch.setattr(io, "open", _pyio.open)
+        patch.setattr("builtins.open", _pyio.open)
+
+    def _counts(self, name: str, args: tuple[Any, ...]) -> bool:
+        return bool(args) and isinstance(args[0], (str, Path)) and str(args[0]).startswith(self._folder)
+
+
+def vanishing_at(point: int, folder: Path) -> Calls:
+    """Remove a folder just before call number `point` that reads in it, or looks for it."""
+
+    def broken(number: int, name: str, real: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        if number == point:
+            shutil.rmtree(folder)
+        return real()
+
+    return _Reads(folder, broken)

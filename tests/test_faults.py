@@ -33,7 +33,7 @@ from mlxjobs.reader import Reader
 from mlxjobs.seals import open_json, seal_json
 from mlxjobs.startable import Place
 from mlxjobs.store import Run
-from tests.faulty import NEED_ROOM, Calls, full_at, killed_at
+from tests.faulty import NEED_ROOM, Calls, full_at, killed_at, vanishing_at
 from tests.project import Project, await_value
 from tests.run_trees import write_run
 
@@ -425,6 +425,35 @@ def test_a_job_whose_directory_vanishes_ends_and_leaves_the_others_alone(project
     shown = project.mlxjobs("ls").stdout
     assert "COMPLETE" in shown
     assert "\n1 " not in shown
+
+
+def shown_by_ls(logs: Path) -> list[str]:
+    return [str(one.state.status) for one in watch.look(logs) if one.run.log_id == 2]
+
+
+def shown_by_reader(logs: Path) -> list[str]:
+    return [str(run["info.status"]) for run in Reader(logs).filter("") if run["info.log_id"] == 2]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("show", [shown_by_ls, shown_by_reader])
+def test_a_run_that_vanishes_while_somebody_looks_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, show: Callable[[Path], list[str]]
+) -> None:
+    before = tmp_path / "before"
+    half_done(before)
+    attempt(half_done(before))
+    for point in range(1, 1000):
+        logs = tmp_path / str(point)
+        shutil.copytree(before, logs)
+        with monkeypatch.context() as patch:
+            reads = vanishing_at(point, logs / "1")
+            reads.install(patch)
+            assert show(logs) == ["COMPLETE"], point
+        shutil.rmtree(logs)
+        if len(reads.done) < point:
+            break
+    assert point > 20
 
 
 def test_what_cannot_be_recorded_is_shown_all_the_same(
