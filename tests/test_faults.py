@@ -41,6 +41,10 @@ EPOCHS = 3
 CURVE = [{"epoch": epoch, "loss": 0.5 ** (epoch + 1)} for epoch in range(EPOCHS)]
 
 
+# thousands of calls are flushed to the disk, so better in memory where that can be
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
 def task(context: Context) -> None:
     """The document's program, with an artifact."""
     logger = context.logger
@@ -182,9 +186,7 @@ def by_itself(function: str, *arguments: object) -> None:
     words = ", ".join(map(repr, arguments))
     code = f"from tests.test_faults import *; {function}(Path(sys.argv[1]), {words})"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    # in memory where that can be: each of thousands of calls is flushed to the disk
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with TemporaryDirectory(dir=memory) as folder:
+    with TemporaryDirectory(dir=MEMORY) as folder:
         command = [sys.executable, "-W", "error", "-c", code, folder]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -438,13 +440,18 @@ def shown_by_reader(logs: Path) -> list[str]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("show", [shown_by_ls, shown_by_reader])
 def test_a_run_that_vanishes_while_somebody_looks_hides_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, show: Callable[[Path], list[str]]
+    monkeypatch: pytest.MonkeyPatch, show: Callable[[Path], list[str]]
 ) -> None:
-    before = tmp_path / "before"
+    with TemporaryDirectory(dir=MEMORY) as folder:
+        let_vanish(Path(folder), monkeypatch, show)
+
+
+def let_vanish(folder: Path, monkeypatch: pytest.MonkeyPatch, show: Callable[[Path], list[str]]) -> None:
+    before = folder / "before"
     half_done(before)
     attempt(half_done(before))
     for point in range(1, 1000):
-        logs = tmp_path / str(point)
+        logs = folder / str(point)
         shutil.copytree(before, logs)
         with monkeypatch.context() as patch:
             reads = vanishing_at(point, logs / "1")
