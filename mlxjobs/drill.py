@@ -7,6 +7,7 @@ take no time is disturbed at the same place each time.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import signal
 import time
@@ -57,7 +58,6 @@ HINTS = {
     "data. Log a step's metrics before its checkpoint.",
     Verdict.OVER: "Call ctx.logger.load_checkpoint() at the start, and go on from what it returns; catch "
     "FileNotFoundError alone there, so that nothing else hides.",
-    Verdict.FAILED: "The traceback is in the log.stderr of that run.",
     Verdict.STAYED: "Leave SIGTERM, SIGUSR1 and SIGUSR2 to mlxjobs, and do not catch BaseException.",
     Verdict.NO_CHECKPOINT: "Call ctx.logger.log_checkpoint(state) at the end of each epoch, or more often.",
     Verdict.TOO_SHORT: "Give it more to do: more epochs, or more checkpoints.",
@@ -245,7 +245,7 @@ class Drill:
             trial.end()
         saved = trial.saved()
         if state.status in (RunStatus.FAILED, RunStatus.CANCELLED):
-            raise _Verdict(Verdict.FAILED, f"{state.status}: {state.reason}")
+            raise _Verdict(Verdict.FAILED, f"{state.status}: {state.reason}{_more_in(trial)}")
         if saved == 0:
             raise _Verdict(Verdict.NO_CHECKPOINT)
         if saved < self._wanted:
@@ -304,7 +304,7 @@ class Drill:
             lambda state: state.status.ended or (trial.saved() > saved and trial.reaches(self._lines))
         )
         if state.status in (RunStatus.FAILED, RunStatus.CANCELLED):
-            return _Verdict(Verdict.FAILED, f"comes back, but fails: {state.reason}")
+            return _Verdict(Verdict.FAILED, f"comes back, but fails: {state.reason}{_more_in(trial)}")
         return self._judge(state, trial, before)
 
     def _limit(self) -> list[str]:
@@ -365,6 +365,10 @@ class Drill:
         others = len({one.key for one in real}) - 1
         more = f", and {others} more" if others else ""
         return _Verdict(Verdict.DIFFERS, f"resumes, but {real[0]}{more}")
+
+
+def _more_in(trial: Trial) -> str:
+    return f" (more in {os.path.relpath(trial.run.stderr)})"
 
 
 def _outcome(way: Way, error: Exception) -> Outcome:
