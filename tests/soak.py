@@ -277,9 +277,9 @@ def _compare_artifacts(run: Run, other: Run) -> list[str]:
 
 
 def _artifacts(run: Run) -> dict[str, Any]:
-    """All but checkpoints, whose trailers tell of attempts."""
-    folder = run.path / "artifacts"
-    files = [path for path in folder.rglob("*") if path.is_file() and "Checkpoint" not in path.parts]
+    """All but checkpoints, whose trailers tell of attempts, and what was taken back."""
+    folder, others = run.path / "artifacts", {"Checkpoint", ".superseded"}
+    files = [path for path in folder.rglob("*") if path.is_file() and others.isdisjoint(path.parts)]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -303,7 +303,7 @@ def _findings(project: SoakProject) -> list[str]:
     done = project.cluster.run(
         [project.python, "-m", "mlxjobs", "fsck"], cwd=project.folder, env=project.env, timeout=300
     )
-    return [line for line in (done.stdout + done.stderr).splitlines() if " found, " not in line]
+    return [] if done.returncode == 0 else [line for line in done.stdout.splitlines() if ": " in line]
 
 
 def _jobs(project: SoakProject) -> list[str]:
