@@ -303,7 +303,9 @@ def _findings(project: SoakProject) -> list[str]:
     done = project.cluster.run(
         [project.python, "-m", "mlxjobs", "fsck"], cwd=project.folder, env=project.env, timeout=300
     )
-    return [] if done.returncode == 0 else [line for line in done.stdout.splitlines() if ": " in line]
+    if done.returncode not in (0, 1):
+        return [f"fsck itself failed: {done.stderr}"]
+    return [line for line in done.stdout.splitlines() if done.returncode and ": " in line]
 
 
 def _jobs(project: SoakProject) -> list[str]:
