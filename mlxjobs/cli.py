@@ -279,14 +279,14 @@ def drill(
     It runs undisturbed for a few checkpoints, then again while it is warned, requeued, killed, and at the
     end of its time; the metrics of all are compared. Exit code 0: it resumes exactly from all of that.
     """
-    from mlxjobs.drill import HINTS, Drill
+    from mlxjobs.drill import HINTS, Drill, is_exact
 
     one = Drill(
         command, logs,
         scheduler=scheduler or None, checkpoints=checkpoints, patience_s=timeout * 60, ways=way or (),
     )  # fmt: skip
     outcomes = one.run()
-    exact = all(outcome.good for outcome in outcomes)
+    exact = is_exact(outcomes)
     if as_json:
         for outcome in outcomes:
             row = {"way": outcome.way, "verdict": outcome.verdict.value, "words": outcome.words}

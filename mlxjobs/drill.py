@@ -81,10 +81,11 @@ class Outcome:
     verdict: Verdict
     words: str
 
-    @property
-    def good(self) -> bool:
-        """Whether nothing has to be mended in the program."""
-        return self.verdict in (Verdict.EXACT, Verdict.UNTRIED)
+
+def is_exact(outcomes: Sequence[Outcome]) -> bool:
+    """Whether a run resumed exactly in each way that was tried, and some were."""
+    shown = {outcome.verdict for outcome in outcomes} - {Verdict.UNTRIED}
+    return shown == {Verdict.EXACT}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.curves import compare
+from mlxjobs.drill import Outcome, Verdict, is_exact
 from tests.project import Project, await_value
 
 MAIN = """
@@ -255,6 +256,19 @@ def test_ctrl_c_ends_all_jobs(drilled: Project) -> None:
     assert (process.returncode, "the jobs of the drill are ended" in said) == (130, True)
     await_value(lambda: not live_jobs(drilled), "the end of the job")
     assert "|CANCELLED|" in drilled.queue("status")
+
+
+@pytest.mark.parametrize(
+    ("seen", "exact"),
+    [
+        ([Verdict.EXACT, Verdict.EXACT], True),
+        ([Verdict.EXACT, Verdict.UNTRIED], True),
+        ([Verdict.UNTRIED], False),
+        ([Verdict.EXACT, Verdict.UNSURE], False),
+    ],
+)
+def test_what_is_exact(seen: list[Verdict], exact: bool) -> None:
+    assert is_exact([Outcome("kill", "killed in a step", verdict, "") for verdict in seen]) is exact
 
 
 ROWS = [{"epoch": epoch, "loss": 1 / (epoch + 1)} for epoch in range(4)]
