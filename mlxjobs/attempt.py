@@ -21,6 +21,7 @@ from mlxjobs.fence import Fence, Superseded, Vanished, take_over
 from mlxjobs.history import Attempt, Event, Preempted, RunState, RunStatus
 from mlxjobs.hold import HeldLogger, is_held
 from mlxjobs.logger import DefaultLogger, SilentLogger
+from mlxjobs.masking import Shown
 from mlxjobs.metrics import seals
 from mlxjobs.startable import Place, check_startable, this_process
 from mlxjobs.store import Run
@@ -123,6 +124,7 @@ def execute(
     facts: dict[str, Any],
     place: Place,
     cluster: Cluster | None = None,
+    shown: Shown | None = None,
 ) -> Any:
     """Execute a task once, as the next attempt of a run.
 
@@ -135,6 +137,7 @@ def execute(
         facts: what `info.yaml` says of this process: `executable`, `cmd`, `work_dir` ...
         place: the scheduler's job this process is in, if any.
         cluster: where the run was submitted to, if it was.
+        shown: the configuration as it is shown, if it holds secrets.
 
     Returns:
         What the task returned.
@@ -146,9 +149,10 @@ def execute(
         AlreadyComplete: there is nothing to do.
         MLXJobsError: it could not be started.
     """
+    shown = shown or Shown(config.to_dict())
     if run is None:
         context = Context(config, ConfigDict(settings), ConfigDict(facts), None)
-        return _reporting(lambda: _call(task, context, seeding))
+        return _reporting(lambda: _call(task, context, seeding), shown)
     limit = settings["scheduler"]["max_requeues"]
     with ExitStack() as stack:
         if place.rank > 0:
@@ -156,7 +160,9 @@ def execute(
             preemption = _listen(stack, run, 0, place, limit)
             silent = SilentLogger(run.path, preempted=_flag(preemption))
             context = Context(config, ConfigDict(settings), _info(run, run.state(), place), silent)
-            return _as_other_rank(run, place, lambda: _reporting(lambda: _call(task, context, seeding)))
+            return _as_other_rank(
+                run, place, lambda: _reporting(lambda: _call(task, context, seeding), shown), shown
+            )
         before, after = _begin(run, place, facts, cluster)
         stop = _limits(before, limit)
         number = len(after.attempts)
@@ -166,7 +172,7 @@ def execute(
         try:
             fence = _fence(run, number)
             with fence.explaining():
-                run.write_yaml("config", frozen.plain(config.to_dict()), fence.folder(run.metadata))
+                run.write_yaml("config", frozen.plain(shown.config), fence.folder(run.metadata))
         except OSError as error:
             _end(run, number, RunStatus.FAILED, _last_line(error))
             raise RunError(f"run {run.log_id} ({run.path}) cannot be started: {error}") from error
@@ -188,7 +194,7 @@ def execute(
                 preemption.at_the_end(logger.run_preemption_callbacks, by_exit=False)
             return result
 
-        return _record(run, number, logger, call, place)
+        return _record(run, number, logger, call, place, shown)
 
 
 def _listen(stack: ExitStack, run: Run, number: int, place: Place, limit: int) -> Preemption | None:
@@ -246,30 +252,30 @@ def _call(task: Task, context: Context, seeding: Callable[[Any], Any] | None) ->
     return task(context)
 
 
-def _reporting(call: Callable[[], Any]) -> Any:
+def _reporting(call: Callable[[], Any], shown: Shown) -> Any:
     """Call the task where nothing is recorded."""
     try:
         return call()
     except (Preempted, Superseded, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        _print_traceback(error)
+        _print_traceback(error, shown)
         raise TaskFailed from error
 
 
-def _as_other_rank(run: Run, place: Place, call: Callable[[], Any]) -> Any:
+def _as_other_rank(run: Run, place: Place, call: Callable[[], Any], shown: Shown) -> Any:
     """Call the task of a rank that writes nothing, but for its failure: rank 0 may wait for it for ever."""
     try:
         return call()
     except TaskFailed as failed:
-        reason = _last_line(failed.__cause__ or failed)
+        reason = shown.text(_last_line(failed.__cause__ or failed))
         with suppress(SchedulerError, OSError):
             _record_failed_rank(run, place, reason)
         raise
     except SystemExit as error:
         if error.code not in (None, 0):
             with suppress(SchedulerError, OSError):
-                _record_failed_rank(run, place, f"SystemExit: {error.code}")
+                _record_failed_rank(run, place, shown.text(f"SystemExit: {error.code}"))
         raise
 
 
@@ -301,7 +307,9 @@ def _begun(run: Run, job_id: str) -> Attempt | None:
         time.sleep(0.1)
 
 
-def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any], place: Place) -> Any:
+def _record(
+    run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any], place: Place, shown: Shown
+) -> Any:
     """Call the task and record how it ended, whatever it was; one that was given up has no say."""
     run.record(lambda state: {"event": "running", "attempt": number})
     try:
@@ -321,16 +329,16 @@ def _record(run: Run, number: int, logger: DefaultLogger, call: Callable[[], Any
         if error.code in (None, 0):
             _completed(run, number, logger)
         else:
-            _end(run, number, RunStatus.FAILED, f"SystemExit: {error.code}")
+            _end(run, number, RunStatus.FAILED, shown.text(f"SystemExit: {error.code}"))
             if place.is_requeued_by(error.code):
                 raise SystemExit(1) from error
         raise
     except RunError as error:
-        _end(run, number, RunStatus.FAILED, str(error))
+        _end(run, number, RunStatus.FAILED, shown.text(str(error)))
         raise
     except BaseException as error:
-        _end(run, number, RunStatus.FAILED, _last_line(error))
-        _print_traceback(error)
+        _end(run, number, RunStatus.FAILED, shown.text(_last_line(error)))
+        _print_traceback(error, shown)
         raise TaskFailed from error
     _completed(run, number, logger)
     return result
@@ -377,10 +385,10 @@ def _last_line(error: BaseException) -> str:
     return "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()[-1]
 
 
-def _print_traceback(error: BaseException) -> None:
-    """Print the whole traceback from the task's own first frame on."""
+def _print_traceback(error: BaseException, shown: Shown) -> None:
+    """Print the whole traceback from the task's own first frame on, without secrets."""
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next
-    traceback.print_exception(type(error), error, frames)
+    sys.stderr.write(shown.text("".join(traceback.format_exception(type(error), error, frames))))
     sys.stderr.flush()

@@ -341,7 +341,7 @@ def override(composed: Composed, overrides: Sequence[str]) -> tuple[Composed, li
         for key in {**before, **after}
         if before.get(key, before) != after.get(key, before)
     ]
-    return Composed(result, hydra, [*composed.overrides, *overrides]), changes
+    return Composed(result, hydra, [*composed.overrides, *overrides], composed.secrets), changes
 
 
 def _check_later_override(item: Any, whole: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mlxjobs import compose, frozen, ranks, settings
@@ -13,6 +14,7 @@ from mlxjobs.console import note
 from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.frozen import Composed
 from mlxjobs.history import RunStatus
+from mlxjobs.masking import without
 from mlxjobs.seals import is_sealed
 from mlxjobs.startable import Place
 from mlxjobs.store import Run, waiting_in
@@ -43,7 +45,8 @@ def stored(run: Run, given: Mapping[str, Any]) -> tuple[dict[str, Any], Composed
         text = run.frozen.read_bytes()
         if is_sealed(text) is False:
             note(f"{run.frozen} is not what was written for this run: it was edited, or is damaged")
-        return options, frozen.from_yaml(text, run.frozen)
+        composed = frozen.from_yaml(text, run.frozen)
+        return options, replace(composed, secrets={**composed.secrets, **run.read_secrets()})
     config = run.read_yaml("config")
     if not isinstance(config, dict):
         raise RunError(f"{run.metadata / 'config.yaml'} holds no configuration")
@@ -60,7 +63,7 @@ def resolve(run: Run, composed: Composed, place: Place) -> ConfigDict:
         return compose.resolve(composed)
     except MLXJobsError as error:
         if place.here is not None and place.rank == 0:
-            reason = str(error).splitlines()[0]
+            reason = without(str(error).splitlines()[0], composed)
             event = {"event": "withdrawn", "status": RunStatus.FAILED.value, "reason": reason}
             run.record(lambda state: {**event, "attempts": len(state.attempts)})
         raise

@@ -20,15 +20,17 @@ class Composed:
         config: the user's options; interpolations are still text (`${...}`).
         hydra: Hydra's own node, the same way.
         overrides: what was typed, as Hydra lists it: `["lr=0.1", "+seed=2"]`.
+        secrets: key -> value of what `masking` has taken out of the others, which have `***` there.
     """
 
     config: Any
     hydra: dict[str, Any] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
+    secrets: dict[str, Any] = field(default_factory=dict)
 
 
 def to_yaml(composed: Composed) -> str:
-    """Return a text from which `from_yaml` makes an equal configuration."""
+    """Return a text from which `from_yaml` makes an equal configuration; of secrets it has the keys."""
     import yaml
 
     content = {
@@ -37,6 +39,8 @@ def to_yaml(composed: Composed) -> str:
         "overrides": list(composed.overrides),
         "hydra": composed.hydra,
     }
+    if composed.secrets:
+        content["secrets"] = list(composed.secrets)
     return str(yaml.dump(content, Dumper=_dumper(), sort_keys=False, allow_unicode=True))
 
 
@@ -68,7 +72,8 @@ def from_yaml(text: bytes, source: Path) -> Composed:
     Loader.add_constructor("!enum", lambda loader, node: _enum_value(node.value))
     try:
         content = yaml.load(text, Loader=Loader)  # noqa: S506 - a safe loader with two harmless tags
-        return Composed(content["config"], content["hydra"], content["overrides"])
+        secrets = dict.fromkeys(content.get("secrets", ()), "***")
+        return Composed(content["config"], content["hydra"], content["overrides"], secrets)
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise InvalidConfigFileError(f"{source}: is no stored configuration: {error!r}") from error
 

@@ -21,8 +21,8 @@ from typing import Any
 from mlxjobs import command_line, compose, settings
 from mlxjobs.console import is_terminal, note
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
-from mlxjobs.files import replace_file
 from mlxjobs.frozen import Composed, to_yaml
+from mlxjobs.masking import Mask, filled, lacking
 from mlxjobs.project import Project
 from mlxjobs.store import Run
 
@@ -169,11 +169,12 @@ class _Launch:
         # relative paths mean what they meant when the command was typed, wherever the task goes
         options["logger"]["parent_log_dir"] = str(settings.log_dir(options))
         facts, cwd = {**self._facts(), **(inherited or {})}, Path.cwd()
+        mask = Mask(options["secrets"])
         failed: list[tuple[BaseException, int]] = []
 
         def run_one(composed: Composed) -> Any:
             try:
-                return self._run_one(composed, options, facts, cwd)
+                return self._run_one(composed, mask, options, facts, cwd)
             except TaskFailed as error:
                 # callbacks and sweepers are to see the task's own exception
                 cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
@@ -198,7 +199,9 @@ class _Launch:
                 raise
             raise SystemExit(codes[0]) from error
 
-    def _run_one(self, composed: Composed, options: dict[str, Any], facts: dict[str, Any], cwd: Path) -> Any:
+    def _run_one(
+        self, composed: Composed, mask: Mask, options: dict[str, Any], facts: dict[str, Any], cwd: Path
+    ) -> Any:
         from mlxjobs import hydra_job
         from mlxjobs.attempt import execute
         from mlxjobs.startable import Place
@@ -221,10 +224,18 @@ class _Launch:
             if run is not None:
                 shutil.rmtree(run.path)  # nobody can know of it yet
             raise
+        hidden = mask.hide(composed)
+        shown = mask.shown(hidden, config.to_dict())
+        if hidden.secrets:
+            hydra_job.forget_sweep()
         if run is not None:
-            run.keep(to_yaml(composed), options)
-            facts = {**facts, "log_dir": str(run.path), "log_id": run.log_id}
-        return execute(run, self.task, config, options, seeding=self.seeding, facts=facts, place=Place())
+            run.keep(to_yaml(hidden), options, hidden.secrets)
+            cmd = mask.command(facts["cmd"], hidden.secrets)
+            facts = {**facts, "cmd": cmd, "log_dir": str(run.path), "log_id": run.log_id}
+        return execute(
+            run, self.task, config, options,
+            shown=shown, seeding=self.seeding, facts=facts, place=Place(),
+        )  # fmt: skip
 
     def _restart_in_snapshot(self, options: dict[str, Any], arguments: Sequence[str]) -> None:
         """Become the same program, started from its snapshot; does not return."""
@@ -251,10 +262,13 @@ class _Launch:
         program = this_program()
         self._settle_scheduler(options)
         Submission(options, program, {})  # what is wrong is found before anything is made
+        mask = Mask(options["secrets"])
         composed: list[Composed] = []
-        self._compose(options, arguments, quiet=True, run=composed.append)
+        self._compose(options, arguments, quiet=True, run=lambda one: composed.append(mask.hide(one)))
         self._check_submission(options, composed)
         facts = self._facts()
+        for secrets in {id(one): one.secrets for one in composed if one.secrets}.values():
+            facts["cmd"] = mask.command(facts["cmd"], secrets)
         if options["use_version_manager"]:
             program, facts["version_manager"] = freeze_code(options, program)
         facts["work_dir"] = str(program.work_dir)
@@ -297,6 +311,7 @@ class _Launch:
         from mlxjobs.existing import stored
 
         options, composed = stored(run, given)
+        mask = Mask(options["secrets"])
         if project is not None:
             # where it ran before is no reason to run there again: that is for today's settings to say
             options.update({key: project[key] for key in ("use_scheduler", "use_version_manager")})
@@ -311,12 +326,20 @@ class _Launch:
         if arguments:
             composed, changes = compose.override(composed, arguments)
             for change in changes:
-                note(f"run {run.log_id}: {change}")
+                note(f"run {run.log_id}: {mask.change(change)}")
+        composed = mask.hide(composed)
+        gone = lacking(composed)
+        if gone:
+            raise RunError(
+                f"run {run.log_id}: {run.metadata / '.secrets.json'} lacks what was given for "
+                f"{', '.join(gone)}: give it again, as in {gone[0]}=VALUE"
+            )
         self._check_seed(composed)
+        facts = {**self._facts(), **(inherited or {})}
+        facts["cmd"] = mask.command(facts["cmd"], composed.secrets)
         if options["use_scheduler"]:
-            self._submit_existing(run, options, composed)
+            self._submit_existing(run, options, composed, facts)
         else:
-            facts = {**self._facts(), **(inherited or {})}
             self._attempt(run, composed, options, facts, changed=bool(arguments))
 
     def _attempt(
@@ -334,15 +357,16 @@ class _Launch:
         try:
             if changed and place.rank == 0:
                 check_startable(run, run.state(), place, cluster)
-                replace_file(run.frozen, to_yaml(composed))
+                run.keep(to_yaml(composed), secrets=composed.secrets)
             with hydra_job.surroundings(
-                composed, run.path, keep_log=place.rank == 0, follow_streams=follow
+                filled(composed), run.path, keep_log=place.rank == 0, follow_streams=follow
             ) as placed:
                 config = existing.resolve(run, placed, place)
+                shown = Mask(options["secrets"]).shown(composed, config.to_dict())
 
                 def call() -> Any:
                     return execute(
-                        run, self.task, config, options,
+                        run, self.task, config, options, shown=shown,
                         seeding=self.seeding, facts=facts, place=place, cluster=cluster,
                     )  # fmt: skip
 
@@ -360,12 +384,13 @@ class _Launch:
             note(str(given_up))
             raise SystemExit(given_up.exit_code) from given_up
 
-    def _submit_existing(self, run: Run, options: dict[str, Any], composed: Composed) -> None:
+    def _submit_existing(
+        self, run: Run, options: dict[str, Any], composed: Composed, facts: dict[str, Any]
+    ) -> None:
         from mlxjobs.submit import Submission, freeze_code, this_program
 
         program = this_program()
         self._settle_scheduler(options)
-        facts = self._facts()
         submission = Submission(options, program, facts)
         if options["use_version_manager"]:
             program, facts["version_manager"] = freeze_code(options, program)

@@ -39,6 +39,7 @@ SCHEMA: dict[str, Any] = {
         "parent_work_dir": ("./.workdir", "a string"),
         "compute_requirements": (False, "true or false"),
     },
+    "secrets": ([], "a string or a list of strings"),
     "use_logger": (True, "true or false"),
     "use_scheduler": (False, "true or false"),
     "use_version_manager": (False, "true or false"),

@@ -4,6 +4,7 @@
       metadata/ config.yaml info.yaml mlxpy.yaml   what a user reads
     metadata/ .config.json .info.json            the same for the Reader, which reads them 15 times faster
       metadata/.frozen.yaml                        the configuration as it was composed, unresolved
+      metadata/.secrets.json                       its secrets, for the owner only
       metadata/.history/0001.json ...              the events that info.yaml is made from
       metrics/ artifacts/ script.sh log.stdout log.stderr
 
@@ -359,10 +360,29 @@ class Run:
         """The configuration as it was composed: what every attempt starts from."""
         return self.metadata / ".frozen.yaml"
 
-    def keep(self, composed: str, settings: Mapping[str, Any]) -> None:
-        """Write the composed configuration and the settings of this run; an event has to follow."""
+    def keep(
+        self,
+        composed: str,
+        settings: Mapping[str, Any] | None = None,
+        secrets: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the composed configuration, its secrets, and settings if given; an event has to follow."""
+        path = self.metadata / ".secrets.json"
+        if secrets:
+            replace_file(path, json.dumps(secrets), mode=0o600, sync_folder=False)
+        else:
+            path.unlink(missing_ok=True)
         replace_file(self.frozen, seal_yaml(composed), sync_folder=False)
-        self.write_yaml("mlxpy", settings)
+        if settings is not None:
+            self.write_yaml("mlxpy", settings)
+
+    def read_secrets(self) -> dict[str, Any]:
+        """Return what is known of this run's secrets; nothing if they are gone, or somebody else's."""
+        try:
+            found = json.loads((self.metadata / ".secrets.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def write_yaml(self, name: str, content: Any, aside: Path | None = None) -> None:
         """Replace `metadata/<name>.yaml`, atomically; an event has to follow, unless it is `info`.

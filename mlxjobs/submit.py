@@ -139,7 +139,7 @@ class Submission:
         """
 
         def prepare() -> None:
-            run.keep(frozen.to_yaml(composed), self._options)
+            run.keep(frozen.to_yaml(composed), self._options, composed.secrets)
             replace_file(run.script, self._script(run.path), mode=0o777)
 
         job_id = hand_in(run, self._cluster, check=self._check, prepare=prepare)
@@ -168,7 +168,7 @@ class Submission:
         about = {**self._facts, "log_dir": str(run.path), "log_id": run.log_id}
         try:
             run.write_yaml("config", frozen.plain(composed.config))
-            run.keep(frozen.to_yaml(composed), self._options)
+            run.keep(frozen.to_yaml(composed), self._options, composed.secrets)
             replace_file(run.script, self._script(run.path), mode=0o777)
             run.record(lambda state: {"event": "created", "facts": about}, paint=False)
         except OSError:

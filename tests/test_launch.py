@@ -88,6 +88,7 @@ def test_the_first_start_makes_the_configuration_and_nothing_else(project: Proje
             "shell_path": "/bin/bash",
         },
         "version_manager": {"name": "GitVM", "parent_work_dir": "./.workdir", "compute_requirements": False},
+        "secrets": [],
         "use_logger": True,
         "use_scheduler": False,
         "use_version_manager": False,

@@ -1,0 +1,215 @@
+"""What is secret in a configuration: kept apart, `***` wherever a run shows or stores its configuration.
+
+A job resumes from the stored configuration, so the true values have to be somewhere: they are in
+`metadata/.secrets.json`, which only the owner may read, whatever the umask is.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Any
+
+from mlxjobs.frozen import Composed
+
+MASK = "***"
+# the last part of a key; pad_token and num_tokens are none
+_NAME = re.compile(
+    r"(.*[_-])?(password|passwd|passphrase|secret|secret[_-]?key|api[_-]?key|access[_-]?key|private[_-]?key|"
+    r"(access|auth|api|refresh|bearer)[_-]?token)|token",
+    re.IGNORECASE,
+)
+_VARIABLE = re.compile(r"passw|passphrase|secret|token|credential|(api|access|private)_?key", re.IGNORECASE)
+_ENV = re.compile(r"oc\.env:\s*['\"]?(\w+)")
+_REFERENCE = re.compile(r"\$\{\s*\.*([\w.]+)\s*\}")
+_OVERRIDE = re.compile(r"([+~]*)([^=]+)=(.*)", re.DOTALL)
+# a shorter one is not looked for inside of other texts: it would be found in harmless words
+_SHORTEST = 6
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A configuration as it is shown, and the secret values that no text may hold."""
+
+    config: Any = None
+    values: frozenset[str] = frozenset()
+
+    def text(self, text: str) -> str:
+        """Return a text without the secret values."""
+        return _without(text, self.values)
+
+
+class Mask:
+    """Tells what is secret, by its key.
+
+    Args:
+        patterns: the setting `secrets`: `wandb.login`, `*.url`; `!model.token` is none, though it is
+            named like one.
+    """
+
+    def __init__(self, patterns: str | list[str]) -> None:
+        words = [patterns] if isinstance(patterns, str) else patterns
+        self._secret = [word for word in words if word and not word.startswith("!")]
+        self._harmless = [word[1:] for word in words if word.startswith("!")]
+        self._is = lru_cache(maxsize=None)(self._match)
+
+    def _match(self, key: str) -> bool:
+        if any(fnmatchcase(key, pattern) for pattern in self._harmless):
+            return False
+        if key.startswith("hydra.job.env_set."):
+            return _VARIABLE.search(key.rpartition(".")[2]) is not None
+        by_name = _NAME.fullmatch(key.rpartition(".")[2]) is not None
+        return by_name or any(fnmatchcase(key, pattern) for pattern in self._secret)
+
+    def covers(self, key: str) -> bool:
+        """Whether a key, or one above it, is secret."""
+        parts = key.split(".")
+        return any(self._is(".".join(parts[: count + 1])) for count in range(len(parts)))
+
+    def hide(self, composed: Composed) -> Composed:
+        """Return a configuration with its secrets apart; those that are apart already stay so."""
+        found: dict[str, Any] = {}
+
+        def take(key: str, value: Any, secret: bool) -> Any:
+            if not (secret and _is_value(value)) or (isinstance(value, str) and _is_reference(value)):
+                return value
+            if value != MASK or key in composed.secrets:
+                found[key] = composed.secrets[key] if value == MASK else value
+            return MASK
+
+        config = self._walk(composed.config, "", False, take)
+        hydra = composed.hydra
+        variables = hydra.get("job", {}).get("env_set")
+        if variables:
+            variables = self._walk(variables, "hydra.job.env_set", False, take)
+            hydra = {**hydra, "job": {**hydra["job"], "env_set": variables}}
+        if not found:
+            return replace(composed, secrets={})
+        overrides = [self._override(one, found) for one in composed.overrides]
+        changed = {a: b for a, b in zip(composed.overrides, overrides, strict=True) if a != b}
+        values = frozenset(map(str, found.values()))
+        return Composed(config, _replaced(hydra, changed, values), overrides, found)
+
+    def shown(self, composed: Composed, resolved: Any) -> Shown:
+        """Return a configuration that was resolved as it is shown.
+
+        Args:
+            composed: as `hide` returns it.
+            resolved: the same with all its values: nested dictionaries and lists.
+        """
+        values = set(map(str, composed.secrets.values()))
+
+        def take(key: str, value: Any, secret: bool) -> Any:
+            if not (_is_value(value) and (secret or key in composed.secrets or key in telling)):
+                return value
+            values.add(str(value))
+            return MASK
+
+        telling = set(self._telling(composed))
+        config = self._walk(resolved, "", False, take)
+        return Shown(_replaced(config, {}, frozenset(values)), frozenset(values))
+
+    def _telling(self, composed: Composed) -> Iterable[str]:
+        """The keys whose interpolations bring in a secret, or a variable that looks like one."""
+        texts: dict[str, str] = {}
+
+        def take(key: str, value: Any, secret: bool) -> Any:
+            if isinstance(value, str) and "${" in value:
+                texts[key] = value
+            return value
+
+        self._walk(composed.config, "", False, take)
+        for key, text in texts.items():
+            variables, references = _ENV.findall(text), _REFERENCE.findall(text)
+            if any(map(_VARIABLE.search, variables)) or any(
+                one in composed.secrets or self.covers(one) for one in references
+            ):
+                yield key
+
+    def command(self, line: str, secrets: Mapping[str, Any]) -> str:
+        """Return a command line, as a shell reads it, with its secrets masked."""
+        return shlex.join(self._override(word, secrets) for word in shlex.split(line))
+
+    def change(self, line: str) -> str:
+        """Return a line `key: old -> new` with secrets masked."""
+        key = line.partition(": ")[0]
+        return f"{key}: {MASK} -> {MASK}" if self.covers(key) else line
+
+    def _override(self, word: str, secrets: Mapping[str, Any]) -> str:
+        parts = _OVERRIDE.fullmatch(word)
+        if parts is not None:
+            signs, key, value = parts.groups()
+            holds = value.lstrip()[:1] in ("{", "[") and any(one.startswith(f"{key}.") for one in secrets)
+            if key in secrets or holds or self.covers(key):
+                return word if _is_reference(value) else f"{signs}{key}={MASK}"
+        return _without(word, map(str, secrets.values()))
+
+    def _walk(self, value: Any, key: str, secret: bool, take: Callable[[str, Any, bool], Any]) -> Any:
+        def inner(name: object, item: Any) -> Any:
+            below = f"{key}.{name}" if key else str(name)
+            return self._walk(item, below, secret or self._is(below), take)
+
+        if isinstance(value, dict):
+            return {name: inner(name, item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [inner(number, item) for number, item in enumerate(value)]
+        return take(key, value, secret)
+
+
+def filled(composed: Composed) -> Composed:
+    """Return a configuration with its secrets where they belong, for the process that runs the task."""
+    if not composed.secrets:
+        return composed
+    mask = Mask([])
+
+    def take(key: str, value: Any, secret: bool) -> Any:
+        return composed.secrets.get(key, value)
+
+    hydra = composed.hydra
+    if hydra.get("job", {}).get("env_set"):
+        variables = mask._walk(hydra["job"]["env_set"], "hydra.job.env_set", False, take)
+        hydra = {**hydra, "job": {**hydra["job"], "env_set": variables}}
+    return replace(composed, config=mask._walk(composed.config, "", False, take), hydra=hydra)
+
+
+def lacking(composed: Composed) -> list[str]:
+    """Return the keys of secrets whose values are not known any more."""
+    return [key for key, value in composed.secrets.items() if value == MASK]
+
+
+def without(text: str, composed: Composed) -> str:
+    """Return a text without the secret values of a configuration."""
+    return _without(text, map(str, composed.secrets.values()))
+
+
+def _without(text: str, values: Iterable[str]) -> str:
+    for value in sorted((one for one in values if len(one) >= _SHORTEST), key=len, reverse=True):
+        text = text.replace(value, MASK)
+    return text
+
+
+def _is_reference(text: str) -> bool:
+    """`${oc.env:NAME}` and `${db.password}` say where a secret is, not what."""
+    return re.fullmatch(r"\$\{[\w.:]+\}", text) is not None
+
+
+def _is_value(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number or (isinstance(value, str) and value not in ("", "???"))
+
+
+def _replaced(value: Any, texts: Mapping[str, str], values: frozenset[str]) -> Any:
+    """Replace texts, and mask values, in all strings of a nested structure."""
+    if isinstance(value, dict):
+        return {key: _replaced(item, texts, values) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, texts, values) for item in value]
+    if not isinstance(value, str):
+        return value
+    for old, new in texts.items():
+        value = value.replace(old, new)
+    return _without(value, values)
