@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -49,8 +50,14 @@ def warn(project: UserProject[Any], number: signal.Signals = signal.SIGUSR2) -> 
     project.await_warning()
 
 
-def kill_controller(cluster: SlurmCluster) -> None:
-    """End slurmctld at once: it saves nothing."""
+def kill_controller(cluster: SlurmCluster, job: str | None = None) -> None:
+    """End slurmctld at once, when it has saved what it knows of a job: it does so some seconds later."""
+    if job is not None:
+        saved, now = cluster.base / "state" / "job_state", time.time()
+        cluster.root("scontrol", "update", f"jobid={job}", "comment=saved")
+        await_value(
+            lambda: saved.exists() and saved.stat().st_mtime > now, "the controller to save its state"
+        )
     pid = cluster.process("slurmctld")
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -107,8 +114,7 @@ def test_a_warned_job_goes_on_until_the_controller_is_back_to_requeue_it(remote:
 
 @pytest.mark.slurm
 def test_a_job_ends_while_the_controller_is_down(remote: ClusterProject) -> None:
-    remote.start()
-    kill_controller(remote.cluster)
+    kill_controller(remote.cluster, remote.start())
     remote.let_pass(10)
     remote.await_status("COMPLETE")
     assert "COMPLETE" in remote.mlxjobs("ls").stdout
@@ -175,7 +181,7 @@ def test_a_user_requeues_a_run_while_the_controller_is_down(remote: ClusterProje
 def test_a_node_is_lost_while_the_controller_is_down(remote: ClusterProject) -> None:
     job = remote.start()
     host = remote.state().attempts[0].host
-    kill_controller(remote.cluster)
+    kill_controller(remote.cluster, job)
     remote.cluster.crash(host)
     assert "unknown since" in remote.mlxjobs("ls").stderr  # nobody can tell
     remote.cluster.start_controller()
