@@ -288,7 +288,8 @@ def _look_for_leftovers(project: SoakProject, report: Report) -> None:
         wait_for(lambda: _jobs(project), 60, until=lambda jobs: not jobs)
     waiting, findings = list(project.logs.glob(".waiting/*")), _findings(project)
     # what a process was about to give its name when it was killed
-    halves = [text for text in findings if "was left by a process that was killed" in text]
+    left = ("was left by a process that was killed", "is an empty folder that an attempt left")
+    halves = [text for text in findings if text.endswith(")") and any(words in text for words in left)]
     report.figures["files left by killed processes, as fsck says"] = len(halves)
     others = [text for text in findings if text not in halves]
     for what, found in (
