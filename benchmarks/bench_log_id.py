@@ -15,7 +15,8 @@ from pathlib import Path
 
 from interleaved import HEADER, interleave, row
 
-from mlxjobs.store import Run, take_log_id
+from mlxjobs.log_dir import take_log_id
+from mlxjobs.store import Run
 
 
 def bare(parent: Path) -> Path:

@@ -14,10 +14,11 @@ from mlxjobs.console import note
 from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.frozen import Composed
 from mlxjobs.history import RunStatus
+from mlxjobs.log_dir import waiting_in
 from mlxjobs.masking import without
 from mlxjobs.seals import is_sealed
 from mlxjobs.startable import Place
-from mlxjobs.store import Run, waiting_in
+from mlxjobs.store import Run
 
 
 def stored(run: Run, given: Mapping[str, Any]) -> tuple[dict[str, Any], Composed]:

@@ -12,8 +12,9 @@ from mlxjobs.cluster import Cluster
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.findings import Finding
 from mlxjobs.history import RunStatus
+from mlxjobs.log_dir import waiting_folder, waiting_in
 from mlxjobs.snapshot import abandoned, lacking, remove_abandoned
-from mlxjobs.store import Run, waiting_folder, waiting_in
+from mlxjobs.store import Run
 from mlxjobs.trust import own_folder
 from mlxjobs.watch import Seen
 

@@ -2,7 +2,7 @@
 
     logs/5/
       metadata/ config.yaml info.yaml mlxpy.yaml   what a user reads
-    metadata/ .config.json .info.json            the same for the Reader, which reads them 15 times faster
+      metadata/ .config.json .info.json            the same for the Reader, which reads them 15 times faster
       metadata/.frozen.yaml                        the configuration as it was composed, unresolved
       metadata/.secrets.json                       its secrets, for the owner only
       metadata/.history/0001.json ...              the events that info.yaml is made from
@@ -20,7 +20,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from mlxjobs.console import note
 from mlxjobs.errors import DamagedHistoryError, RunError
 from mlxjobs.files import create_file, replace_file
 from mlxjobs.history import Event, RunState, fold, render, timestamp
+from mlxjobs.log_dir import numbers_in, take_log_id, waiting_folder
 from mlxjobs.seals import open_json, seal_json, seal_yaml
-from mlxjobs.trust import own_folder, stranger
+from mlxjobs.trust import stranger
 
 COPIED = ("config", "info")
 
@@ -56,73 +57,6 @@ def load_yaml(path: Path) -> Any:
 
     with path.open("rb") as stream:
         return yaml.load(stream, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-
-
-def _is_number(name: str) -> bool:
-    return name.isdecimal() and str(int(name)) == name
-
-
-def _taken(parent: str) -> int:
-    """The highest number that a folder in `parent` has."""
-    with os.scandir(parent) as entries:
-        return max((int(entry.name) for entry in entries if _is_number(entry.name)), default=0)
-
-
-def take_log_id(parent: str, above: int | None = None) -> str:
-    """Create the folder with the next free number, and return its path.
-
-    Args:
-        parent: where.
-        above: a number that is taken, which saves looking for the highest one.
-
-    Each process walks up from what it saw and moves on only over numbers that are taken: so no number
-    is skipped, however many start at once, and no lock is needed. (Strings, as paths are slow here.)
-    """
-    number = _taken(parent) if above is None else above
-    while True:
-        number += 1
-        path = f"{parent}/{number}"
-        try:
-            os.mkdir(path)  # noqa: PTH102
-        except FileExistsError:
-            continue
-        return path
-
-
-def in_ranges(log_ids: Iterable[int]) -> str:
-    """Write numbers of runs as the command `mlxjobs` takes them: `5-9 12`."""
-    parts: list[list[int]] = []
-    for log_id in sorted(log_ids):
-        if parts and parts[-1][1] == log_id - 1:
-            parts[-1][1] = log_id
-        else:
-            parts.append([log_id, log_id])
-    return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
-
-
-def waiting_folder(parent: Path) -> Path:
-    """Return the folder of the marks of this user's runs that wait for room in the queue."""
-    return own_folder(parent / ".waiting")
-
-
-def waiting_in(parent: Path) -> list[int]:
-    """Return the numbers of the runs that are marked as waiting for room in the queue."""
-    try:
-        with os.scandir(waiting_folder(parent)) as entries:
-            return sorted(int(entry.name) for entry in entries if _is_number(entry.name))
-    except FileNotFoundError:
-        return []
-
-
-def take_array(parent: Path) -> Path:
-    """Create a folder for an array of runs of this log directory, which nobody else can get.
-
-    It holds the array's script, and for each task a link to its run: so what a run's directory holds
-    is found below the task's number.
-    """
-    arrays = own_folder(parent / ".arrays")
-    arrays.mkdir(exist_ok=True)
-    return Path(take_log_id(str(arrays)))
 
 
 class NotRecordedError(OSError):
@@ -440,8 +374,6 @@ def runs_in(parent: Path) -> list[Run]:
         RunError: there is no such directory, or it cannot be read.
     """
     try:
-        with os.scandir(parent) as entries:
-            numbers = sorted(int(entry.name) for entry in entries if _is_number(entry.name))
+        return [Run(parent / str(number)) for number in numbers_in(str(parent))]
     except OSError as error:
         raise RunError(f"no log directory at {parent}: {os.strerror(error.errno or errno.EIO)}") from error
-    return [Run(parent / str(number)) for number in numbers]

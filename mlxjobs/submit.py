@@ -21,10 +21,11 @@ from mlxjobs.files import flushed_together, replace_file
 from mlxjobs.frozen import Composed
 from mlxjobs.hand_in import hand_in
 from mlxjobs.history import RunState, RunStatus
+from mlxjobs.log_dir import in_ranges
 from mlxjobs.scheduler import Job
 from mlxjobs.script import job_name, render
 from mlxjobs.startable import Place, check_startable
-from mlxjobs.store import Run, in_ranges
+from mlxjobs.store import Run
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from mlxjobs.arrays import feed
 from mlxjobs.columns import SCHEMA
 from mlxjobs.errors import RunError, SnapshotError
 from mlxjobs.files import replace_file
+from mlxjobs.log_dir import take_array, waiting_in
 from mlxjobs.snapshot import GitVM, Launch
-from mlxjobs.store import Run, take_array, waiting_in
+from mlxjobs.store import Run
 from tests.project import Project
 from tests.run_trees import write_run
 from tests.slurm_stub import Slurm

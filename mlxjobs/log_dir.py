@@ -1,0 +1,81 @@
+"""The folder of all runs: their numbers, and what is kept there beside them.
+
+logs/
+  5/ 6/ ...                   runs
+  .waiting/7                  marks run 7 as waiting for room in the queue
+  .arrays/1/script.sh 5 6     a submission of many runs, with a link to each
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from mlxjobs.trust import own_folder
+
+
+def _is_number(name: str) -> bool:
+    return name.isdecimal() and str(int(name)) == name
+
+
+def numbers_in(parent: str) -> list[int]:
+    """Return the numbers that entries of a folder have as their names, sorted."""
+    with os.scandir(parent) as entries:
+        return sorted(int(entry.name) for entry in entries if _is_number(entry.name))
+
+
+def take_log_id(parent: str, above: int | None = None) -> str:
+    """Create the folder with the next free number, and return its path.
+
+    Args:
+        parent: where.
+        above: a number that is taken, which saves looking for the highest one.
+
+    Each process walks up from what it saw and moves on only over numbers that are taken: so no number
+    is skipped, however many start at once, and no lock is needed. (Strings, as paths are slow here.)
+    """
+    number = max(numbers_in(parent), default=0) if above is None else above
+    while True:
+        number += 1
+        path = f"{parent}/{number}"
+        try:
+            os.mkdir(path)  # noqa: PTH102
+        except FileExistsError:
+            continue
+        return path
+
+
+def in_ranges(log_ids: Iterable[int]) -> str:
+    """Write numbers of runs as the command `mlxjobs` takes them: `5-9 12`."""
+    parts: list[list[int]] = []
+    for log_id in sorted(log_ids):
+        if parts and parts[-1][1] == log_id - 1:
+            parts[-1][1] = log_id
+        else:
+            parts.append([log_id, log_id])
+    return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def waiting_folder(parent: Path) -> Path:
+    """Return the folder of the marks of this user's runs that wait for room in the queue."""
+    return own_folder(parent / ".waiting")
+
+
+def waiting_in(parent: Path) -> list[int]:
+    """Return the numbers of the runs that are marked as waiting for room in the queue."""
+    try:
+        return numbers_in(str(waiting_folder(parent)))
+    except FileNotFoundError:
+        return []
+
+
+def take_array(parent: Path) -> Path:
+    """Create a folder for an array of runs of this log directory, which nobody else can get.
+
+    It holds the array's script, and for each task a link to its run: so what a run's directory holds
+    is found below the task's number.
+    """
+    arrays = own_folder(parent / ".arrays")
+    arrays.mkdir(exist_ok=True)
+    return Path(take_log_id(str(arrays)))
