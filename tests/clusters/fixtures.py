@@ -48,6 +48,24 @@ def _running(cluster: Cluster) -> Iterator[Cluster]:
 
 
 @contextmanager
+def small_slurm(*, nodes: int, accounting: bool = True) -> Iterator[SlurmCluster]:
+    """A Slurm of a test's own, as accounting is decided when a cluster starts."""
+    folder = Path(tempfile.mkdtemp(prefix="mlxjobs-small-", dir="/tmp"))
+    folder.rmdir()  # the cluster makes it, when it can be installed
+    cluster = SlurmCluster(folder)
+    try:
+        cluster.install(accounting=accounting)
+    except ClusterError as error:
+        unavailable(str(error))
+    cluster.up(nodes=nodes, accounting=accounting)
+    try:
+        yield cluster
+    finally:
+        cluster.down()
+        shutil.rmtree(folder)
+
+
+@contextmanager
 def _folder_on(cluster: SlurmCluster | OarCluster | SgeCluster) -> Iterator[Path]:
     """A new folder of the ordinary user, on all nodes and readable by everybody.
 

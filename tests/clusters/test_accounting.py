@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.clusters.fixtures import unavailable
-from tests.clusters.machine import ClusterError
+from tests.clusters.fixtures import small_slurm
 from tests.clusters.slurm import SlurmCluster
 from tests.clusters.test_runs import ClusterProject
 from tests.project import await_value
@@ -20,20 +17,9 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
 
 @pytest.fixture(params=[True, False], ids=["with accounting", "without"])
 def accounting(request: pytest.FixtureRequest) -> Iterator[tuple[SlurmCluster, bool]]:
-    """A small Slurm of its own, as accounting is decided when a cluster starts."""
-    folder = Path(tempfile.mkdtemp(prefix="mlxjobs-acct-", dir="/tmp"))
-    folder.rmdir()
-    cluster = SlurmCluster(folder)
-    try:
-        cluster.install(accounting=request.param)
-    except ClusterError as error:
-        unavailable(str(error))
-    cluster.up(nodes=2, accounting=request.param)
-    try:
+    """A small Slurm, and whether it has accounting."""
+    with small_slurm(nodes=2, accounting=request.param) as cluster:
         yield cluster, request.param
-    finally:
-        cluster.down()
-        shutil.rmtree(folder)
 
 
 def test_a_job_that_squeue_forgot(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +15,8 @@ from typing import Any
 import pytest
 
 from mlxjobs.history import RunStatus
-from tests.clusters.fixtures import unavailable
-from tests.clusters.machine import ClusterError, children
+from tests.clusters.fixtures import small_slurm
+from tests.clusters.machine import children
 from tests.clusters.oar import OarCluster
 from tests.clusters.project import UserProject
 from tests.clusters.sge import SgeCluster
@@ -211,15 +209,7 @@ def test_slurmd_is_killed_and_comes_back(remote: ClusterProject) -> None:
 
 @pytest.mark.slurm
 def test_accounting_is_gone(cluster_python: Path, user_dir: Path) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="mlxjobs-acct-", dir="/tmp"))
-    folder.rmdir()
-    cluster = SlurmCluster(folder)
-    try:
-        cluster.install(accounting=True)
-    except ClusterError as error:
-        unavailable(str(error))
-    cluster.up(nodes=2, accounting=True)
-    try:
+    with small_slurm(nodes=2) as cluster:
         for name in ("slurmdbd", "mariadbd"):
             pid = cluster.process(name)
             assert pid is not None
@@ -234,9 +224,6 @@ def test_accounting_is_gone(cluster_python: Path, user_dir: Path) -> None:
         # what only accounting knows is not known, and nothing is invented
         assert project.state().attempts[0].reason == "vanished: killed, or its node failed"
         assert "COMPLETE" in project.mlxjobs("ls").stdout
-    finally:
-        cluster.down()
-        shutil.rmtree(folder)
 
 
 # --- other schedulers

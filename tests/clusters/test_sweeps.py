@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.history import RunStatus
-from tests.clusters.fixtures import unavailable
-from tests.clusters.machine import ClusterError
+from tests.clusters.fixtures import small_slurm
 from tests.clusters.slurm import USER, SlurmCluster
 from tests.clusters.test_runs import ClusterProject, assert_whole, running_commands
 from tests.project import await_value
@@ -110,15 +108,7 @@ def test_an_array_in_a_folder_of_any_name(slurm: SlurmCluster, cluster_python: P
 @pytest.fixture
 def limited() -> Iterator[SlurmCluster]:
     """A small Slurm whose user may have three jobs in the queue."""
-    folder = Path(tempfile.mkdtemp(prefix="mlxjobs-limit-", dir="/tmp"))
-    folder.rmdir()
-    cluster = SlurmCluster(folder)
-    try:
-        cluster.install(accounting=True)
-    except ClusterError as error:
-        unavailable(str(error))
-    cluster.up(nodes=1, accounting=True)
-    try:
+    with small_slurm(nodes=1) as cluster:
         cluster.root("sacctmgr", "--immediate", "add", "account", "lab")
         cluster.root("sacctmgr", "--immediate", "add", "user", USER, "account=lab", "MaxSubmitJobs=3")
         cluster.set_conf(AccountingStorageEnforce="limits")
@@ -126,9 +116,6 @@ def limited() -> Iterator[SlurmCluster]:
         cluster.start_controller()
         cluster.start(*cluster.nodes)
         yield cluster
-    finally:
-        cluster.down()
-        shutil.rmtree(folder)
 
 
 def test_a_sweep_larger_than_the_users_share_runs_to_its_end(
