@@ -7,16 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from mlxjobs import shell
-from mlxjobs.adapters import known
 from mlxjobs.cluster import Cluster
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.findings import Finding
 from mlxjobs.history import RunStatus
-from mlxjobs.log_dir import waiting_folder, waiting_in
+from mlxjobs.log_dir import arrays_folder, waiting_folder, waiting_in
 from mlxjobs.snapshot import abandoned, lacking, remove_abandoned
 from mlxjobs.store import Run
-from mlxjobs.trust import own_folder
-from mlxjobs.watch import Seen
+from mlxjobs.watch import Seen, not_imported
 
 _ANSWER_S = 60.0
 _MOST = 10_000  # numbers without a run that are looked for among the jobs
@@ -29,7 +27,7 @@ def check_links(logs: Path) -> Iterator[Finding]:
 
 
 def _broken(logs: Path) -> list[Path]:
-    links = sorted(own_folder(logs / ".arrays").glob("*/*"))
+    links = sorted(arrays_folder(logs).glob("*/*"))
     return [link for link in links if link.is_symlink() and not link.exists()]
 
 
@@ -60,10 +58,8 @@ def check_jobs(logs: Path, seen: Sequence[Seen], *, alone: bool) -> Iterator[Fin
         seen: the runs.
         alone: these are not all runs, so missing ones are not looked for.
     """
-    named = [(one, one.state.scheduler.get("class")) for one in seen]
-    # another user's run could name any module
-    paths = {path for one, path in named if path and (path in known().values() or not one.run.stranger)}
-    for path in sorted(paths):
+    named = [one for one in seen if one.state.scheduler.get("class") and not_imported(one) is None]
+    for path in sorted({one.state.scheduler["class"] for one in named}):
         try:
             cluster = Cluster(path)
             command = cluster.scheduler.find_command()
@@ -77,11 +73,7 @@ def check_jobs(logs: Path, seen: Sequence[Seen], *, alone: bool) -> Iterator[Fin
 
 
 def _jobs(logs: Path, cluster: Cluster, out: str, seen: Sequence[Seen], *, alone: bool) -> Iterator[Finding]:
-    own: dict[int, set[str | None]] = {
-        one.run.log_id: {one.state.job_id, one.state.first_job_id, one.state.before.get("job_id"),
-                         *one.state.job_ids, *(attempt.first_job_id for attempt in one.state.attempts)}
-        for one in seen
-    }  # fmt: skip
+    own = {one.run.log_id: one.state.known_jobs for one in seen}
     there = {int(path.name) for path in logs.iterdir() if path.name.isdecimal()}
     gone = set() if alone else set(range(1, min(max(there, default=0), _MOST) + 1)) - there
     strange: dict[str, tuple[Path, int | None]] = {}

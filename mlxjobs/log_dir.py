@@ -70,12 +70,17 @@ def waiting_in(parent: Path) -> list[int]:
         return []
 
 
+def arrays_folder(parent: Path) -> Path:
+    """Return the folder of this user's arrays of runs."""
+    return own_folder(parent / ".arrays")
+
+
 def take_array(parent: Path) -> Path:
     """Create a folder for an array of runs of this log directory, which nobody else can get.
 
     It holds the array's script, and for each task a link to its run: so what a run's directory holds
     is found below the task's number.
     """
-    arrays = own_folder(parent / ".arrays")
+    arrays = arrays_folder(parent)
     arrays.mkdir(exist_ok=True)
     return Path(take_log_id(str(arrays)))

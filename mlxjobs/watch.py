@@ -84,7 +84,7 @@ def look(parent: Path, log_ids: Sequence[int] | None = None, *, run_code: bool =
 def _see(run: Run) -> Seen:
     try:
         seen = Seen(run, run.state())
-        seen.doubt = None if seen.state.status.ended else _not_imported(seen)
+        seen.doubt = None if seen.state.status.ended else not_imported(seen)
         return seen
     except DamagedHistoryError as error:  # the other runs are shown all the same
         return Seen(run, RunState(), f"unknown: {error}")
@@ -99,7 +99,7 @@ def _record(one: Seen, record: Callable[[], RunState]) -> None:
         one.state, one.doubt = error.state, f"{what}: {error.filename}: {error.strerror}"
 
 
-def _not_imported(one: Seen) -> str | None:
+def not_imported(one: Seen) -> str | None:
     """Why the scheduler that a run names is not imported, if so: another user could name any module."""
     path = one.state.scheduler.get("class")
     whose = None if path is None or path in known().values() else one.run.stranger
@@ -208,7 +208,7 @@ def _cluster_of(one: Seen) -> Cluster:
     path = one.state.scheduler.get("class")
     if path is None or one.state.job_id is None:
         raise _not_submitted(one)
-    why = _not_imported(one)
+    why = not_imported(one)
     if why is not None:
         raise RunError(f"run {one.run.log_id}: {why}")
     return Cluster(path)
@@ -230,7 +230,7 @@ def cancel(seen: Sequence[Seen]) -> Iterator[Outcome]:
         run, state = one.run, one.state
         if state.status.ended:
             yield f"run {run.log_id} has ended already: {state.status}"
-        elif state.job_id is not None and (why := _not_imported(one)):
+        elif state.job_id is not None and (why := not_imported(one)):
             yield RunError(f"run {run.log_id} is not cancelled: {why}")
         elif state.job_id is not None:
             submitted.setdefault(state.scheduler["class"], []).append(one)
