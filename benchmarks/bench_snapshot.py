@@ -20,8 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from mlxjobs import snapshot
-from mlxjobs.snapshot import GitVM, Launch
+from mlxjobs import copying
+from mlxjobs.snapshot import GitVM
+from mlxjobs.version_manager import Launch
 
 
 def git(top: Path, *arguments: str) -> None:
@@ -70,7 +71,7 @@ def measure(top: Path, rounds: int) -> dict[str, list[float]]:
         GitVM().freeze(launch)
 
     def freeze_unflushed() -> None:
-        with mock.patch.object(snapshot, "_flush"):
+        with mock.patch.object(copying, "_flush"):
             freeze()
 
     def add_worktree() -> None:

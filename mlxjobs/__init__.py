@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mlxjobs.schedulers.oar import OARScheduler as OARScheduler
     from mlxjobs.schedulers.slurm import SLURMScheduler as SLURMScheduler
     from mlxjobs.snapshot import GitVM as GitVM
-    from mlxjobs.snapshot import VersionManager as VersionManager
+    from mlxjobs.version_manager import VersionManager as VersionManager
 
 __version__ = "0.1.0.dev0"
 
@@ -52,7 +52,7 @@ _MODULES = {
     "RunStatus": "history",
     "SLURMScheduler": "schedulers.slurm",
     "Scheduler": "scheduler",
-    "VersionManager": "snapshot",
+    "VersionManager": "version_manager",
     "launch": "launcher",
 }
 __all__ = sorted([*_MODULES, "__version__", "errors"])

@@ -15,7 +15,7 @@ from mlxjobs.scheduler import Scheduler
 from mlxjobs.settings import NO_SCHEDULER
 
 if TYPE_CHECKING:
-    from mlxjobs.snapshot import VersionManager
+    from mlxjobs.version_manager import VersionManager
 
 GROUP = "mlxjobs.schedulers"
 _SCHEDULER: type[Scheduler] = Scheduler  # type: ignore[type-abstract]  # to compare with
@@ -111,7 +111,8 @@ def load_version_manager(name: str) -> VersionManager:
     Raises:
         SnapshotError: it cannot be imported, or is no version manager.
     """
-    from mlxjobs.snapshot import GitVM, VersionManager
+    from mlxjobs.snapshot import GitVM
+    from mlxjobs.version_manager import VersionManager
 
     package, _, last = name.replace(":", ".").rpartition(".")
     if last == "GitVM" and package in _PACKAGES:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from mlxjobs import shell
 from mlxjobs.cluster import Cluster
+from mlxjobs.copying import abandoned, lacking, remove_abandoned
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.findings import Finding
 from mlxjobs.history import RunStatus
 from mlxjobs.log_dir import arrays_folder, waiting_folder, waiting_in
-from mlxjobs.snapshot import abandoned, lacking, remove_abandoned
 from mlxjobs.store import Run
 from mlxjobs.watch import Seen, not_imported
 

@@ -244,7 +244,7 @@ def freeze_code(options: dict[str, Any], program: Program) -> tuple[Program, dic
     Raises:
         SnapshotError: the code cannot be frozen.
     """
-    from mlxjobs.snapshot import Launch
+    from mlxjobs.version_manager import Launch
 
     given = options["version_manager"]
     copy = adapters.load_version_manager(given["name"]).freeze(

@@ -16,8 +16,9 @@ from mlxjobs.columns import SCHEMA
 from mlxjobs.errors import RunError, SnapshotError
 from mlxjobs.files import replace_file
 from mlxjobs.log_dir import take_array, waiting_in
-from mlxjobs.snapshot import GitVM, Launch
+from mlxjobs.snapshot import GitVM
 from mlxjobs.store import Run
+from mlxjobs.version_manager import Launch
 from tests.project import Project
 from tests.run_trees import write_run
 from tests.slurm_stub import Slurm

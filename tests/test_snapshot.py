@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 
-from mlxjobs import snapshot
+from mlxjobs import copying, repository
+from mlxjobs.environment import requirements
 from mlxjobs.errors import SnapshotError
-from mlxjobs.snapshot import Frozen, GitVM, Launch, VersionManager, requirements
+from mlxjobs.snapshot import GitVM
+from mlxjobs.version_manager import Frozen, Launch, VersionManager
 
 AS_A_PROGRAM = """
 import sys
 from pathlib import Path
-from mlxjobs.snapshot import GitVM, Launch
+from mlxjobs.snapshot import GitVM
+from mlxjobs.version_manager import Launch
 sys.stdin.readline()
 frozen = GitVM().freeze(Launch(Path(sys.argv[1]), Path("main.py"), Path(".workdir")))
 print(frozen.root.stat().st_ino, len([path for path in frozen.root.rglob("*") if path.is_file()]))
@@ -448,14 +451,14 @@ def test_sixteen_processes_get_the_same_complete_snapshot(repo: Path) -> None:
 def test_when_another_launch_is_faster_its_snapshot_is_used(
     repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flush = snapshot._flush
+    flush = copying._flush
     others: list[int] = []
 
     def be_overtaken(aside: Path) -> None:
-        monkeypatch.setattr(snapshot, "_flush", flush)
+        monkeypatch.setattr(copying, "_flush", flush)
         others.append(freeze(repo).root.stat().st_ino)
 
-    monkeypatch.setattr(snapshot, "_flush", be_overtaken)
+    monkeypatch.setattr(copying, "_flush", be_overtaken)
     assert [freeze(repo).root.stat().st_ino] == others
     assert leftovers(repo / ".workdir") == []
 
@@ -507,7 +510,7 @@ def test_only_what_dead_launches_left_is_removed(repo: Path) -> None:
 
 def test_a_copy_that_was_taken_away_is_not_published(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # as by a launch in another container with the same host name, where this one's pid is dead
-    monkeypatch.setattr(snapshot, "_flush", lambda aside: aside.rename(aside.with_name("taken")))
+    monkeypatch.setattr(copying, "_flush", lambda aside: aside.rename(aside.with_name("taken")))
     with pytest.raises(SnapshotError, match="No such file"):
         freeze(repo)
     assert leftovers(repo / ".workdir") == ["taken"]
@@ -673,7 +676,7 @@ def test_git_that_is_not_installed_is_told(repo: Path, monkeypatch: pytest.Monke
 
 def test_git_that_does_not_answer_is_told(repo: Path) -> None:
     with pytest.raises(SnapshotError, match=r"(?s)timed out.*git status"):
-        snapshot._git(repo, "status", wait_s=0)
+        repository.run(repo, "status", wait_s=0)
 
 
 def lose_head(repo: Path) -> None:
@@ -759,7 +762,7 @@ def test_an_interrupted_launch_leaves_nothing(repo: Path, monkeypatch: pytest.Mo
     def interrupt(aside: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(snapshot, "_flush", interrupt)
+    monkeypatch.setattr(copying, "_flush", interrupt)
     with pytest.raises(KeyboardInterrupt):
         freeze(repo)
     assert list((repo / ".workdir" / "proj").iterdir()) == []

@@ -1,0 +1,165 @@
+"""A git commit becomes a read-only folder, made once for all who want it.
+
+The copy is made by one `git read-tree --reset -u` whose work tree is the new, empty folder and whose
+index is a private file, so that nothing of the user's is written. Chosen over the other ways because:
+- `git archive` obeys export-ignore and export-subst, which leave files out and alter others;
+- `git checkout-index --prefix` reads .gitattributes in the user's work tree, committed or not;
+- `git worktree` and `git clone` register or configure something, and run hooks.
+Git itself makes symbolic links, executable bits, line ends and filters (LFS) as in the user's own
+checkout, has no trouble with odd names, and writes many files in parallel. It holds the folder as its
+current directory: whatever renames the folder meanwhile, it never makes a second one in its place.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from mlxjobs import repository
+from mlxjobs.errors import SnapshotError
+from mlxjobs.files import create_file, sync_directory
+from mlxjobs.repository import Commit, relative, show
+
+# splitIndex would write a part of the private index into the user's .git. A sparse checkout is how the
+# user works, not what the commit holds. The cap on workers is for login nodes with hundreds of cores.
+_FULL_COPY = ("core.splitIndex=false", "core.sparseCheckout=false", "submodule.recurse=false",
+              f"checkout.workers={min(8, os.cpu_count() or 1)}")  # fmt: skip
+_COPY_S = 3600  # a whole copy, on a slow network file system
+_FLUSH_S = 120
+_HINT = "Set version_manager.parent_work_dir to a writable folder of its own with enough free space."
+_ABANDONED_S = 24 * 3600  # no copy takes a day: a temporary folder that old has no owner, on any host
+_ASIDE = re.compile(r"\.[0-9a-f]{40,64}\.(?P<host>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp(\.index(\.lock)?)?")
+
+
+def make_snapshot(commit: Commit, root: Path) -> None:
+    """Make `root`, whole and read-only, by writing aside and renaming; nothing is left behind on failure."""
+    folder = root.parent
+    paths, submodules = repository.list_tree(commit)
+    if relative(folder.resolve(), commit.top) in paths:
+        raise SnapshotError(f"Snapshots cannot be kept in {show(folder)}, which holds code.\n{_HINT}")
+    aside = _name_aside(root)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _hide_from_git(folder)
+        remove_abandoned(root)
+        aside.mkdir()
+        _check_out(commit, aside)
+        _protect(aside)
+        _flush(aside)
+        if submodules:
+            create_file(root.with_name(f".{root.name}.submodules"), os.fsencode("\0".join(submodules)))
+        _publish(aside, root)
+    except OSError as error:
+        raise SnapshotError(f"The snapshot {show(root)} cannot be made: {error}\n{_HINT}") from error
+    finally:
+        _remove_aside(aside)  # gone already when all went well
+
+
+def read_submodules(root: Path) -> list[str]:
+    """Return the submodules noted when the snapshot was made: asking git each time would take longer."""
+    with suppress(FileNotFoundError):
+        return os.fsdecode(root.with_name(f".{root.name}.submodules").read_bytes()).split("\0")
+    return []
+
+
+def _name_aside(root: Path) -> Path:
+    owner = f"{os.uname().nodename}.{os.getpid()}"  # and a token, for two threads of this process
+    return root.parent / f".{root.name}.{owner}.{os.urandom(4).hex()}.tmp"
+
+
+def _hide_from_git(folder: Path) -> None:
+    """Keep the snapshots out of `git status`: in `parent_work_dir`, or below where it holds other things."""
+    ours = re.compile(rf"{re.escape(folder.name)}|\.?[0-9a-f]{{40,64}}(\..*)?|\.?\.gitignore.*")
+    for place in (folder.parent, folder):
+        if all(ours.fullmatch(path.name) for path in place.iterdir()):
+            create_file(place / ".gitignore", "*\n")
+            return
+
+
+def _check_out(commit: Commit, aside: Path) -> None:
+    """Write the commit's files into the empty folder `aside`."""
+    settings = [word for setting in _FULL_COPY for word in ("-c", setting)]
+    command = (*settings, f"--work-tree={aside}", "read-tree", "--reset", "-u", commit.hash)
+    result = repository.run(commit.top, *command, wait_s=_COPY_S, GIT_INDEX_FILE=f"{aside}.index")
+    if result.returncode:
+        raise SnapshotError(
+            f"git could not copy commit {commit.hash[:12]} of {show(commit.top)} to {show(aside.parent)};"
+            f" nothing is left there.\n{_HINT} If git misses an object, run `git fsck`.\n"
+            f"{repository.quote(result)}"
+        )
+
+
+def _protect(aside: Path) -> None:
+    """Take the right to write from the files, so that no run changes what others run.
+
+    Folders stay writable: programs leave files beside their code (`__pycache__`, lightning_logs).
+    """
+    for directory, _, names in os.walk(aside):
+        for path in (Path(directory, name) for name in names):
+            if not path.is_symlink():
+                path.chmod(path.stat().st_mode & 0o555)
+
+
+def _flush(aside: Path) -> None:
+    """Have the files on the disk before the folder gets its name, else a power failure may empty them."""
+    # One call for the whole file system: 5,000 single fsync take minutes on a spinning disk.
+    argv = ["sync", "-f", str(aside)]
+    with suppress(OSError, subprocess.SubprocessError):  # no such program, or too slow: only safety is lost
+        subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_FLUSH_S)
+
+
+def _publish(aside: Path, root: Path) -> None:
+    """Give the copy its name; if another launch was faster, its copy is the one."""
+    try:
+        aside.rename(root)  # never replaces a folder that holds something: rename(2)
+        sync_directory(root.parent)
+    except OSError:
+        if not root.is_dir():
+            raise
+
+
+def abandoned(folder: Path) -> list[Path]:
+    """Return what launches that were killed have left in a folder of snapshots."""
+    found = [(path, _ASIDE.fullmatch(path.name)) for path in folder.iterdir()]
+    return [path for path, name in found if name and _is_abandoned(path, name["host"], int(name["pid"]))]
+
+
+def lacking(root: Path, top: Path) -> list[str]:
+    """Return the files of a snapshot's commit that the snapshot has not."""
+    paths, _ = repository.list_tree(Commit(top, root.name, None))
+    return sorted(path for path in paths if not os.path.lexists(root / path))
+
+
+def remove_abandoned(root: Path) -> None:
+    """Remove what launches that were killed have left beside a snapshot."""
+    for path in abandoned(root.parent):
+        # Renamed first: if its owner lives after all (another container with this host's name), it
+        # fails to publish, where it could have published what is half removed.
+        claimed = _name_aside(root)
+        with suppress(OSError):  # another launch was faster
+            path.rename(claimed)
+            _remove_aside(claimed)
+
+
+def _is_abandoned(path: Path, host: str, pid: int) -> bool:
+    try:
+        if host == os.uname().nodename:
+            os.kill(pid, 0)
+        return time.time() - path.lstat().st_mtime > _ABANDONED_S
+    except ProcessLookupError:
+        return True
+    except OSError:  # removed by another launch meanwhile, or alive and another user's
+        return False
+
+
+def _remove_aside(aside: Path) -> None:
+    import shutil  # with its compression libraries, which finding an existing snapshot never needs
+
+    shutil.rmtree(aside, ignore_errors=True)
+    for path in (aside, Path(f"{aside}.index"), Path(f"{aside}.index.lock")):
+        with suppress(OSError):  # what is left is an abandoned name, tried again by the next copy
+            path.unlink()

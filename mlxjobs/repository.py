@@ -1,0 +1,118 @@
+"""What git says of a repository: asked without hooks, without questions, and without writing a thing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxjobs.errors import SnapshotError
+
+# The GIT_* variables that may stay: all others could point git to another repository, index or set of
+# files than those of the folder it is called in, as a git hook or `git rebase --exec` does.
+_HARMLESS = ("GIT_CONFIG_", "GIT_EXEC_", "GIT_CEIL", "GIT_DISC", "GIT_SS", "GIT_ASK", "GIT_LFS_")
+# hooksPath: post-index-change and the like. fsmonitor: may be a program of the user's, or start a daemon.
+_QUIET = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
+_ANSWER_S = 120  # a question to git, on a slow network file system
+_Result = subprocess.CompletedProcess[bytes]
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit of a repository that is checked out somewhere.
+
+    Attributes:
+        top: the top of the user's work tree, without symbolic links.
+        hash: the commit's full hash.
+        branch: the branch that is checked out; None: detached.
+    """
+
+    top: Path
+    hash: str
+    branch: str | None
+
+
+def run(place: Path, *arguments: str, wait_s: float = _ANSWER_S, **env: str) -> _Result:
+    """Run git in `place`, deaf to variables meant for another call, and without hooks or questions."""
+    argv = ["git", "-C", str(place), *_QUIET, *arguments]  # not by `shell`, which loses bytes of names
+    own = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k.startswith(_HARMLESS)}
+    # English, for the words looked for below; UTF-8, for filters. Optional locks would refresh .git/index.
+    own |= {"LC_ALL": "C.UTF-8", "LANGUAGE": "", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        return subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=wait_s, env=own | env
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        hint = "Is git installed (its module loaded), and the file system reachable? Try `git status` there."
+        raise SnapshotError(f"git gave no answer in {show(place)}: {error}\n{hint}") from error
+
+
+def ask(place: Path, *arguments: str) -> str:
+    """Return what git answers; the encoding keeps any file name. Raises SnapshotError if it refuses."""
+    result = run(place, *arguments)
+    if result.returncode:
+        raise _explain(place, result)
+    return os.fsdecode(result.stdout)
+
+
+def _explain(place: Path, result: _Result) -> SnapshotError:
+    """Say why git refused to answer, and what to do."""
+    said, where = quote(result), show(place)
+    what = f"git cannot read the repository of {where}"
+    is_damaged = any((path / ".git").exists() for path in (place, *place.parents))
+    hint = "It may be damaged: run `git status` and `git fsck` there."
+    if "dubious ownership" in said or "unsafe repository" in said:
+        what = f"git does not trust the repository of {where}, which belongs to another user"
+        hint = "If you trust its owner, run the `git config ... safe.directory` line that git names."
+    elif result.stdout.startswith(b"true"):
+        what = f"The repository of {where} is bare: it has no files to launch from"
+        hint = "Launch from a clone or a `git worktree` of it."
+    elif "not a git repository (or any" in said and not is_damaged:
+        what = f"{where} is in no git repository, so there is no version to freeze"
+        hint = "Run `git init`, `git add` and `git commit` there, or set use_version_manager=false."
+    elif "unknown revision" in said:
+        what = f"The repository of {where} has no commit, so there is no version to freeze"
+        hint = "Run `git add` and `git commit` (if it had one, `git fsck`), or set use_version_manager=false."
+    return SnapshotError(f"{what}.\n{hint}\n{said}")
+
+
+def quote(result: _Result) -> str:
+    """Return git's own words, at most the first 8 lines: a full disk gives one for each file."""
+    lines = result.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {result.returncode}"]
+    return "git: " + "\n     ".join(lines[:8])
+
+
+def find_commit(place: Path) -> Commit:
+    """Find the repository that `place` is in, and its latest commit."""
+    # The path comes last, whole: it may contain newlines.
+    questions = ("--is-bare-repository", "HEAD", "--symbolic-full-name", "HEAD", "--show-toplevel")
+    _bare, commit, ref, top = ask(place, "rev-parse", *questions).split("\n", 3)
+    return Commit(Path(top[:-1]), commit, None if ref == "HEAD" else ref.removeprefix("refs/heads/"))
+
+
+def list_tree(commit: Commit) -> tuple[set[str], list[str]]:
+    """List all files and folders of the commit, and which of them are submodules."""
+    lines = ask(commit.top, "ls-tree", "-r", "-t", "-z", commit.hash).split("\0")[:-1]
+    entries = [line.partition("\t") for line in lines]
+    submodules = [path for mode, _, path in entries if mode.startswith("160000 ")]
+    return {".", *(path for _, _, path in entries)}, submodules
+
+
+def list_left_out(top: Path, *ignore: Path) -> list[tuple[str, bool]]:
+    """List what differs from the latest commit, tracked files (True) before untracked ones."""
+    inside = (relative(path.resolve(), top) for path in ignore)
+    excluded = [f":(exclude,literal){path}" for path in inside if path not in (None, ".")]
+    options = ("--porcelain=v1", "-z", "--no-renames", "-unormal", "--ignore-submodules=dirty")
+    lines = ask(top, "status", *options, "--", ".", *excluded).split("\0")[:-1]
+    return sorted(((line[3:], not line.startswith("??")) for line in lines), key=lambda item: not item[1])
+
+
+def relative(path: Path, top: Path) -> str | None:
+    """Return the path below `top` as git writes it; None if it is elsewhere."""
+    return path.relative_to(top).as_posix() if path.is_relative_to(top) else None
+
+
+def show(path: Path | str) -> str:
+    """Return the path for a message: odd characters are escaped."""
+    return str(path) if str(path).isprintable() else repr(str(path))

@@ -1,0 +1,55 @@
+"""What a version manager is: it gives a copy of the code that later edits do not change."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a version manager is told of the command that was typed.
+
+    Attributes:
+        work_dir: the directory where the command was typed.
+        program: the script that runs, absolute or relative to `work_dir`; None for `python -m`.
+        parent_work_dir: where snapshots are kept, absolute or relative to `work_dir`.
+        compute_requirements: whether to list the installed distributions.
+        ignore: folders, such as the log directory, whose files are not missed in a snapshot.
+    """
+
+    work_dir: Path
+    program: Path | None
+    parent_work_dir: Path
+    compute_requirements: bool = False
+    ignore: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The frozen code of a run: the top folder of the copy, the directory to run in, the script to run.
+
+    Attributes:
+        facts: what `info.yaml` says under `version_manager`.
+        warnings: what the user should be told, one text each.
+    """
+
+    root: Path
+    work_dir: Path
+    program: Path | None
+    facts: dict[str, Any]
+    warnings: tuple[str, ...]
+
+
+class VersionManager(ABC):
+    """Base of all version managers; `version_manager.name` takes the import path of a subclass."""
+
+    @abstractmethod
+    def freeze(self, launch: Launch) -> Frozen:
+        """Give a copy of the code that later edits do not change.
+
+        Raises:
+            SnapshotError: the code cannot be frozen.
+        """
