@@ -15,10 +15,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mlxjobs import __version__, watch
+from mlxjobs import __version__, code_commands, watch
 from mlxjobs.console import note, say
 from mlxjobs.errors import MLXJobsError
 from mlxjobs.history import RunState, RunStatus
+from mlxjobs.log_dir import from_ranges
 from mlxjobs.metric_values import json_object
 from mlxjobs.metrics import last_lines
 from mlxjobs.store import Run
@@ -41,6 +42,8 @@ app = typer.Typer(
         mlxjobs drill -- python main.py    does the program resume as it should?
 
         mlxjobs fsck            what is damaged, torn, stale or left over; --fix mends it
+
+        mlxjobs env 5           what was installed where it was launched, as a requirements file
     """,
     no_args_is_help=True,
     add_completion=True,
@@ -56,16 +59,6 @@ _COLOURS = {
     RunStatus.COMPLETE: "green", RunStatus.FAILED: "red", RunStatus.CANCELLED: "yellow",
     RunStatus.PREEMPTED: "magenta", RunStatus.RUNNING: "cyan", RunStatus.STARTING: "cyan",
 }  # fmt: skip
-
-
-def _numbers(words: Sequence[str]) -> list[int]:
-    numbers: list[int] = []
-    for word in words:
-        first, dash, last = word.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise typer.BadParameter(f"{word!r} is no run: give its number, or a range such as 7-9")
-        numbers.extend(range(int(first), int(last or first) + 1))
-    return numbers
 
 
 @app.command()
@@ -235,7 +228,7 @@ def _each(
     words: Sequence[str], logs: Path, act: Callable[[Sequence[watch.Seen]], Iterator[watch.Outcome]]
 ) -> None:
     failed = 0
-    for outcome in act(watch.look(logs, _numbers(words))):
+    for outcome in act(watch.look(logs, from_ranges(words))):
         if isinstance(outcome, MLXJobsError):
             note(f"error: {outcome}")
             failed = max(failed, outcome.exit_code)
@@ -322,7 +315,7 @@ def fsck(
     from mlxjobs.fsck import check
 
     found = left = 0
-    for finding in check(logs, _numbers(runs) if runs else None, fix=fix):
+    for finding in check(logs, from_ranges(runs) if runs else None, fix=fix):
         found += 1
         left += not finding.mended
         say(json.dumps(finding.as_json()) if as_json else finding.line(logs, fix=fix))
@@ -330,6 +323,10 @@ def fsck(
         say(f"{found} found, {found - left} mended, {left} left" if found else "nothing found")
     if left:
         raise SystemExit(1)
+
+
+for _command in (code_commands.env,):
+    app.command()(_command)
 
 
 @app.callback(invoke_without_command=True)

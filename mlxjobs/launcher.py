@@ -168,7 +168,7 @@ class _Launch:
             self._restart_in_snapshot(options, arguments)
         # relative paths mean what they meant when the command was typed, wherever the task goes
         options["logger"]["parent_log_dir"] = str(settings.log_dir(options))
-        facts, cwd = {**self._facts(), **(inherited or {})}, Path.cwd()
+        facts, cwd = {**self._facts(), **(_recorded(options) if inherited is None else inherited)}, Path.cwd()
         mask = Mask(options["secrets"])
         failed: list[tuple[BaseException, int]] = []
 
@@ -271,6 +271,8 @@ class _Launch:
             facts["cmd"] = mask.command(facts["cmd"], secrets)
         if options["use_version_manager"]:
             program, facts["version_manager"] = freeze_code(options, program)
+        else:
+            facts |= _recorded(options)
         facts["work_dir"] = str(program.work_dir)
         Submission(options, program, facts).submit_new(composed)
 
@@ -420,6 +422,15 @@ def _existing_run(options: dict[str, Any]) -> Run | None:
     log_id = options["logger"]["forced_log_id"]
     run = Run(settings.log_dir(options) / str(log_id))
     return run if log_id >= 0 and run.metadata.is_dir() else None
+
+
+def _recorded(options: dict[str, Any]) -> dict[str, Any]:
+    """What is installed here, for a run without a version manager; nothing unless it was asked for."""
+    if not options["version_manager"]["compute_requirements"]:
+        return {}
+    from mlxjobs.environment import record
+
+    return {"version_manager": record()}
 
 
 def _exit_code(error: SystemExit) -> int:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from mlxjobs.errors import RunError
 from mlxjobs.trust import own_folder
 
 
@@ -55,6 +56,21 @@ def in_ranges(log_ids: Iterable[int]) -> str:
         else:
             parts.append([log_id, log_id])
     return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def from_ranges(words: Iterable[str]) -> list[int]:
+    """Return the numbers that words such as `5` and `7-9` name.
+
+    Raises:
+        RunError: one is none of that.
+    """
+    numbers: list[int] = []
+    for word in words:
+        first, dash, last = word.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise RunError(f"{word!r} is no run: give its number, or a range such as 7-9")
+        numbers.extend(range(int(first), int(last or first) + 1))
+    return numbers
 
 
 def waiting_folder(parent: Path) -> Path:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mlxjobs import repository
 from mlxjobs.copying import make_snapshot, read_submodules
-from mlxjobs.environment import requirements
 from mlxjobs.errors import SnapshotError
 from mlxjobs.repository import Commit, relative, show
 from mlxjobs.trust import stranger
@@ -47,15 +47,19 @@ class GitVM(VersionManager):
             make_snapshot(commit, root)
         ignore = (launch.work_dir / path for path in launch.ignore)
         left_out = repository.list_left_out(commit.top, root.parent, *ignore)
-        facts = {
+        facts: dict[str, Any] = {
             "name": type(self).__name__,
             "commit_hash": commit.hash,
             "repo_path": str(commit.top),
             "snapshot": str(root),
             "branch": commit.branch,
             "dirty": any(tracked for _, tracked in left_out),  # as `git describe --dirty` means it
-            "requirements": requirements() if launch.compute_requirements else [],
+            "requirements": [],
         }
+        if launch.compute_requirements:
+            from mlxjobs.environment import record  # imports the e-mail parser
+
+            facts |= record()
         inside = relative(work_dir, commit.top)
         place = root / inside if inside is not None else launch.work_dir
         script = program and root / program.relative_to(commit.top)

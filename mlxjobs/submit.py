@@ -259,4 +259,9 @@ def freeze_code(options: dict[str, Any], program: Program) -> tuple[Program, dic
     for warning in copy.warnings:
         note(warning)
     target = program.target if copy.program is None else str(copy.program)
-    return Program(program.interpreter, target, copy.work_dir), dict(copy.facts)
+    facts = dict(copy.facts)
+    if given["compute_requirements"] and not facts.get("requirements"):  # one of the user's own left it to us
+        from mlxjobs.environment import record
+
+        facts |= record()
+    return Program(program.interpreter, target, copy.work_dir), facts

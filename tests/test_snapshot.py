@@ -801,7 +801,7 @@ def test_requirements_name_versions_and_origins(tmp_path: Path, monkeypatch: pyt
     write(tmp_path, {"b/broken-1.0.dist-info/METADATA": "\n"})
     monkeypatch.setattr(sys, "path", [str(tmp_path / "a"), str(tmp_path / "b")])
     assert requirements() == [
-        "edit @ file:///src/edit",
+        "-e /src/edit",
         "my-pkg==1.0",
         "vcs @ git+https://h/r.git@abc#subdirectory=py",
         "Zeta==1.0",
