@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from string import ascii_lowercase
 
 
 def say(message: str) -> None:
@@ -45,12 +46,41 @@ def ask(question: str, choices: Sequence[str], names: Sequence[str], other: str 
     numbers = [str(number) for number in range(1, len(choices) + 1)]
     prompt = f"1 to {len(choices)}, a name, or {other}: " if other else f"1 to {len(choices)}, or a name: "
     while True:
-        print(prompt, end="", file=sys.stderr, flush=True)  # noqa: T201
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
-        answer = line.strip()
+        answer = read_line(prompt)
         if answer in numbers:
             yield names[numbers.index(answer)]
         elif answer in names or (answer and other and not answer.isdecimal()):
             yield answer
+
+
+def ask_letter(question: str, choices: Sequence[str]) -> str:
+    """Ask until one of the choices' letters is answered, in either case.
+
+    Args:
+        question: one line, or more.
+        choices: what is offered, a line each; the first one's letter is a.
+
+    Returns:
+        The letter.
+
+    Raises:
+        EOFError: the terminal was closed.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    note(question)
+    letters = ascii_lowercase[: len(choices)]
+    for letter, choice in zip(letters, choices, strict=True):
+        print(f"  {letter}  {choice}", file=sys.stderr)  # noqa: T201
+    while True:
+        answer = read_line(f"{', '.join(letters[:-1])} or {letters[-1]}: ").lower()
+        if answer and answer in list(letters):
+            return answer
+
+
+def read_line(prompt: str) -> str:
+    """Return the line that is typed, without the spaces around it. Raises as `ask_letter`."""
+    print(prompt, end="", file=sys.stderr, flush=True)  # noqa: T201
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.strip()

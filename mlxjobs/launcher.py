@@ -165,7 +165,7 @@ class _Launch:
         from mlxjobs.fence import Superseded
 
         if options["use_version_manager"] and inherited is None:
-            self._restart_in_snapshot(options, arguments)
+            inherited = self._restart_in_snapshot(options, arguments)
         # relative paths mean what they meant when the command was typed, wherever the task goes
         options["logger"]["parent_log_dir"] = str(settings.log_dir(options))
         facts, cwd = {**self._facts(), **(_recorded(options) if inherited is None else inherited)}, Path.cwd()
@@ -237,14 +237,17 @@ class _Launch:
             shown=shown, seeding=self.seeding, facts=facts, place=Place(),
         )  # fmt: skip
 
-    def _restart_in_snapshot(self, options: dict[str, Any], arguments: Sequence[str]) -> None:
-        """Become the same program, started from its snapshot; does not return."""
+    def _restart_in_snapshot(self, options: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+        """Become the same program, started from its snapshot; return only if there is none, and the facts."""
         from mlxjobs.submit import freeze_code, this_program
 
-        program, version = freeze_code(options, this_program())
+        here = this_program()
+        program, version = freeze_code(options, here)
         # the settings file may be untracked, so the snapshot may lack it: all settings are handed on
         options["logger"]["parent_log_dir"] = str(settings.log_dir(options))
         inherited = {"cmd": shlex.join(sys.argv), "version_manager": version}
+        if program == here:
+            return inherited
         sys.stdout.flush()
         sys.stderr.flush()
         os.chdir(program.work_dir)
@@ -324,7 +327,7 @@ class _Launch:
                 "an existing run keeps its composition: with forced_log_id give only KEY=VALUE overrides"
             )
         if options["use_version_manager"] and not options["use_scheduler"] and inherited is None:
-            self._restart_in_snapshot(options, arguments)
+            inherited = self._restart_in_snapshot(options, arguments)
         if arguments:
             composed, changes = compose.override(composed, arguments)
             for change in changes:

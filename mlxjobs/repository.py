@@ -1,4 +1,7 @@
-"""What git says of a repository: asked without hooks, without questions, and without writing a thing."""
+"""What git says of a repository: asked without hooks, without questions, and without writing a thing.
+
+`change` alone writes, and only what the user has said yes to.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from mlxjobs.errors import SnapshotError
 _HARMLESS = ("GIT_CONFIG_", "GIT_EXEC_", "GIT_CEIL", "GIT_DISC", "GIT_SS", "GIT_ASK", "GIT_LFS_")
 # hooksPath: post-index-change and the like. fsmonitor: may be a program of the user's, or start a daemon.
 _QUIET = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
+# the user's own commit is by whom, and when, his variables say
+_IDENTITY = ("GIT_AUTHOR_", "GIT_COMMITTER_")
 _ANSWER_S = 120  # a question to git, on a slow network file system
+_CHANGE_S = 3600  # hooks may run tests
 _Result = subprocess.CompletedProcess[bytes]
 
 
@@ -36,7 +42,7 @@ class Commit:
 def run(place: Path, *arguments: str, wait_s: float = _ANSWER_S, **env: str) -> _Result:
     """Run git in `place`, deaf to variables meant for another call, and without hooks or questions."""
     argv = ["git", "-C", str(place), *_QUIET, *arguments]  # not by `shell`, which loses bytes of names
-    own = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k.startswith(_HARMLESS)}
+    own = _environment(_HARMLESS)
     # English, for the words looked for below; UTF-8, for filters. Optional locks would refresh .git/index.
     own |= {"LC_ALL": "C.UTF-8", "LANGUAGE": "", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     try:
@@ -44,8 +50,38 @@ def run(place: Path, *arguments: str, wait_s: float = _ANSWER_S, **env: str) -> 
             argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=wait_s, env=own | env
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        hint = "Is git installed (its module loaded), and the file system reachable? Try `git status` there."
-        raise SnapshotError(f"git gave no answer in {show(place)}: {error}\n{hint}") from error
+        raise _no_answer(place, error) from error
+
+
+def change(place: Path, *arguments: str, stdin: bytes | None = None) -> None:
+    """Have git do what the user said yes to, as if he had typed it: with his hooks, identity and signing.
+
+    Args:
+        place: the top of the work tree.
+        arguments: what stands after `git`.
+        stdin: what git reads; None: the terminal, for what a hook may ask.
+
+    Raises:
+        SnapshotError: git refused; the message has its words, which may be those of a hook.
+    """
+    argv = ["git", "-C", str(place), *arguments]
+    env = _environment((*_HARMLESS, *_IDENTITY))
+    try:
+        result = subprocess.run(argv, input=stdin, capture_output=True, timeout=_CHANGE_S, env=env)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _no_answer(place, error) from error
+    if result.returncode:
+        said = b"\n".join(filter(None, (result.stdout.strip(), result.stderr.strip())))
+        raise SnapshotError(quote(subprocess.CompletedProcess(argv, result.returncode, b"", said)))
+
+
+def _environment(kept: tuple[str, ...]) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k.startswith(kept)}
+
+
+def _no_answer(place: Path, error: Exception) -> SnapshotError:
+    hint = "Is git installed (its module loaded), and the file system reachable? Try `git status` there."
+    return SnapshotError(f"git gave no answer in {show(place)}: {error}\n{hint}")
 
 
 def ask(place: Path, *arguments: str) -> str:
@@ -101,11 +137,51 @@ def list_tree(commit: Commit) -> tuple[set[str], list[str]]:
 
 def list_left_out(top: Path, *ignore: Path) -> list[tuple[str, bool]]:
     """List what differs from the latest commit, tracked files (True) before untracked ones."""
-    inside = (relative(path.resolve(), top) for path in ignore)
-    excluded = [f":(exclude,literal){path}" for path in inside if path not in (None, ".")]
     options = ("--porcelain=v1", "-z", "--no-renames", "-unormal", "--ignore-submodules=dirty")
-    lines = ask(top, "status", *options, "--", ".", *excluded).split("\0")[:-1]
+    lines = ask(top, "status", *options, "--", *_all_but(top, ignore)).split("\0")[:-1]
     return sorted(((line[3:], not line.startswith("??")) for line in lines), key=lambda item: not item[1])
+
+
+def list_untracked(top: Path, *ignore: Path) -> list[str]:
+    """List every untracked file, of folders too; a repository inside this one ends with a slash."""
+    options = ("--others", "--exclude-standard", "-z")
+    return ask(top, "ls-files", *options, "--", *_all_but(top, ignore)).split("\0")[:-1]
+
+
+def list_conflicts(top: Path) -> list[str]:
+    """List the files whose conflicts are not resolved."""
+    lines = ask(top, "ls-files", "--unmerged", "-z").split("\0")[:-1]
+    return sorted({line.partition("\t")[2] for line in lines})
+
+
+def git_folder(top: Path) -> Path:
+    """Return the folder of the work tree's HEAD and index."""
+    return Path(ask(top, "rev-parse", "--absolute-git-dir")[:-1])
+
+
+def put_back(index: Path, content: bytes) -> str:
+    """Write what an index was; return why it cannot be, or "". Its lock is taken, as git does."""
+    lock = index.with_name(f"{index.name}.lock")
+    try:
+        if not content:
+            index.unlink(missing_ok=True)
+        elif index.read_bytes() != content:
+            _replace_index(index, content, lock)
+        return ""
+    except OSError as error:
+        return f", and {show(index)} cannot be put back: {error.strerror}: {show(lock)}"
+
+
+def _replace_index(index: Path, content: bytes, lock: Path) -> None:
+    with lock.open("xb") as stream:
+        os.fchmod(stream.fileno(), index.stat().st_mode & 0o777)
+        stream.write(content)
+    lock.replace(index)
+
+
+def _all_but(top: Path, ignore: tuple[Path, ...]) -> list[str]:
+    inside = (relative(path.resolve(), top) for path in ignore)
+    return [".", *(f":(exclude,literal){path}" for path in inside if path not in (None, "."))]
 
 
 def relative(path: Path, top: Path) -> str | None:

@@ -31,27 +31,42 @@ class GitVM(VersionManager):
             SnapshotError: git or the repository cannot be used, what should run is not committed, or
                 the copy cannot be written.
         """
-        program = None if launch.program is None else launch.work_dir / launch.program
-        if program is not None:  # a committed link to a script runs as the link it is
-            program = program.parent.resolve() / program.name
+        program, commit, folder = find_code(launch)
         work_dir = launch.work_dir.resolve()
-        commit = repository.find_commit(work_dir if program is None else program.parent)
         wanted = [path for path in (program, work_dir) if path is not None]
-        parent_work_dir = (launch.work_dir / launch.parent_work_dir.expanduser()).absolute()
-        root = parent_work_dir / (commit.top.name or "root") / commit.hash
+        root = folder / commit.hash
         _check_owner(root)
         if root.is_dir():
             _check_committed(commit, wanted, lambda path: os.path.lexists(root / path))
         else:
             _check_committed(commit, wanted, repository.list_tree(commit)[0].__contains__)
             make_snapshot(commit, root)
-        ignore = (launch.work_dir / path for path in launch.ignore)
-        left_out = repository.list_left_out(commit.top, root.parent, *ignore)
+        left_out = _left_out(launch, commit, folder)
+        facts = self._facts(launch, commit, left_out, root)
+        inside = relative(work_dir, commit.top)
+        place = root / inside if inside is not None else launch.work_dir
+        script = program and root / program.relative_to(commit.top)
+        warnings = _warn(commit, [path for path, _ in left_out], read_submodules(root))
+        return Frozen(root, place, script, facts, warnings)
+
+    def stay(self, launch: Launch) -> Frozen:
+        """Give the user's own files instead of a copy: later edits do change what runs.
+
+        Raises:
+            SnapshotError: git or the repository cannot be used.
+        """
+        _program, commit, folder = find_code(launch)
+        facts = self._facts(launch, commit, _left_out(launch, commit, folder), None)
+        return Frozen(commit.top, launch.work_dir, launch.program, facts, ())
+
+    def _facts(
+        self, launch: Launch, commit: Commit, left_out: list[tuple[str, bool]], root: Path | None
+    ) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "name": type(self).__name__,
             "commit_hash": commit.hash,
             "repo_path": str(commit.top),
-            "snapshot": str(root),
+            "snapshot": None if root is None else str(root),
             "branch": commit.branch,
             "dirty": any(tracked for _, tracked in left_out),  # as `git describe --dirty` means it
             "requirements": [],
@@ -60,11 +75,26 @@ class GitVM(VersionManager):
             from mlxjobs.environment import record  # imports the e-mail parser
 
             facts |= record()
-        inside = relative(work_dir, commit.top)
-        place = root / inside if inside is not None else launch.work_dir
-        script = program and root / program.relative_to(commit.top)
-        warnings = _warn(commit, [path for path, _ in left_out], read_submodules(root))
-        return Frozen(root, place, script, facts, warnings)
+        return facts
+
+
+def find_code(launch: Launch) -> tuple[Path | None, Commit, Path]:
+    """Return the script, if there is one, the commit of its repository, and the folder of its snapshots."""
+    program = None if launch.program is None else launch.work_dir / launch.program
+    if program is not None:  # a committed link to a script runs as the link it is
+        program = program.parent.resolve() / program.name
+    commit = repository.find_commit(launch.work_dir.resolve() if program is None else program.parent)
+    parent_work_dir = (launch.work_dir / launch.parent_work_dir.expanduser()).absolute()
+    return program, commit, parent_work_dir / (commit.top.name or "root")
+
+
+def not_missed(launch: Launch, folder: Path) -> list[Path]:
+    """Return the folders whose files nobody misses in a snapshot: those of the snapshots and of the runs."""
+    return [folder, *(launch.work_dir / path for path in launch.ignore)]
+
+
+def _left_out(launch: Launch, commit: Commit, folder: Path) -> list[tuple[str, bool]]:
+    return repository.list_left_out(commit.top, *not_missed(launch, folder))
 
 
 def _check_owner(root: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from mlxjobs import adapters, command_line, frozen, settings
 from mlxjobs.arrays import HandedIn, hand_in_all
 from mlxjobs.cluster import Cluster
-from mlxjobs.console import note, say
+from mlxjobs.console import is_terminal, note, say
 from mlxjobs.errors import InvalidConfigFileError, InvalidShellPathError, RunError
 from mlxjobs.files import flushed_together, replace_file
 from mlxjobs.frozen import Composed
@@ -236,7 +236,7 @@ def _setting(text: str) -> str:
 
 
 def freeze_code(options: dict[str, Any], program: Program) -> tuple[Program, dict[str, Any]]:
-    """Freeze the code that a program runs.
+    """Freeze the code that a program runs; who is at a terminal is asked before, and may want no copy.
 
     Returns:
         The same program inside the snapshot, and what `info.yaml` says about it.
@@ -244,18 +244,24 @@ def freeze_code(options: dict[str, Any], program: Program) -> tuple[Program, dic
     Raises:
         SnapshotError: the code cannot be frozen.
     """
+    from mlxjobs.snapshot import GitVM
     from mlxjobs.version_manager import Launch
 
     given = options["version_manager"]
-    copy = adapters.load_version_manager(given["name"]).freeze(
-        Launch(
-            work_dir=program.work_dir,
-            program=program.script,
-            parent_work_dir=Path(given["parent_work_dir"]),
-            compute_requirements=given["compute_requirements"],
-            ignore=(Path(options["logger"]["parent_log_dir"]).absolute(),),
-        )
+    manager = adapters.load_version_manager(given["name"])
+    launch = Launch(
+        work_dir=program.work_dir,
+        program=program.script,
+        parent_work_dir=Path(given["parent_work_dir"]),
+        compute_requirements=given["compute_requirements"],
+        ignore=(Path(options["logger"]["parent_log_dir"]).absolute(),),
     )
+    if options["interactive_mode"] and isinstance(manager, GitVM) and is_terminal():
+        from mlxjobs.questions import settle
+
+        copy = manager.freeze(launch) if settle(launch) else manager.stay(launch)
+    else:
+        copy = manager.freeze(launch)
     for warning in copy.warnings:
         note(warning)
     target = program.target if copy.program is None else str(copy.program)
