@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mlxjobs import __version__, code_commands, watch
+from mlxjobs import __version__, code_commands, compare, watch
 from mlxjobs.console import note, say
 from mlxjobs.errors import MLXJobsError
 from mlxjobs.history import RunState, RunStatus
@@ -42,6 +42,10 @@ app = typer.Typer(
         mlxjobs drill -- python main.py    does the program resume as it should?
 
         mlxjobs fsck            what is damaged, torn, stale or left over; --fix mends it
+
+        mlxjobs diff 5 8        what differs: code, configuration, environment
+
+        mlxjobs checkout 5 DIR  the code of a run, as a plain folder
 
         mlxjobs env 5           what was installed where it was launched, as a requirements file
     """,
@@ -147,7 +151,7 @@ def _row(one: watch.Seen) -> dict[str, Any]:
         "status": one.state.status,
         "attempts": len(one.state.attempts),
         "job": one.state.job_id,
-        "config": _flat(_read(one.run, "config")),
+        "config": compare.flat(_read(one.run, "config")),
         "metrics": _last_metrics(one.run),
         "started": _clock(one.state),
         "reason": one.state.reason,
@@ -160,12 +164,6 @@ def _read(run: Run, name: str) -> Any:
         return run.read_yaml(name)
     except MLXJobsError:
         return {}
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): value}
 
 
 def _clock(state: RunState) -> str:
@@ -325,7 +323,7 @@ def fsck(
         raise SystemExit(1)
 
 
-for _command in (code_commands.env,):
+for _command in (code_commands.diff, code_commands.checkout, code_commands.env):
     app.command()(_command)
 
 

@@ -1,0 +1,288 @@
+"""Two runs side by side, and the code of one as a folder: what a run's records and snapshot tell later."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxjobs import repository
+from mlxjobs.copying import make_snapshot
+from mlxjobs.errors import MLXJobsError, RunError, SnapshotError
+from mlxjobs.files import sync_directory
+from mlxjobs.repository import Commit, show
+from mlxjobs.store import Run
+
+_DIFF_S = 600
+# programs that the repository's configuration names are not called: it may be another user's
+_PLAIN = ("--no-ext-diff", "--no-textconv")
+_VERSIONED = re.compile(r"\+{0,2}mlxpy\.use_version_manager=")
+Pairs = dict[str, tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Code:
+    """The frozen code of a run.
+
+    Attributes:
+        hash: of the commit.
+        root: the snapshot, which may be gone.
+        repo: the repository it was made from, which may be gone, or have lost the commit.
+    """
+
+    hash: str
+    root: Path
+    repo: Path
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether the repository still has the commit, and may be read."""
+        if not self.repo.is_dir():
+            return False
+        return has_commit(self.repo, self.hash)
+
+
+def has_commit(repo: Path, commit: str) -> bool:
+    """Whether a repository has a commit, and may be read."""
+    try:
+        return repository.run(repo, "cat-file", "-e", f"{commit}^{{commit}}").returncode == 0
+    except SnapshotError:
+        return False
+
+
+def facts_of(run: Run) -> dict[str, Any]:
+    """Return what is recorded of a run besides its states; of MLXP's runs what their `info.yaml` says."""
+    facts = run.state().facts
+    if not facts:
+        info = run.read_yaml("info")
+        facts = info if isinstance(info, dict) else {}
+    return facts
+
+
+def version_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a version manager recorded; nothing if there was none."""
+    version = facts.get("version_manager")
+    return version if isinstance(version, dict) else {}
+
+
+def code_of(facts: Mapping[str, Any]) -> Code | None:
+    """Return the frozen code of a run; None: it ran from the folder where it was launched."""
+    version = version_of(facts)
+    commit, root, repo = (str(version.get(key) or "") for key in ("commit_hash", "snapshot", "repo_path"))
+    if not root or re.fullmatch(r"[0-9a-f]{40,64}", commit) is None:
+        return None
+    return Code(commit, Path(root), Path(repo))
+
+
+# -- differences ---------------------------------------------------------------------------------
+
+
+def diff_code(old: Code, new: Code, *, options: tuple[str, ...] = ()) -> str:
+    """Return what `git diff` says of the code of two runs; "": it is the same.
+
+    Args:
+        old: before.
+        new: after.
+        options: of `git diff`: `--stat`, `--color=always`.
+
+    Raises:
+        SnapshotError: the code of one is gone.
+    """
+    if old.hash == new.hash:
+        return ""
+    for repo in dict.fromkeys((new.repo, old.repo)):
+        if all(Code(one.hash, one.root, repo).is_committed for one in (old, new)):
+            return repository.ask(repo, "diff", *_PLAIN, *options, old.hash, new.hash, "--")
+    with _folder(old) as before, _folder(new) as after:
+        # side by side, for short names; no repository above is asked for its settings
+        place, names = before.parent, (before.name, after.name)
+        if after.parent != place:
+            place, names = Path("/"), (str(before), str(after))
+        command = ("diff", *_PLAIN, *options, "--no-index", "--", *names)
+        result = repository.run(place, *command, wait_s=_DIFF_S, GIT_CEILING_DIRECTORIES=str(place.parent))
+        if result.returncode not in (0, 1):
+            raise SnapshotError(
+                f"{show(before)} and {show(after)} cannot be compared.\n{repository.quote(result)}"
+            )
+        return os.fsdecode(result.stdout)
+
+
+@contextmanager
+def _folder(code: Code) -> Iterator[Path]:
+    """Give the snapshot, or for a while what the repository has of it."""
+    if code.root.is_dir():
+        yield code.root
+        return
+    with tempfile.TemporaryDirectory(prefix="mlxjobs-") as folder:
+        yield _make(code, Path(folder))
+
+
+def diff_config(old: Run, new: Run) -> Pairs:
+    """Return the keys whose values differ, with both values; `None` where a run has no such key.
+
+    Secrets are shown as they are stored, masked; they are told if they differ.
+    """
+    one, two = ({**flat(run.read_yaml("config")), "": None} for run in (old, new))
+    changed = {key: (one.get(key), two.get(key)) for key in {**one, **two} if one.get(key) != two.get(key)}
+    secrets = old.read_secrets(), new.read_secrets()
+    hidden = {key for key in {*secrets[0], *secrets[1]} if secrets[0].get(key) != secrets[1].get(key)}
+    return changed | {key: (one[key], two[key]) for key in sorted(hidden) if key in one and key in two}
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one: `optimizer.lr` -> 0.1."""
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}
+
+
+def diff_environment(old: Mapping[str, Any], new: Mapping[str, Any]) -> Pairs | None:
+    """Return what differs of what two runs were launched with; None: one of them recorded nothing.
+
+    Args:
+        old: what the version manager recorded of one run.
+        new: of the other.
+    """
+    if not (old.get("requirements") and new.get("requirements")):
+        return None
+    one, two = (_environment(version) for version in (old, new))
+    return {key: (one.get(key), two.get(key)) for key in {**one, **two} if one.get(key) != two.get(key)}
+
+
+def _environment(version: Mapping[str, Any]) -> dict[str, Any]:
+    facts = version.get("environment") or {}
+    found = {key: value for key, value in facts.items() if key not in ("conda", "executable")}
+    for line in map(str, version["requirements"]):
+        name, *rest = [line] if line.startswith("-e ") else re.split(r"==| @ ", line, maxsplit=1)
+        found[name] = rest[0] if rest else line
+    for package in (facts.get("conda") or {}).get("packages", []):
+        name = str(package).rpartition("::")[2].partition("=")[0]
+        found[f"conda {name}"] = package
+    return found
+
+
+# -- the code as a folder ------------------------------------------------------------------------
+
+
+def check_out(code: Code, folder: Path) -> None:
+    """Make a plain, writable folder of the code of a run; whole or not at all.
+
+    Args:
+        code: the code; its snapshot, or its commit in the repository, has to be there.
+        folder: what to make; it may exist if it is empty.
+
+    Raises:
+        RunError: the folder holds something, or cannot be written.
+        SnapshotError: the code is gone.
+    """
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{show(folder)} is there, and not an empty folder: name another one")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
+            made = _copy(code, Path(aside)) if code.root.is_dir() else _make(code, Path(aside))
+            _make_writable(made)
+            made.rename(folder)
+            sync_directory(folder.parent)
+    except (OSError, shutil.Error) as error:
+        raise RunError(f"{show(folder)} cannot be made: {error}; nothing is left there") from error
+
+
+def _copy(code: Code, aside: Path) -> Path:
+    # files that the runs left beside the code are theirs, but what python compiled is nobody's
+    ignore = shutil.ignore_patterns("__pycache__")
+    return Path(shutil.copytree(code.root, aside / code.hash, symlinks=True, ignore=ignore))
+
+
+def _make(code: Code, aside: Path) -> Path:
+    if not code.is_committed:
+        raise SnapshotError(
+            f"the code is gone: {show(code.root)} was removed, and {show(code.repo)} does not have commit "
+            f"{code.hash[:12]} any more; a clone that has it gives it back: git fetch CLONE {code.hash}"
+        )
+    root = aside / "code" / code.hash  # beside it, and above, a .gitignore is made
+    make_snapshot(Commit(code.repo, code.hash, None), root)
+    return root
+
+
+def _make_writable(folder: Path) -> None:
+    for directory, folders, names in os.walk(folder):
+        for path in (Path(directory, name) for name in (*folders, *names)):
+            if not path.is_symlink():
+                path.chmod(path.stat().st_mode | 0o200)
+
+
+def command_in(facts: Mapping[str, Any], code: Code, folder: Path) -> str:
+    """Return the command that runs a run's program again, in a folder that holds its code."""
+    work_dir = Path(str(facts.get("work_dir") or code.root))
+    inside = repository.relative(work_dir, code.root)
+    place = folder if inside is None else folder / inside
+    words = [word for word in shlex.split(str(facts.get("cmd") or "")) if not _VERSIONED.match(word)]
+    for top in (code.root, code.repo):
+        if words and Path(words[0]).is_relative_to(top):
+            words[0] = os.path.relpath(folder / Path(words[0]).relative_to(top), place)
+    python = str(facts.get("executable") or "python")
+    return (
+        f"cd {shlex.quote(str(place))} && {shlex.join([python, *words, '+mlxpy.use_version_manager=false'])}"
+    )
+
+
+# -- for people ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differs between two runs.
+
+    Attributes:
+        code: what `git diff` says; None: not known, `why` tells.
+        config: key -> both values; None: one is not recorded.
+        environment: name -> both values; None: one is not recorded.
+        why: why something is not known, by the attribute's name.
+    """
+
+    code: str | None
+    config: Pairs | None
+    environment: Pairs | None
+    why: dict[str, str]
+
+
+def compare(old: Run, new: Run, *, options: tuple[str, ...] = ()) -> Difference:
+    """Return what differs between two runs; what is not recorded, or gone, is told as that."""
+    facts = [facts_of(run) for run in (old, new)]
+    log_ids = (old.log_id, new.log_id)
+    code, why = _compare_code(log_ids, [code_of(one) for one in facts], options)
+    config: Pairs | None = None
+    try:
+        config = diff_config(old, new)
+    except RunError as error:
+        why["config"] = str(error)
+    versions = [version_of(one) for one in facts]
+    environment = diff_environment(*versions)
+    if environment is None:
+        why["environment"] = _not_recorded(log_ids, [one.get("requirements") for one in versions])
+    return Difference(code, config, environment, why)
+
+
+def _compare_code(
+    log_ids: tuple[int, int], codes: list[Code | None], options: tuple[str, ...]
+) -> tuple[str | None, dict[str, str]]:
+    old, new = codes
+    if old is None or new is None:
+        return None, {"code": _not_recorded(log_ids, codes)}
+    try:
+        return diff_code(old, new, options=options), {}
+    except MLXJobsError as error:
+        return None, {"code": str(error)}
+
+
+def _not_recorded(log_ids: tuple[int, int], found: Sequence[object]) -> str:
+    lacking = dict.fromkeys(log_id for log_id, one in zip(log_ids, found, strict=True) if not one)
+    return f"not recorded for run {' and '.join(map(str, lacking))}"

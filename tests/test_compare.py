@@ -1,0 +1,113 @@
+"""Two runs side by side, and the code of one as a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.project import Project
+
+MAIN = """import mlxpy
+@mlxpy.launch(config_path='./configs')
+def main(ctx): print('first', ctx.config.lr)
+main()
+"""
+FROZEN = ("+mlxpy.use_version_manager=true", "+mlxpy.interactive_mode=false")
+RECORD = "+mlxpy.version_manager.compute_requirements=true"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path / "proj", main=MAIN, config="lr: 0.1\napi_key: k\n")
+
+
+def edit(project: Project) -> str:
+    (project.folder / "main.py").write_text(MAIN.replace("first", "second"))
+    return project.commit()
+
+
+def site(folder: Path, version: str) -> dict[str, str]:
+    info = folder / version / f"thing-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: thing\nVersion: {version}\n")
+    return {"PYTHONPATH": str(info.parent)}
+
+
+def test_a_difference_is_that_of_code_configuration_and_environment(project: Project, tmp_path: Path) -> None:
+    project.commit()
+    project.run(*FROZEN, RECORD, "api_key=first_secret", env=site(tmp_path, "1.0"))
+    edit(project)
+    project.run(*FROZEN, RECORD, "api_key=other_secret", "lr=0.5", env=site(tmp_path, "2.0"))
+    said = project.mlxjobs("diff", "1", "2").stdout
+    assert "\n-def main(ctx): print('first', ctx.config.lr)\n+def main(ctx): print('second'" in said
+    assert (
+        "\nconfiguration:\n  lr: 0.1 -> 0.5\n  api_key: *** -> ***\nenvironment:\n  thing: 1.0 -> 2.0\n"
+        in said
+    )
+    assert "_secret" not in said
+
+    shutil.rmtree(project.folder / ".workdir")  # the repository has it
+    assert project.mlxjobs("diff", "1", "2").stdout == said
+    assert " 2 files changed, " in project.mlxjobs("diff", "1", "2", "--stat").stdout
+    one = json.loads(project.mlxjobs("diff", "1", "2", "--json").stdout)
+    assert one["config"] == {"lr": [0.1, 0.5], "api_key": ["***", "***"]}
+    assert one["environment"]["thing"] == ["1.0", "2.0"]
+
+    same = project.mlxjobs("diff", "2", "2").stdout
+    assert same == "code: the same\nconfiguration: the same\nenvironment: the same\n"
+
+
+def test_snapshots_are_compared_where_the_repository_is_gone(project: Project) -> None:
+    first = project.commit()
+    project.run(*FROZEN)
+    second = edit(project)
+    project.run(*FROZEN)
+    shutil.rmtree(project.folder / ".git")
+    said = project.mlxjobs("diff", "1", "2").stdout
+    assert f"diff --git a/{first}/main.py b/{second}/main.py\n" in said
+    assert "environment: not recorded for run 1 and 2\n" in said
+
+    shutil.rmtree(project.folder / ".workdir")
+    assert "code: the code is gone: " in project.mlxjobs("diff", "1", "2").stdout
+    gone = project.mlxjobs("checkout", "1", "out", code=2).stderr
+    assert f"does not have commit {first[:12]} any more" in gone
+    assert not [path.name for path in project.folder.iterdir() if "out" in path.name]
+
+
+def test_a_run_without_a_snapshot_says_so(project: Project) -> None:
+    project.commit()
+    project.run()
+    project.run(*FROZEN)
+    assert "code: not recorded for run 1\n" in project.mlxjobs("diff", "1", "2").stdout
+    assert "use_version_manager=true" in project.mlxjobs("checkout", "1", "out", code=2).stderr
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["snapshot", "commit"])
+def test_the_code_of_a_run_is_checked_out_to_be_edited_and_run(project: Project, kept: bool) -> None:
+    (project.folder / "link").symlink_to("main.py")
+    project.commit()
+    project.run(*FROZEN, "lr=0.25")
+    edit(project)
+    root = Path(project.info()["version_manager"]["snapshot"])
+    if not kept:
+        shutil.rmtree(root)
+
+    said = project.mlxjobs("checkout", "1", "../out/of 1").stdout
+
+    out = project.folder.parent / "out" / "of 1"
+    assert sorted(os.listdir(out)) == [".gitignore", "configs", "link", "main.py"]
+    assert os.listdir(out.parent) == ["of 1"]
+    assert (out / "link").is_symlink()
+    assert (out / "main.py").stat().st_nlink == 1
+    assert (out / "main.py").stat().st_mode & 0o200
+    assert root.exists() == kept
+    command = said.partition("to run it again: ")[2].strip()
+    assert "first 0.25" in project.command("bash", "-c", command).stdout
+    assert (out / "logs" / "1").is_dir()
+
+    again = project.mlxjobs("checkout", "1", str(out), code=2)
+    assert "not an empty folder" in again.stderr
