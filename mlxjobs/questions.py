@@ -60,8 +60,10 @@ def settle(launch: Launch) -> bool:
     ignore = not_missed(launch, folder)
     answers = _Answers()
     try:
-        _ask_untracked(commit.top, ignore, answers)
-        _ask_uncommitted(commit.top, ignore, answers)
+        if launch.include != "all":  # what is taken as it is needs no question
+            _ask_untracked(commit.top, ignore, answers)
+        if launch.include == "commit":
+            _ask_uncommitted(commit.top, ignore, answers)
         where = f"here, in {show(commit.top)}: what is edited later is what runs"
         answers.copy = ask_letter("Where to run?", ["from a copy, which stays as it is", where]) == "a"
     except EOFError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ _HARMLESS = ("GIT_CONFIG_", "GIT_EXEC_", "GIT_CEIL", "GIT_DISC", "GIT_SS", "GIT_
 _QUIET = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
 # the user's own commit is by whom, and when, his variables say
 _IDENTITY = ("GIT_AUTHOR_", "GIT_COMMITTER_")
+_NO_CODE = (":(exclude,glob)**/__pycache__/**",)  # what python itself leaves beside code
 _ANSWER_S = 120  # a question to git, on a slow network file system
 _CHANGE_S = 3600  # hooks may run tests
 _Result = subprocess.CompletedProcess[bytes]
@@ -39,16 +41,14 @@ class Commit:
     branch: str | None
 
 
-def run(place: Path, *arguments: str, wait_s: float = _ANSWER_S, **env: str) -> _Result:
+def run(place: Path, *arguments: str, wait_s: float = _ANSWER_S, stdin: bytes = b"", **env: str) -> _Result:
     """Run git in `place`, deaf to variables meant for another call, and without hooks or questions."""
     argv = ["git", "-C", str(place), *_QUIET, *arguments]  # not by `shell`, which loses bytes of names
     own = _environment(_HARMLESS)
     # English, for the words looked for below; UTF-8, for filters. Optional locks would refresh .git/index.
     own |= {"LC_ALL": "C.UTF-8", "LANGUAGE": "", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     try:
-        return subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=wait_s, env=own | env
-        )
+        return subprocess.run(argv, input=stdin, capture_output=True, timeout=wait_s, env=own | env)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _no_answer(place, error) from error
 
@@ -135,10 +135,20 @@ def list_tree(commit: Commit) -> tuple[set[str], list[str]]:
     return {".", *(path for _, _, path in entries)}, submodules
 
 
-def list_left_out(top: Path, *ignore: Path) -> list[tuple[str, bool]]:
-    """List what differs from the latest commit, tracked files (True) before untracked ones."""
-    options = ("--porcelain=v1", "-z", "--no-renames", "-unormal", "--ignore-submodules=dirty")
-    lines = ask(top, "status", *options, "--", *_all_but(top, ignore)).split("\0")[:-1]
+def list_left_out(
+    top: Path, *ignore: Path, each: bool = False, asking: Callable[..., str] = ask
+) -> list[tuple[str, bool]]:
+    """List what differs from the latest commit, tracked files (True) before untracked ones.
+
+    Args:
+        top: the top of the work tree.
+        ignore: folders that are not looked into.
+        each: name all untracked files, where else a folder stands for those in it.
+        asking: what asks git, as `ask` does.
+    """
+    options = ("--porcelain=v1", "-z", "--no-renames", "-uall" if each else "-unormal")
+    places = ("--ignore-submodules=dirty", "--", *_all_but(top, ignore))
+    lines = asking(top, "status", *options, *places).split("\0")[:-1]
     return sorted(((line[3:], not line.startswith("??")) for line in lines), key=lambda item: not item[1])
 
 
@@ -181,7 +191,7 @@ def _replace_index(index: Path, content: bytes, lock: Path) -> None:
 
 def _all_but(top: Path, ignore: tuple[Path, ...]) -> list[str]:
     inside = (relative(path.resolve(), top) for path in ignore)
-    return [".", *(f":(exclude,literal){path}" for path in inside if path not in (None, "."))]
+    return [".", *_NO_CODE, *(f":(exclude,literal){path}" for path in inside if path not in (None, "."))]
 
 
 def relative(path: Path, top: Path) -> str | None:

@@ -15,6 +15,7 @@ from mlxjobs.errors import InvalidConfigFileError
 
 FILE_NAME = "mlxpy.yaml"
 NO_SCHEDULER = "NoScheduler"
+INCLUDED = "commit, tracked or all"
 
 # A section is a dictionary; a setting is (default, types). Order is the order in the file.
 SCHEMA: dict[str, Any] = {
@@ -38,6 +39,8 @@ SCHEMA: dict[str, Any] = {
         "name": ("GitVM", "a string"),
         "parent_work_dir": ("./.workdir", "a string"),
         "compute_requirements": (False, "true or false"),
+        "include": ("commit", INCLUDED),
+        "max_untracked_mb": (100, "an integer"),
     },
     "secrets": ([], "a string or a list of strings"),
     "use_logger": (True, "true or false"),
@@ -52,6 +55,8 @@ def _is(value: Any, kind: str) -> bool:
         return isinstance(value, bool)
     if kind == "an integer":
         return isinstance(value, int) and not isinstance(value, bool)
+    if kind == INCLUDED:
+        return value in ("commit", "tracked", "all")
     if kind == "a string":
         return isinstance(value, str)
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
@@ -129,7 +134,7 @@ def _check(given: Any, schema: Mapping[str, Any], prefix: str, source: str) -> d
             result[key] = _check(value, entry, f"{prefix}{key}.", source)
             continue
         _default, kind = entry
-        if value is None and kind != "true or false" and kind != "an integer":
+        if value is None and kind not in ("true or false", "an integer", INCLUDED):
             value = ""  # `env_cmd:` with nothing after it
         if not _is(value, kind):
             raise InvalidConfigFileError(f"{source}: '{prefix}{key}' must be {kind}, not {value!r}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import repository
+from mlxjobs import repository, worktree
 from mlxjobs.copying import make_snapshot, read_submodules
 from mlxjobs.errors import SnapshotError
 from mlxjobs.repository import Commit, relative, show
@@ -15,14 +16,26 @@ from mlxjobs.trust import stranger
 from mlxjobs.version_manager import Frozen, Launch, VersionManager
 
 _NAMED = 5  # files that a warning names
+_LACKS = {
+    "commit": ("in the latest commit", "Run `git add` and `git commit` to have it in the snapshot"),
+    "tracked": (
+        "among the tracked files",
+        "Run `git add` to have it in the snapshot, set version_manager.include=all",
+    ),
+    "all": (
+        "among the files that git does not ignore",
+        "Take it out of .gitignore, or if it is a folder, put a file into it",
+    ),
+}
 
 
 class GitVM(VersionManager):
-    """Run the latest commit of the git repository that holds the program, from a copy of its own."""
+    """Run what the git repository of the program holds, from a copy of its own."""
 
     def freeze(self, launch: Launch) -> Frozen:
         """Give the read-only snapshot `<parent_work_dir>/<repository>/<commit hash>/`, made if not there yet.
 
+        The commit is the latest one, or one of our own that holds the working tree (`worktree`).
         Safe to call from any number of processes and hosts at once: all get the same complete copy.
         The user's branch, index, stash and files are only read, and no hook runs. A directory outside
         the repository stays what it is.
@@ -31,22 +44,27 @@ class GitVM(VersionManager):
             SnapshotError: git or the repository cannot be used, what should run is not committed, or
                 the copy cannot be written.
         """
-        program, commit, folder = find_code(launch)
+        program, head, folder = find_code(launch)
         work_dir = launch.work_dir.resolve()
         wanted = [path for path in (program, work_dir) if path is not None]
+        ignore = not_missed(launch, folder)
+        taken = None
+        if launch.include != "commit":
+            taken = worktree.take(head, launch.include, launch.max_untracked_mb, ignore)
+        commit = replace(head, hash=taken.hash) if taken else head
         root = folder / commit.hash
         _check_owner(root)
         if root.is_dir():
-            _check_committed(commit, wanted, lambda path: os.path.lexists(root / path))
+            _check_held(commit, launch.include, wanted, lambda path: os.path.lexists(root / path))
         else:
-            _check_committed(commit, wanted, repository.list_tree(commit)[0].__contains__)
+            _check_held(commit, launch.include, wanted, repository.list_tree(commit)[0].__contains__)
             make_snapshot(commit, root)
-        left_out = _left_out(launch, commit, folder)
-        facts = self._facts(launch, commit, left_out, root)
+        taken = taken or _leave(head, ignore)
+        facts = self._facts(launch, head, taken, root)
         inside = relative(work_dir, commit.top)
         place = root / inside if inside is not None else launch.work_dir
         script = program and root / program.relative_to(commit.top)
-        warnings = _warn(commit, [path for path, _ in left_out], read_submodules(root))
+        warnings = _warn(commit, launch.include, taken.left_out, read_submodules(root))
         return Frozen(root, place, script, facts, warnings)
 
     def stay(self, launch: Launch) -> Frozen:
@@ -55,20 +73,22 @@ class GitVM(VersionManager):
         Raises:
             SnapshotError: git or the repository cannot be used.
         """
-        _program, commit, folder = find_code(launch)
-        facts = self._facts(launch, commit, _left_out(launch, commit, folder), None)
-        return Frozen(commit.top, launch.work_dir, launch.program, facts, ())
+        _program, head, folder = find_code(launch)
+        facts = self._facts(launch, head, _leave(head, not_missed(launch, folder)), None)
+        return Frozen(head.top, launch.work_dir, launch.program, facts, ())
 
     def _facts(
-        self, launch: Launch, commit: Commit, left_out: list[tuple[str, bool]], root: Path | None
+        self, launch: Launch, head: Commit, taken: worktree.Taken, root: Path | None
     ) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "name": type(self).__name__,
-            "commit_hash": commit.hash,
-            "repo_path": str(commit.top),
+            "commit_hash": taken.hash,
+            "head": head.hash,
+            "include": None if root is None else launch.include,
+            "repo_path": str(head.top),
             "snapshot": None if root is None else str(root),
-            "branch": commit.branch,
-            "dirty": any(tracked for _, tracked in left_out),  # as `git describe --dirty` means it
+            "branch": head.branch,
+            "dirty": taken.dirty,
             "requirements": [],
         }
         if launch.compute_requirements:
@@ -93,10 +113,6 @@ def not_missed(launch: Launch, folder: Path) -> list[Path]:
     return [folder, *(launch.work_dir / path for path in launch.ignore)]
 
 
-def _left_out(launch: Launch, commit: Commit, folder: Path) -> list[tuple[str, bool]]:
-    return repository.list_left_out(commit.top, *not_missed(launch, folder))
-
-
 def _check_owner(root: Path) -> None:
     """Raise if the snapshot, or the folder of the repository's snapshots, is another user's."""
     whose = stranger(root.parent, root)
@@ -107,24 +123,34 @@ def _check_owner(root: Path) -> None:
         )
 
 
-def _check_committed(commit: Commit, wanted: list[Path], is_held: Callable[[str], bool]) -> None:
+def _leave(head: Commit, ignore: list[Path]) -> worktree.Taken:
+    """Take the latest commit, and nothing else."""
+    left_out = repository.list_left_out(head.top, *ignore)
+    dirty = any(tracked for _, tracked in left_out)  # as `git describe --dirty` means it
+    return worktree.Taken(head.hash, dirty, [path for path, _ in left_out])
+
+
+def _check_held(commit: Commit, include: str, wanted: list[Path], is_held: Callable[[str], bool]) -> None:
+    """Raise if what should run is not in the snapshot; say what puts it there."""
+    where, way = _LACKS[include]
     for path in wanted:
         inside = relative(path, commit.top)
         if inside is not None and not is_held(inside):
             raise SnapshotError(
-                f"{show(path)} is not in the latest commit ({commit.hash[:12]}) of {show(commit.top)}.\n"
-                "Run `git add` and `git commit` to have it in the snapshot, or set use_version_manager=false."
+                f"{show(path)} is not {where} ({commit.hash[:12]}) of {show(commit.top)}.\n"
+                f"{way}, or set use_version_manager=false."
             )
 
 
-def _warn(commit: Commit, left_out: list[str], submodules: list[str]) -> tuple[str, ...]:
+def _warn(commit: Commit, include: str, left_out: list[str], submodules: list[str]) -> tuple[str, ...]:
     """Say what the snapshot lacks, one text for each reason."""
     what = f"the snapshot of commit {commit.hash[:12]} of {show(commit.top)}"
     named = ", ".join(map(show, left_out[:_NAMED]))
     more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
     texts = []
     if left_out:
-        texts.append(f"Not committed, so not in {what}: {named}{more}. Commit what the run needs.")
+        why, do = ("Not committed", "Commit") if include == "commit" else ("Untracked", "`git add`")
+        texts.append(f"{why}, so not in {what}: {named}{more}. {do} what the run needs.")
     if submodules:
         texts.append(f"Submodules are empty folders in {what}: {', '.join(map(show, submodules))}.")
     return tuple(texts)

@@ -255,6 +255,8 @@ def freeze_code(options: dict[str, Any], program: Program) -> tuple[Program, dic
         parent_work_dir=Path(given["parent_work_dir"]),
         compute_requirements=given["compute_requirements"],
         ignore=(Path(options["logger"]["parent_log_dir"]).absolute(),),
+        include=given["include"],
+        max_untracked_mb=given["max_untracked_mb"],
     )
     if options["interactive_mode"] and isinstance(manager, GitVM) and is_terminal():
         from mlxjobs.questions import settle

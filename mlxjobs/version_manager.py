@@ -18,6 +18,8 @@ class Launch:
         parent_work_dir: where snapshots are kept, absolute or relative to `work_dir`.
         compute_requirements: whether to list the installed distributions.
         ignore: folders, such as the log directory, whose files are not missed in a snapshot.
+        include: "commit": the latest commit; "tracked": uncommitted edits too; "all": untracked files too.
+        max_untracked_mb: how much of untracked files is taken at most; megabytes.
     """
 
     work_dir: Path
@@ -25,6 +27,8 @@ class Launch:
     parent_work_dir: Path
     compute_requirements: bool = False
     ignore: tuple[Path, ...] = ()
+    include: str = "commit"
+    max_untracked_mb: int = 100
 
 
 @dataclass(frozen=True)

@@ -280,6 +280,14 @@ def test_nobody_is_asked(edited: Project, arguments: tuple[str, ...]) -> None:
     assert {path: text for path, text in state(edited).items() if "/.workdir/" not in path} == before
 
 
+def test_what_is_taken_as_it_is_is_not_asked_about(edited: Project) -> None:
+    child = terminal(edited, VM, "+mlxpy.version_manager.include=all")
+    assert "a, b or c" not in drive(child, (COPY, "a"))
+    code, out = closing(child)
+    assert code == 0, out
+    assert "RAN edited" in out
+
+
 def test_without_a_repository_nothing_is_asked(project: Project) -> None:
     code, out = closing(terminal(project, VM))
     assert code == 2

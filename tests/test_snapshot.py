@@ -121,6 +121,8 @@ def test_the_facts_tell_which_version_it_is(repo: Path) -> None:
     assert frozen.facts == {
         "name": "GitVM",
         "commit_hash": git(repo, "rev-parse", "HEAD"),
+        "head": git(repo, "rev-parse", "HEAD"),
+        "include": "commit",
         "repo_path": str(repo),
         "snapshot": str(frozen.root),
         "branch": "main",

@@ -1,0 +1,212 @@
+"""The working tree as it is, uncommitted edits and all, becomes a commit that only we refer to.
+
+git collects the files, into a private copy of the user's index: that one knows which files are unchanged,
+so only the others are read, and it is right in linked worktrees, sparse checkouts and amid a conflict.
+The commit's parent is HEAD, and its author, date and text follow from HEAD, so the same tree gives the
+same hash wherever it is launched. A reference of its own keeps it from `git gc`. Chosen over
+`git stash create`, which takes no untracked files, drops what is hidden by bits of the index, and has the
+user's name and the time in its hash.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlxjobs import repository, untracked
+from mlxjobs.errors import SnapshotError
+from mlxjobs.repository import Commit, show
+
+# The private index is whole and by itself, and no setting of the user's makes git skip or refuse a file.
+_SETTINGS = ("core.splitIndex=false", "core.sparseCheckout=false", "core.untrackedCache=false",
+             "core.ignoreStat=false", "core.safecrlf=false", "add.ignoreErrors=false",
+             "advice.addEmbeddedRepo=false", "i18n.commitEncoding=UTF-8", "core.logAllRefUpdates=false",
+             "core.filesRefLockTimeout=10000")  # fmt: skip
+_TAKE_S = 3600  # large files through a filter, on a slow network file system
+_WHO = "mlxjobs"
+# git says so, leaves the files as they were committed, and exits with 0
+_GAP = re.compile(
+    rb"^(warning: could not open directory .*|(?!warning: ).*: (Permission denied|Input/output error"
+    rb"|Stale file handle|Too many levels of symbolic links))$", re.MULTILINE)  # fmt: skip
+# a line of `ls-files` that is no plain file: each but "H 100644 <hash> 0<tab><path>" and the like
+_ODD = re.compile(r"(?<![^\0])(?!H 1[02])(.) (\d+) [0-9a-f]+ \d\t([^\0]+)")
+_UNWRITABLE = ("repository database", "unable to write", "unable to create temporary", "cannot lock ref")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A working tree that was taken.
+
+    Attributes:
+        hash: the commit that holds it; that of HEAD if nothing differs.
+        dirty: whether tracked files differ from HEAD.
+        left_out: untracked files and folders that are not in it.
+    """
+
+    hash: str
+    dirty: bool
+    left_out: list[str]
+
+
+@dataclass
+class _Tree:
+    """A repository whose files are being collected, with those inside of it (submodules) by their path."""
+
+    head: Commit
+    index: Path
+    head_tree: str
+    dirty: bool = False
+    untracked: list[str] = field(default_factory=list)
+    inner: dict[str, _Tree] = field(default_factory=dict)
+
+    def walk(self, prefix: str = "") -> Iterator[tuple[str, _Tree]]:
+        yield prefix, self
+        for path, tree in self.inner.items():
+            yield from tree.walk(f"{prefix}{path}/")
+
+
+def take(head: Commit, include: str, max_untracked_mb: int, ignore: Sequence[Path]) -> Taken:
+    """Make the working tree a commit, without touching the user's branch, index, stash or files.
+
+    Args:
+        head: the user's latest commit.
+        include: "tracked", or "all" for untracked files too that git does not ignore.
+        max_untracked_mb: how much of untracked files is taken at most, in all.
+        ignore: folders whose untracked files are not taken.
+
+    Raises:
+        SnapshotError: a file or a submodule cannot be taken, the untracked ones are too large or look like
+            credentials, or the repository cannot be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="mlxjobs-") as folder:
+            whole = _stage(head, Path(folder), include == "all", ignore)
+            trees = list(whole.walk())
+            left_out = [prefix + path for prefix, tree in trees for path in tree.untracked]
+            if include == "all":
+                untracked.check(head.top, left_out, max_untracked_mb)
+                left_out = []
+            else:
+                for _, tree in trees:
+                    tree.untracked = []
+            return Taken(_commit(whole), any(tree.dirty for _, tree in trees), left_out)
+    except OSError as error:
+        raise SnapshotError(
+            f"The files of {show(head.top)} cannot be taken as they are: {error}\n"
+            "Is the disk of temporary files (TMPDIR) full, or was a file removed meanwhile? Try again."
+        ) from error
+
+
+def _stage(head: Commit, folder: Path, whole: bool, ignore: Sequence[Path]) -> _Tree:
+    """Put the tracked files as they are into a private index, and list the untracked ones."""
+    head_tree, place = repository.ask(head.top, "rev-parse", "HEAD^{tree}", "--git-path", "index").split(
+        "\n", 1
+    )
+    tree = _Tree(head, Path(tempfile.mkdtemp(dir=folder), "index"), head_tree)
+    _copy_index(head.top / place[:-1], tree.index)
+    links = _list_links(tree)
+
+    def compare() -> list[tuple[str, bool]]:
+        return repository.list_left_out(
+            head.top, *ignore, each=whole, asking=lambda _, *arguments: _git(tree, *arguments)
+        )
+
+    found = compare()
+    edited = [path for path, tracked in found if tracked]
+    if edited:
+        tree.dirty = True
+        _git(tree, "add", "--update", "--", ".")
+        if any((head.top / path).is_dir() for path in edited):  # what is in there has become untracked
+            links, found = _list_links(tree), compare()
+    others = [path for path, tracked in found if not tracked]
+    if whole:
+        links += [path.rstrip("/") for path in others if path.endswith("/")]
+        others = [path for path in others if not path.endswith("/")]
+    tree.untracked = others
+    for path in links:
+        if os.path.lexists(head.top / path / ".git"):  # else a submodule that is not checked out
+            tree.inner[path] = _stage(_find_inner(head.top / path), folder, whole, ignore)
+    return tree
+
+
+def _copy_index(source: Path, target: Path) -> None:
+    """Copy an index with its time: by that git knows which files may have changed since unnoticed."""
+    with suppress(FileNotFoundError), source.open("rb") as stream:
+        target.write_bytes(stream.read())
+        times = os.fstat(stream.fileno())
+        os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _list_links(tree: _Tree) -> list[str]:
+    """List the submodules of the index, and clear the bits by which git overlooks edits.
+
+    Where a file is not on the disk, as in a sparse checkout, the bits stay, and it is that of the commit.
+    """
+    lines = _git(tree, "ls-files", "-v", "--stage", "-z")
+    odd = [entry.groups() for entry in _ODD.finditer(lines)]
+    hidden = [
+        path
+        for tag, _, path in odd
+        if (tag.islower() or tag == "S") and os.path.lexists(tree.head.top / path)
+    ]
+    for bit in ("assume-unchanged", "skip-worktree") if hidden else ():
+        _git(tree, "update-index", f"--no-{bit}", "-z", "--stdin", stdin="\0".join(hidden))
+    return sorted({path for _, mode, path in odd if mode == "160000"})  # once, though amid a conflict
+
+
+def _find_inner(top: Path) -> Commit:
+    """Find the latest commit of a repository inside of another."""
+    inner = repository.find_commit(top)
+    if inner.top != top.resolve():
+        raise SnapshotError(
+            f"The repository in {show(top)} cannot be used: its .git leads to that of {show(inner.top)}.\n"
+            "Run `git submodule update --init` for it, or move it away."
+        )
+    return inner
+
+
+def _commit(tree: _Tree) -> str:
+    """Return the commit that holds the tree: HEAD if nothing differs, else one of ours."""
+    links = "".join(f"160000 {_commit(inner)}\t{path}\0" for path, inner in tree.inner.items())
+    if links:
+        _git(tree, "update-index", "-z", "--index-info", stdin=links)
+    if tree.untracked:
+        paths = "\0".join(tree.untracked)
+        _git(tree, "update-index", "--add", "--replace", "-z", "--stdin", stdin=paths)
+    head = tree.head.hash
+    if not (tree.dirty or links or tree.untracked):
+        return head
+    written = _git(tree, "write-tree")[:-1]
+    if written == tree.head_tree:
+        return head
+    date = _git(tree, "rev-list", "-1", "--format=%ct", head).split("\n")[1]
+    own = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in
+           (("NAME", _WHO), ("EMAIL", f"{_WHO}@localhost"), ("DATE", f"@{date} +0000"))}  # fmt: skip
+    message = f"The working tree of {head}"
+    made = _git(tree, "commit-tree", "--no-gpg-sign", "-p", head, "-m", message, written, **own)[:-1]
+    _git(tree, "update-ref", f"refs/mlxjobs/{made}", made)
+    return made
+
+
+def _git(tree: _Tree, *arguments: str, stdin: str = "", **env: str) -> str:
+    """Run git on the private index."""
+    command = (*(word for setting in _SETTINGS for word in ("-c", setting)), *arguments)
+    env["GIT_INDEX_FILE"] = str(tree.index)
+    result = repository.run(tree.head.top, *command, wait_s=_TAKE_S, stdin=os.fsencode(stdin), **env)
+    if result.returncode or _GAP.search(result.stderr):
+        raise _explain(show(tree.head.top), repository.quote(result))
+    return os.fsdecode(result.stdout)
+
+
+def _explain(top: str, said: str) -> SnapshotError:
+    what = f"The files of {top} cannot be taken as they are"
+    hint = "Mend or remove what git names (or ignore it if it is untracked)"
+    if any(words in said for words in _UNWRITABLE):
+        what = f"The repository of {top} cannot be written, so it cannot keep the files as they are"
+        hint = "Get the right, and the space, to write there, or launch from a clone of your own"
+    return SnapshotError(f"{what}.\n{hint}, or set version_manager.include=commit.\n{said}")
