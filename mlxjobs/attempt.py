@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxjobs import compose, frozen, history
+from mlxjobs import compose, frozen, history, provenance
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.console import note
 from mlxjobs.context import Context
@@ -77,6 +77,8 @@ def _begin(
             "first_job_id": place.here.first_job_id if place.here else "",
             "restarts": place.here.restarts if place.here else 0,
             "facts": facts,
+            # of a run that was submitted, or began before, it is on record
+            **({} if state.sequence else {"frozen": provenance.note_all(run)}),
         }
 
     after = run.record(started, paint=False)  # "running" follows
@@ -169,13 +171,7 @@ def execute(
         if stop is not None:
             _end(run, number, RunStatus.FAILED, stop)
             raise RunError(f"run {run.log_id} is not started again: {stop}")
-        try:
-            fence = _fence(run, number)
-            with fence.explaining():
-                run.write_yaml("config", frozen.plain(shown.config), fence.folder(run.metadata))
-        except OSError as error:
-            _end(run, number, RunStatus.FAILED, _last_line(error))
-            raise RunError(f"run {run.log_id} ({run.path}) cannot be started: {error}") from error
+        fence, proof = _prepare(run, after, settings, shown)
         preemption = _listen(stack, run, number, place, limit)
         logger = _logger(run, fence, before, preemption)
         stack.callback(logger.close)
@@ -184,17 +180,38 @@ def execute(
         context = Context(config, ConfigDict(settings), _info(run, after, place), logger)
 
         def call() -> Any:
-            try:
-                result = _call(task, context, seeding)
-            except SystemExit as error:
-                if preemption is not None and error.code in (None, 0):
-                    preemption.at_the_end(logger.run_preemption_callbacks, by_exit=True)
-                raise
-            if preemption is not None:
-                preemption.at_the_end(logger.run_preemption_callbacks, by_exit=False)
-            return result
+            with proof:
+                try:
+                    result = _call(task, context, seeding)
+                except SystemExit as error:
+                    if preemption is not None and error.code in (None, 0):
+                        preemption.at_the_end(logger.run_preemption_callbacks, by_exit=True)
+                    raise
+                if preemption is not None:
+                    preemption.at_the_end(logger.run_preemption_callbacks, by_exit=False)
+                return result
 
         return _record(run, number, logger, call, place, shown)
+
+
+def _prepare(
+    run: Run, state: RunState, settings: dict[str, Any], shown: Shown
+) -> tuple[Fence, provenance.Proof]:
+    """Make an attempt that has its number fit to call the task; what hinders it is recorded."""
+    number = len(state.attempts)
+    try:
+        fence = _fence(run, number)
+        with fence.explaining():
+            run.write_yaml("config", frozen.plain(shown.config), fence.folder(run.metadata))
+        proof = provenance.Proof(run, state, settings)
+        proof.begin()
+    except OSError as error:
+        _end(run, number, RunStatus.FAILED, _last_line(error))
+        raise RunError(f"run {run.log_id} ({run.path}) cannot be started: {error}") from error
+    except provenance.Refused as error:
+        _end(run, number, RunStatus.FAILED, str(error))
+        raise
+    return fence, proof
 
 
 def _listen(stack: ExitStack, run: Run, number: int, place: Place, limit: int) -> Preemption | None:

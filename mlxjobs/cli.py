@@ -155,6 +155,7 @@ def _row(one: watch.Seen) -> dict[str, Any]:
         "metrics": _last_metrics(one.run),
         "started": _clock(one.state),
         "reason": one.state.reason,
+        "tainted": one.state.tainted,
         "doubt": one.doubt,
     }
 
@@ -202,9 +203,14 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
             row["started"],
             *(_cell(row["config"].get(key)) for key in keys),
             *(_cell(row["metrics"].get(key)) for key in metrics),
-            row["reason"] or "",
+            _cell(_reason(row)),
         )
     _print(table)
+
+
+def _reason(row: dict[str, Any]) -> str:
+    tainted = f"tainted: {row['tainted'][0]}{' ...' if row['tainted'][1:] else ''}" if row["tainted"] else ""
+    return "; ".join(filter(None, [row["reason"], tainted]))
 
 
 def _print(table: Table) -> None:

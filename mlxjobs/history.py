@@ -97,6 +97,8 @@ class RunState:
         submissions: how often it was handed to a scheduler.
         submitter: `host`, `pid` and `process_key` of the process that did so last.
         attempts: its executions, oldest first.
+        frozen: what was noted of its configuration and environment when it was made or handed in.
+        tainted: where it did not execute what was submitted; `provenance` finds it.
     """
 
     sequence: int = 0
@@ -109,6 +111,8 @@ class RunState:
     submissions: int = 0
     submitter: dict[str, Any] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
+    frozen: dict[str, Any] = field(default_factory=dict)
+    tainted: list[str] = field(default_factory=list)
 
     @property
     def attempt(self) -> Attempt | None:
@@ -178,10 +182,17 @@ def fold(events: Iterable[Event]) -> RunState:
 
 def _created(state: RunState, event: Event) -> None:
     state.facts.update(event["facts"])
+    state.frozen = event.get("frozen", {})
     # a run of MLXP's that was taken over; one that never said how it ended has not completed
     if event.get("status"):
         done = event["status"] == "COMPLETE"
         state.status = RunStatus.COMPLETE if done else RunStatus.FAILED
+
+
+def _kept(state: RunState, event: Event) -> None:
+    """Somebody changed on purpose what the next attempts start from."""
+    state.frozen = event["frozen"]
+    state.facts = {**state.facts, **event.get("facts", {})}
 
 
 def _submitting(state: RunState, event: Event) -> None:
@@ -248,6 +259,7 @@ def _started(state: RunState, event: Event) -> None:
     typed = {key: state.facts[key] for key in ("cmd",) if key in state.facts}
     # the command that was typed says more than that of a job's script
     state.facts = {**state.facts, **event.get("facts", {}), **typed}
+    state.frozen = event.get("frozen", state.frozen)
     state.status, state.reason = RunStatus.STARTING, None
 
 
@@ -278,6 +290,10 @@ def _ended(state: RunState, event: Event) -> None:
     state.status, state.reason = attempt.status, attempt.reason
 
 
+def _tainted(state: RunState, event: Event) -> None:
+    state.tainted += [one for one in event["found"] if one not in state.tainted]
+
+
 def _withdrawn(state: RunState, event: Event) -> None:
     """The run was cancelled, or its job vanished, while no attempt of it was running."""
     if not state.status.ended and event["attempts"] == len(state.attempts):
@@ -286,6 +302,7 @@ def _withdrawn(state: RunState, event: Event) -> None:
 
 _HANDLERS = {
     "created": _created,
+    "kept": _kept,
     "submitting": _submitting,
     "submitted": _submitted,
     "waiting": _waiting,
@@ -294,6 +311,7 @@ _HANDLERS = {
     "started": _started,
     "running": _running,
     "resumed": _resumed,
+    "tainted": _tainted,
     "ended": _ended,
     "withdrawn": _withdrawn,
 }
@@ -319,6 +337,7 @@ def render(state: RunState) -> dict[str, Any]:
         "end_time": _local(end, "%H:%M:%S"),
         "status": state.status.value,
         "reason": state.reason,
+        "tainted": list(state.tainted),
         "scheduler": dict(state.scheduler),
         "attempts": [
             {

@@ -239,6 +239,7 @@ class _Launch:
 
     def _restart_in_snapshot(self, options: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
         """Become the same program, started from its snapshot; return only if there is none, and the facts."""
+        from mlxjobs.live_tree import with_python_path
         from mlxjobs.submit import freeze_code, this_program
 
         here = this_program()
@@ -253,7 +254,8 @@ class _Launch:
         os.chdir(program.work_dir)
         all_settings = f"mlxpy={command_line.quote_dict(options)}"
         command = [*program.interpreter, program.target, all_settings, *arguments]
-        os.execve(command[0], command, {**os.environ, _SNAPSHOT: json.dumps(inherited)})  # noqa: S606
+        environment = with_python_path(program.python_path, os.environ)
+        os.execve(command[0], command, {**environment, _SNAPSHOT: json.dumps(inherited)})  # noqa: S606
 
     def _submit_new(self, options: dict[str, Any], arguments: Sequence[str]) -> None:
         from mlxjobs.submit import Submission, freeze_code, this_program
@@ -351,7 +353,7 @@ class _Launch:
         self, run: Run, composed: Composed, options: dict[str, Any], facts: dict[str, Any], *, changed: bool
     ) -> None:
         """Make the next attempt of an existing run, in a job or not."""
-        from mlxjobs import existing, hydra_job
+        from mlxjobs import existing, hydra_job, provenance
         from mlxjobs.attempt import TaskFailed, execute
         from mlxjobs.fence import Superseded
         from mlxjobs.history import Preempted
@@ -363,6 +365,7 @@ class _Launch:
             if changed and place.rank == 0:
                 check_startable(run, run.state(), place, cluster)
                 run.keep(to_yaml(composed), secrets=composed.secrets)
+                provenance.record_change(run)
             with hydra_job.surroundings(
                 filled(composed), run.path, keep_log=place.rank == 0, follow_streams=follow
             ) as placed:

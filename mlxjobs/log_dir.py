@@ -4,6 +4,7 @@ logs/
   5/ 6/ ...                   runs
   .waiting/7                  marks run 7 as waiting for room in the queue
   .arrays/1/script.sh 5 6     a submission of many runs, with a link to each
+  .environments/5f3a01bc.txt  a list of installed distributions that runs were made with
 """
 
 from __future__ import annotations

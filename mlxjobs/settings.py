@@ -41,6 +41,7 @@ SCHEMA: dict[str, Any] = {
         "compute_requirements": (False, "true or false"),
         "include": ("commit", INCLUDED),
         "max_untracked_mb": (100, "an integer"),
+        "strict": (False, "true or false"),
     },
     "secrets": ([], "a string or a list of strings"),
     "use_logger": (True, "true or false"),

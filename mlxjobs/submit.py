@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import adapters, command_line, frozen, settings
+from mlxjobs import adapters, command_line, frozen, live_tree, provenance, settings
 from mlxjobs.arrays import HandedIn, hand_in_all
 from mlxjobs.cluster import Cluster
 from mlxjobs.console import is_terminal, note, say
@@ -36,11 +37,13 @@ class Program:
         interpreter: python and its options: `["/usr/bin/python3", "-u"]`, `[..., "-m"]`.
         target: the script's absolute path, or the module's name after `-m`.
         work_dir: where it runs.
+        python_path: folders that python has to look into first.
     """
 
     interpreter: Sequence[str]
     target: str
     work_dir: Path
+    python_path: Sequence[str] = ()
 
     @property
     def script(self) -> Path | None:
@@ -124,10 +127,11 @@ class Submission:
         Raises:
             JobSubmissionError: not all were taken; what became of each is recorded and printed.
         """
+        environment = provenance.environment(self._parent)
         with flushed_together(self._parent) if len(sweep) > 1 else nullcontext():
             runs: list[Run] = []
             for composed in sweep:
-                runs.append(self._create(composed, runs[-1] if runs else None))
+                runs.append(self._create(composed, environment, runs[-1] if runs else None))
         result = hand_in_all(runs, self._cluster, self._options["scheduler"])
         self._report(result, {run.log_id: one.overrides for run, one in zip(runs, sweep, strict=True)})
 
@@ -142,6 +146,9 @@ class Submission:
         def prepare() -> None:
             run.keep(frozen.to_yaml(composed), self._options, composed.secrets)
             replace_file(run.script, self._script(run.path), mode=0o777)
+            code = {"version_manager": self._facts.get("version_manager")}
+            facts = {**code, "work_dir": str(self._program.work_dir)}
+            provenance.record_change(run, provenance.environment(self._parent), facts)
 
         job_id = hand_in(run, self._cluster, check=self._check, prepare=prepare)
         self._report(HandedIn({run.log_id: job_id}), {run.log_id: composed.overrides})
@@ -163,7 +170,7 @@ class Submission:
             again = f"submit again: mlxjobs requeue {in_ranges(result.failed)} --logs {self._parent}"
             raise type(error)(f"{error}\n{len(result.failed)} refused, {again}") from error
 
-    def _create(self, composed: Composed, after: Run | None) -> Run:
+    def _create(self, composed: Composed, environment: dict[str, Any], after: Run | None) -> Run:
         """Make a new run's directory, whole or not at all."""
         run = Run.create(self._parent, self._options["logger"]["forced_log_id"], after=after)
         about = {**self._facts, "log_dir": str(run.path), "log_id": run.log_id}
@@ -171,7 +178,8 @@ class Submission:
             run.write_yaml("config", frozen.plain(composed.config))
             run.keep(frozen.to_yaml(composed), self._options, composed.secrets)
             replace_file(run.script, self._script(run.path), mode=0o777)
-            run.record(lambda state: {"event": "created", "facts": about}, paint=False)
+            noted = {**environment, **provenance.configuration(run)}
+            run.record(lambda state: {"event": "created", "facts": about, "frozen": noted}, paint=False)
         except OSError:
             shutil.rmtree(run.path, ignore_errors=True)  # nobody can know of it yet
             raise
@@ -212,10 +220,17 @@ class Submission:
             shell_path=given["shell_path"],
             shell_config_lines=settings.as_lines(given["shell_config_cmd"]),
             cleanup_lines=settings.as_lines(given["cleanup_cmd"]),
-            env_lines=settings.as_lines(given["env_cmd"]),
+            env_lines=[*settings.as_lines(given["env_cmd"]), *self._python_path()],
             ranks_per_node=given["ranks_per_node"],
         )
         return render(job, self._cluster.scheduler)
+
+    def _python_path(self) -> list[str]:
+        """Return the line that has python look into the snapshot before it follows an editable install."""
+        if not self._program.python_path:
+            return []
+        first = shlex.quote(os.pathsep.join(self._program.python_path))
+        return [f'export PYTHONPATH={first}"${{PYTHONPATH:+:$PYTHONPATH}}"']
 
     def _launcher(self, ranks_per_node: int) -> list[str]:
         """Return what starts the command several times, where the scheduler does not."""
@@ -272,4 +287,5 @@ def freeze_code(options: dict[str, Any], program: Program) -> tuple[Program, dic
         from mlxjobs.environment import record
 
         facts |= record()
-    return Program(program.interpreter, target, copy.work_dir), facts
+    first = live_tree.python_path(facts, program.folder)
+    return Program(program.interpreter, target, copy.work_dir, first), facts

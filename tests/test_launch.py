@@ -93,6 +93,7 @@ def test_the_first_start_makes_the_configuration_and_nothing_else(project: Proje
             "compute_requirements": False,
             "include": "commit",
             "max_untracked_mb": 100,
+            "strict": False,
         },
         "secrets": [],
         "use_logger": True,

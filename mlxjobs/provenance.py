@@ -1,0 +1,241 @@
+"""Did a run execute what was submitted: its configuration, its code, its environment?
+
+What it was made with is noted in its history (`frozen`: checksums of two files, the interpreter, a checksum
+of the list of installed distributions), and compared when an attempt begins and when it ends. What differs
+goes into `tainted` of info.yaml. Nothing here ends a run by a failure of its own: what cannot be checked is
+said. It finds accidents; whoever wants to forge a run can.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import zlib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mlxjobs import live_tree
+from mlxjobs.console import note
+from mlxjobs.errors import RunError
+from mlxjobs.files import replace_file
+from mlxjobs.history import RunState
+from mlxjobs.seals import checksum_of
+from mlxjobs.store import Run
+from mlxjobs.trust import own_folder
+
+_NAMED = 20  # findings that info.yaml names; "and more" follows
+_TOLD = 3  # those that a message holds
+
+
+# -- what is noted ------------------------------------------------------------------------------
+
+
+def environment(logs: Path) -> dict[str, Any]:
+    """Return what is noted of this process' environment; the distributions are listed in the log directory.
+
+    Args:
+        logs: the log directory.
+    """
+    found = {"prefix": sys.prefix, "python": sys.version.split()[0]}
+    try:
+        text = _listed(_distributions(sys.path))
+    except OSError as error:
+        note(f"the installed distributions are not noted, as they cannot be listed: {error}")
+        return found
+    found["distributions"] = digest = f"{zlib.crc32(text.encode()):08x}"
+    with suppress(OSError, RunError):  # without the list one knows that it changed, but not what
+        path = _list_of(logs, digest)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, text, durable=False)
+    return found
+
+
+def note_all(run: Run) -> dict[str, Any]:
+    """Return what is noted of a run that begins where it was made."""
+    return {**environment(run.path.parent), **configuration(run)}
+
+
+def configuration(run: Run) -> dict[str, Any]:
+    """Return what is noted of the files that a run starts from, once they are written."""
+    return {name: checksum_of(path) for name, path in _files(run).items() if path.exists()}
+
+
+def record_change(
+    run: Run, more: Mapping[str, Any] | None = None, facts: Mapping[str, Any] | None = None
+) -> None:
+    """Record that what a run starts from was changed on purpose, so that it is no taint.
+
+    Args:
+        run: the run; its files are written.
+        more: the environment, where that is noted anew too.
+        facts: what `info.yaml` says otherwise from now on.
+    """
+
+    def kept(state: RunState) -> dict[str, Any]:
+        frozen = {**state.frozen, **(more or {}), **configuration(run)}
+        # what is not so any more is taken back, what never was is not spoken of
+        said = {key: one for key, one in (facts or {}).items() if one is not None or key in state.facts}
+        return {"event": "kept", "frozen": frozen, "facts": said}
+
+    run.record(kept, paint=False)
+
+
+def _files(run: Run) -> dict[str, Path]:
+    return {"config": run.frozen, "settings": run.metadata / "mlxpy.yaml"}
+
+
+def _list_of(logs: Path, digest: str) -> Path:
+    return own_folder(logs / ".environments") / f"{digest}.txt"
+
+
+def _distributions(folders: Iterable[str]) -> dict[str, str]:
+    """Return name -> version of what is installed, by the names of folders: metadata are slow to read."""
+    found: dict[str, str] = {}
+    for folder in dict.fromkeys(folders):
+        try:
+            names = os.listdir(folder)  # noqa: PTH208 - texts
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for entry in sorted(names):
+            stem, _, kind = entry.rpartition(".")
+            name, _, version = stem.partition("-")
+            if version and kind in ("dist-info", "egg-info"):
+                found.setdefault(name.lower(), version)
+    return found
+
+
+def _listed(distributions: Mapping[str, str]) -> str:
+    return "".join(f"{name} {distributions[name]}\n" for name in sorted(distributions))
+
+
+class Refused(RunError):
+    """A strict run that is not what was submitted."""
+
+
+# -- what is compared ---------------------------------------------------------------------------
+
+
+class Proof:
+    """Looks, when an attempt begins and when it ends, whether it executes what was submitted.
+
+    Args:
+        run: the run.
+        state: its state, this attempt included.
+        options: its settings.
+
+    As a context it looks when it is left. An error of the task's is passed on as it is.
+    """
+
+    def __init__(self, run: Run, state: RunState, options: Mapping[str, Any]) -> None:
+        self._run = run
+        self._attempt = len(state.attempts)
+        self._frozen = state.frozen
+        self._code = state.facts.get("version_manager")
+        self._tainted = list(state.tainted)
+        self._known = set(state.tainted)
+        self._given = options["version_manager"]
+        self._folders = list(sys.path)  # a task may add to it
+
+    def begin(self) -> None:
+        """Look before the task is called.
+
+        Raises:
+            Refused: something differs, and the run is strict.
+        """
+        found = self._look()
+        if self._given["strict"] and self._tainted + found:
+            raise Refused(self._refusal("is not started", self._tainted + found))
+        self._tell(found)
+
+    def __enter__(self) -> Proof:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._tell(self._look())
+        done = error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
+        if done and self._given["strict"] and self._tainted:
+            raise Refused(self._refusal("does not count as complete", self._tainted))
+
+    def _refusal(self, what: str, found: list[str]) -> str:
+        return (
+            f"run {self._run.log_id} {what}, for it is not what was submitted ({_short(found)}) "
+            "and version_manager.strict is true"
+        )
+
+    def _tell(self, found: list[str]) -> None:
+        self._known.update(found)
+        room = max(0, _NAMED - len(self._tainted))
+        found = found[:room] + (["and more"] if len(found) > room else [])
+        found = [one for one in found if one not in self._tainted]
+        if not found:
+            return
+        self._tainted += found
+        note(f"run {self._run.log_id} is tainted, it is not what was submitted: {_short(found)}")
+        event = {"event": "tainted", "attempt": self._attempt, "found": found}
+        try:
+            self._run.record(lambda state: event)
+        except OSError as error:
+            note(f"that run {self._run.log_id} is tainted cannot be recorded: {error}")
+
+    def _look(self) -> list[str]:
+        """Return what differs and was not known to."""
+        found: list[str] = []
+        for what, compare in (
+            ("its configuration", self._compare_files),
+            ("its environment", self._compare_environment),
+            ("where it imports from", self._compare_modules),
+        ):
+            try:
+                found += compare()
+            except OSError as error:
+                note(f"run {self._run.log_id}: {what} is not checked: {error}")
+        return [one for one in found if one not in self._known]
+
+    def _compare_files(self) -> list[str]:
+        return [
+            f"{path} was changed"
+            for name, path in _files(self._run).items()
+            if name in self._frozen and (not path.exists() or checksum_of(path) != self._frozen[name])
+        ]
+
+    def _compare_environment(self) -> list[str]:
+        now = {"prefix": sys.prefix, "python": sys.version.split()[0]}
+        found = [
+            f"{key} {self._frozen[key]} -> {value}"
+            for key, value in now.items()
+            if self._frozen.get(key, value) != value
+        ]
+        digest = self._frozen.get("distributions")
+        if digest is None:
+            return found
+        installed = _distributions(self._folders)
+        if f"{zlib.crc32(_listed(installed).encode()):08x}" == digest:
+            return found
+        return found + self._differences(digest, installed)
+
+    def _differences(self, digest: str, installed: Mapping[str, str]) -> list[str]:
+        try:
+            text = _list_of(self._run.path.parent, digest).read_text("utf-8")
+        except (OSError, RunError, UnicodeDecodeError):
+            return ["the installed distributions changed"]
+        before = dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
+        return [
+            f"{name} {before.get(name, 'not installed')} -> {installed.get(name, 'not installed')}"
+            for name in sorted({*before, *installed})
+            if before.get(name) != installed.get(name)
+        ]
+
+    def _compare_modules(self) -> list[str]:
+        tops = live_tree.tops(self._code)
+        return [] if tops is None else live_tree.live_files(*tops, self._given.get("link", ()))
+
+
+def _short(found: list[str]) -> str:
+    more = len(found) - _TOLD
+    return ", ".join(found[:_TOLD]) + (f" and {more} more" if more > 0 else "")
