@@ -18,7 +18,7 @@ class Context:
     Attributes:
         config: the user's options, resolved; a real dictionary with attribute access.
         mlxpy: the settings used.
-        info: facts of this run: `log_id`, `log_dir`, `work_dir`, `rank`, `world_size`, ...
+        info: facts of this run: `log_id`, `log_dir`, `work_dir`, `launch_dir`, `rank`, `world_size`, ...
         logger: records metrics, artifacts and checkpoints; None with `use_logger: false`.
     """
 

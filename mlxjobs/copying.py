@@ -16,12 +16,14 @@ import os
 import re
 import subprocess
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from mlxjobs import repository
 from mlxjobs.errors import SnapshotError
 from mlxjobs.files import create_file, sync_directory
+from mlxjobs.links import make_links
 from mlxjobs.repository import Commit, relative, show
 
 # splitIndex would write a part of the private index into the user's .git. A sparse checkout is how the
@@ -32,10 +34,11 @@ _COPY_S = 3600  # a whole copy, on a slow network file system
 _FLUSH_S = 120
 _HINT = "Set version_manager.parent_work_dir to a writable folder of its own with enough free space."
 _ABANDONED_S = 24 * 3600  # no copy takes a day: a temporary folder that old has no owner, on any host
-_ASIDE = re.compile(r"\.[0-9a-f]{40,64}\.(?P<host>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp(\.index(\.lock)?)?")
+NAME = "[0-9a-f]{40,64}(?:-[0-9a-f]{12})?"  # of a snapshot: the commit, and which links there are
+_ASIDE = re.compile(rf"\.{NAME}\.(?P<host>.+)\.(?P<pid>\d+)\.[0-9a-f]{{8}}\.tmp(\.index(\.lock)?)?")
 
 
-def make_snapshot(commit: Commit, root: Path) -> None:
+def make_snapshot(commit: Commit, root: Path, links: Mapping[str, str] | None = None) -> None:
     """Make `root`, whole and read-only, by writing aside and renaming; nothing is left behind on failure."""
     folder = root.parent
     paths, submodules = repository.list_tree(commit)
@@ -48,6 +51,7 @@ def make_snapshot(commit: Commit, root: Path) -> None:
         remove_abandoned(root)
         aside.mkdir()
         _check_out(commit, aside)
+        make_links(aside, links or {})
         _protect(aside)
         _flush(aside)
         if submodules:
@@ -73,7 +77,7 @@ def _name_aside(root: Path) -> Path:
 
 def _hide_from_git(folder: Path) -> None:
     """Keep the snapshots out of `git status`: in `parent_work_dir`, or below where it holds other things."""
-    ours = re.compile(rf"{re.escape(folder.name)}|\.?[0-9a-f]{{40,64}}(\..*)?|\.?\.gitignore.*")
+    ours = re.compile(rf"{re.escape(folder.name)}|\.?{NAME}(\..*)?|\.?\.gitignore.*")
     for place in (folder.parent, folder):
         if all(ours.fullmatch(path.name) for path in place.iterdir()):
             create_file(place / ".gitignore", "*\n")
@@ -130,7 +134,7 @@ def abandoned(folder: Path) -> list[Path]:
 
 def lacking(root: Path, top: Path) -> list[str]:
     """Return the files of a snapshot's commit that the snapshot has not."""
-    paths, _ = repository.list_tree(Commit(top, root.name, None))
+    paths, _ = repository.list_tree(Commit(top, root.name.partition("-")[0], None))
     return sorted(path for path in paths if not os.path.lexists(root / path))
 
 

@@ -256,7 +256,7 @@ def _started(state: RunState, event: Event) -> None:
     )
     if event.get("job_id") is not None:
         state.scheduler["job_id"] = event["job_id"]
-    typed = {key: state.facts[key] for key in ("cmd",) if key in state.facts}
+    typed = {key: fact for key, fact in state.facts.items() if key in ("cmd", "launch_dir")}
     # the command that was typed says more than that of a job's script
     state.facts = {**state.facts, **event.get("facts", {}), **typed}
     state.frozen = event.get("frozen", state.frozen)

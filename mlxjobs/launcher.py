@@ -22,6 +22,7 @@ from mlxjobs import command_line, compose, settings
 from mlxjobs.console import is_terminal, note
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
 from mlxjobs.frozen import Composed, to_yaml
+from mlxjobs.lost_paths import LostPaths
 from mlxjobs.masking import Mask, filled, lacking
 from mlxjobs.project import Project
 from mlxjobs.store import Run
@@ -169,12 +170,12 @@ class _Launch:
         # relative paths mean what they meant when the command was typed, wherever the task goes
         options["logger"]["parent_log_dir"] = str(settings.log_dir(options))
         facts, cwd = {**self._facts(), **(_recorded(options) if inherited is None else inherited)}, Path.cwd()
-        mask = Mask(options["secrets"])
+        mask, lost = Mask(options["secrets"]), LostPaths(facts["launch_dir"], cwd)
         failed: list[tuple[BaseException, int]] = []
 
         def run_one(composed: Composed) -> Any:
             try:
-                return self._run_one(composed, mask, options, facts, cwd)
+                return self._run_one(composed, mask, lost, options, facts, cwd)
             except TaskFailed as error:
                 # callbacks and sweepers are to see the task's own exception
                 cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
@@ -200,7 +201,13 @@ class _Launch:
             raise SystemExit(codes[0]) from error
 
     def _run_one(
-        self, composed: Composed, mask: Mask, options: dict[str, Any], facts: dict[str, Any], cwd: Path
+        self,
+        composed: Composed,
+        mask: Mask,
+        lost: LostPaths,
+        options: dict[str, Any],
+        facts: dict[str, Any],
+        cwd: Path,
     ) -> Any:
         from mlxjobs import hydra_job
         from mlxjobs.attempt import execute
@@ -226,6 +233,7 @@ class _Launch:
             raise
         hidden = mask.hide(composed)
         shown = mask.shown(hidden, config.to_dict())
+        lost.warn([shown.config])
         if hidden.secrets:
             hydra_job.forget_sweep()
         if run is not None:
@@ -246,7 +254,8 @@ class _Launch:
         program, version = freeze_code(options, here)
         # the settings file may be untracked, so the snapshot may lack it: all settings are handed on
         options["logger"]["parent_log_dir"] = str(settings.log_dir(options))
-        inherited = {"cmd": shlex.join(sys.argv), "version_manager": version}
+        typed = {"cmd": shlex.join(sys.argv), "launch_dir": str(here.work_dir)}
+        inherited = {**typed, "version_manager": version}
         if program == here:
             return inherited
         sys.stdout.flush()
@@ -276,6 +285,7 @@ class _Launch:
             facts["cmd"] = mask.command(facts["cmd"], secrets)
         if options["use_version_manager"]:
             program, facts["version_manager"] = freeze_code(options, program)
+            LostPaths(facts["launch_dir"], program.work_dir).warn(one.config for one in composed)
         else:
             facts |= _recorded(options)
         facts["work_dir"] = str(program.work_dir)
@@ -344,6 +354,8 @@ class _Launch:
         self._check_seed(composed)
         facts = {**self._facts(), **(inherited or {})}
         facts["cmd"] = mask.command(facts["cmd"], composed.secrets)
+        if inherited is not None:
+            LostPaths(facts["launch_dir"], Path.cwd()).warn([composed.config])
         if options["use_scheduler"]:
             self._submit_existing(run, options, composed, facts)
         else:
@@ -402,6 +414,7 @@ class _Launch:
         submission = Submission(options, program, facts)
         if options["use_version_manager"]:
             program, facts["version_manager"] = freeze_code(options, program)
+            LostPaths(facts["launch_dir"], program.work_dir).warn([composed.config])
             submission = Submission(options, program, facts)
         submission.submit_existing(run, composed)
 
@@ -419,6 +432,7 @@ class _Launch:
             "hostname": os.uname().nodename,
             "user": user,
             "work_dir": str(Path.cwd()),
+            "launch_dir": str(Path.cwd()),
             "created": datetime.now().astimezone().isoformat(timespec="milliseconds"),
         }
 

@@ -233,7 +233,7 @@ class Proof:
 
     def _compare_modules(self) -> list[str]:
         tops = live_tree.tops(self._code)
-        return [] if tops is None else live_tree.live_files(*tops, self._given.get("link", ()))
+        return [] if tops is None else live_tree.live_files(*tops, (self._code or {}).get("link", ()))
 
 
 def _short(found: list[str]) -> str:

@@ -190,8 +190,16 @@ def _replace_index(index: Path, content: bytes, lock: Path) -> None:
 
 
 def _all_but(top: Path, ignore: tuple[Path, ...]) -> list[str]:
-    inside = (relative(path.resolve(), top) for path in ignore)
+    # a link is what is seen of it, and so are files that are reached through one
+    places = {place for path in ignore for place in (place_of(path), path.resolve())}
+    inside = (relative(place, top) for place in sorted(places))
     return [".", *_NO_CODE, *(f":(exclude,literal){path}" for path in inside if path not in (None, "."))]
+
+
+def place_of(path: Path) -> Path:
+    """Return where a path is, without the links on the way to it; one that it is itself stays."""
+    path = Path(os.path.normpath(path))
+    return path.parent.resolve() / path.name
 
 
 def relative(path: Path, top: Path) -> str | None:

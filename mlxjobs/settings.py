@@ -42,6 +42,7 @@ SCHEMA: dict[str, Any] = {
         "include": ("commit", INCLUDED),
         "max_untracked_mb": (100, "an integer"),
         "strict": (False, "true or false"),
+        "link": ([], "a string or a list of strings"),
     },
     "secrets": ([], "a string or a list of strings"),
     "use_logger": (True, "true or false"),

@@ -11,6 +11,7 @@ from typing import Any
 from mlxjobs import repository, worktree
 from mlxjobs.copying import make_snapshot, read_submodules
 from mlxjobs.errors import SnapshotError
+from mlxjobs.links import find_links, suffix
 from mlxjobs.repository import Commit, relative, show
 from mlxjobs.trust import stranger
 from mlxjobs.version_manager import Frozen, Launch, VersionManager
@@ -47,20 +48,23 @@ class GitVM(VersionManager):
         program, head, folder = find_code(launch)
         work_dir = launch.work_dir.resolve()
         wanted = [path for path in (program, work_dir) if path is not None]
+        links = find_links(launch.link, launch.work_dir, head.top)
         ignore = not_missed(launch, folder)
         taken = None
         if launch.include != "commit":
             taken = worktree.take(head, launch.include, launch.max_untracked_mb, ignore)
         commit = replace(head, hash=taken.hash) if taken else head
-        root = folder / commit.hash
+        root = folder / f"{commit.hash}{suffix(links)}"
         _check_owner(root)
         if root.is_dir():
             _check_held(commit, launch.include, wanted, lambda path: os.path.lexists(root / path))
         else:
             _check_held(commit, launch.include, wanted, repository.list_tree(commit)[0].__contains__)
-            make_snapshot(commit, root)
+            make_snapshot(commit, root, links)
         taken = taken or _leave(head, ignore)
         facts = self._facts(launch, head, taken, root)
+        if links:
+            facts["link"] = list(links)
         inside = relative(work_dir, commit.top)
         place = root / inside if inside is not None else launch.work_dir
         script = program and root / program.relative_to(commit.top)
@@ -109,8 +113,8 @@ def find_code(launch: Launch) -> tuple[Path | None, Commit, Path]:
 
 
 def not_missed(launch: Launch, folder: Path) -> list[Path]:
-    """Return the folders whose files nobody misses in a snapshot: those of the snapshots and of the runs."""
-    return [folder, *(launch.work_dir / path for path in launch.ignore)]
+    """Return what nobody misses in a snapshot: the snapshots themselves, the runs, and what is linked."""
+    return [folder, *(launch.work_dir / path for path in (*launch.ignore, *map(Path, launch.link)))]
 
 
 def _check_owner(root: Path) -> None:

@@ -272,6 +272,7 @@ def freeze_code(options: dict[str, Any], program: Program) -> tuple[Program, dic
         ignore=(Path(options["logger"]["parent_log_dir"]).absolute(),),
         include=given["include"],
         max_untracked_mb=given["max_untracked_mb"],
+        link=tuple(map(os.path.expanduser, settings.as_lines(given["link"]))),
     )
     if options["interactive_mode"] and isinstance(manager, GitVM) and is_terminal():
         from mlxjobs.questions import settle

@@ -20,6 +20,7 @@ class Launch:
         ignore: folders, such as the log directory, whose files are not missed in a snapshot.
         include: "commit": the latest commit; "tracked": uncommitted edits too; "all": untracked files too.
         max_untracked_mb: how much of untracked files is taken at most; megabytes.
+        link: files and folders that a snapshot shows by links to them, absolute or relative to `work_dir`.
     """
 
     work_dir: Path
@@ -29,6 +30,7 @@ class Launch:
     ignore: tuple[Path, ...] = ()
     include: str = "commit"
     max_untracked_mb: int = 100
+    link: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

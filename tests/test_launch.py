@@ -94,6 +94,7 @@ def test_the_first_start_makes_the_configuration_and_nothing_else(project: Proje
             "include": "commit",
             "max_untracked_mb": 100,
             "strict": False,
+            "link": [],
         },
         "secrets": [],
         "use_logger": True,
