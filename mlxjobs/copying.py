@@ -5,26 +5,35 @@ index is a private file, so that nothing of the user's is written. Chosen over t
 - `git archive` obeys export-ignore and export-subst, which leave files out and alter others;
 - `git checkout-index --prefix` reads .gitattributes in the user's work tree, committed or not;
 - `git worktree` and `git clone` register or configure something, and run hooks.
-Git itself makes symbolic links, executable bits, line ends and filters (LFS) as in the user's own
-checkout, has no trouble with odd names, and writes many files in parallel. It holds the folder as its
-current directory: whatever renames the folder meanwhile, it never makes a second one in its place.
+Git itself makes symbolic links, executable bits, line ends and filters as in the user's own checkout,
+has no trouble with odd names, and writes many files in parallel. It holds the folder as its current
+directory: whatever renames the folder meanwhile, it never makes a second one in its place.
+Submodules are copied in the same way, each from its own repository (submodules.py). What the newest other
+snapshot has already is shared with it (sharing.py).
+
+Beside a snapshot `<hash>` lie `.<hash>.made` (how it was made), `.<hash>.<n>.index` (of each repository in
+it) and, while it is being made, `.<hash>.lock`.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import stat
 import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from mlxjobs import repository
+from mlxjobs import lfs, repository, sharing
 from mlxjobs.errors import SnapshotError
-from mlxjobs.files import create_file, sync_directory
+from mlxjobs.files import create_file, replace_file, sync_directory
 from mlxjobs.links import make_links
 from mlxjobs.repository import Commit, relative, show
+from mlxjobs.sharing import Made, beside, read_made
+from mlxjobs.submodules import Part, find_parts
+from mlxjobs.turn import turn
 
 # splitIndex would write a part of the private index into the user's .git. A sparse checkout is how the
 # user works, not what the commit holds. The cap on workers is for login nodes with hundreds of cores.
@@ -32,42 +41,64 @@ _FULL_COPY = ("core.splitIndex=false", "core.sparseCheckout=false", "submodule.r
               f"checkout.workers={min(8, os.cpu_count() or 1)}")  # fmt: skip
 _COPY_S = 3600  # a whole copy, on a slow network file system
 _FLUSH_S = 120
+_TURN_S = 300  # how long another launch that makes the same snapshot is waited for
 _HINT = "Set version_manager.parent_work_dir to a writable folder of its own with enough free space."
 _ABANDONED_S = 24 * 3600  # no copy takes a day: a temporary folder that old has no owner, on any host
+_INDEX = r"(\.\d+\.index(\.lock)?)?"
 NAME = "[0-9a-f]{40,64}(?:-[0-9a-f]{12})?"  # of a snapshot: the commit, and which links there are
-_ASIDE = re.compile(rf"\.{NAME}\.(?P<host>.+)\.(?P<pid>\d+)\.[0-9a-f]{{8}}\.tmp(\.index(\.lock)?)?")
+_ASIDE = re.compile(rf"\.{NAME}\.(?P<host>.+)\.(?P<pid>\d+)\.[0-9a-f]{{8}}\.tmp{_INDEX}")
 
 
 def make_snapshot(commit: Commit, root: Path, links: Mapping[str, str] | None = None) -> None:
-    """Make `root`, whole and read-only, by writing aside and renaming; nothing is left behind on failure."""
+    """Make `root`, whole and read-only, by writing aside and renaming; nothing is left behind on failure.
+
+    Args:
+        commit: any commit of the repository; those of its submodules must be on this machine too.
+        root: the folder, whose name begins with the commit's hash.
+        links: symbolic links in it that are no part of the commit -> where they lead.
+
+    Raises:
+        SnapshotError: it cannot be written, or something is missing that belongs to it.
+    """
     folder = root.parent
-    paths, submodules = repository.list_tree(commit)
-    if relative(folder.resolve(), commit.top) in paths:
+    if relative(folder.resolve(), commit.top) in repository.list_tree(commit)[0]:
         raise SnapshotError(f"Snapshots cannot be kept in {show(folder)}, which holds code.\n{_HINT}")
-    aside = _name_aside(root)
+    parts, empty = find_parts(commit)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _hide_from_git(folder)
-        remove_abandoned(root)
-        aside.mkdir()
-        _check_out(commit, aside)
-        make_links(aside, links or {})
-        _protect(aside)
-        _flush(aside)
-        if submodules:
-            create_file(root.with_name(f".{root.name}.submodules"), os.fsencode("\0".join(submodules)))
-        _publish(aside, root)
+        with turn(beside(root, "lock"), root.is_dir, _TURN_S):
+            if not root.is_dir():
+                remove_abandoned(root)
+                _make(parts, empty, root, links or {})
     except OSError as error:
         raise SnapshotError(f"The snapshot {show(root)} cannot be made: {error}\n{_HINT}") from error
+
+
+def _make(parts: list[Part], empty: list[str], root: Path, links: Mapping[str, str]) -> None:
+    aside = _name_aside(root)
+    try:
+        aside.mkdir()
+        source = sharing.newest_other(root)
+        recipes = {}
+        for number, part in enumerate(parts):
+            filters = lfs.settings(part.commit)
+            recipes[part.path] = how = sharing.recipe(part, filters)
+            place, index = aside / part.path, _index(aside, number)
+            sharing.share(part, how, source, place, index)
+            _check_out(part.commit, place, index, filters)
+            if filters:
+                lfs.check_contents(part.commit, place, index)
+        make_links(aside, links)
+        _protect(aside)
+        _flush(aside)
+        _publish(aside, root, Made(recipes, empty))
     finally:
         _remove_aside(aside)  # gone already when all went well
 
 
-def read_submodules(root: Path) -> list[str]:
-    """Return the submodules noted when the snapshot was made: asking git each time would take longer."""
-    with suppress(FileNotFoundError):
-        return os.fsdecode(root.with_name(f".{root.name}.submodules").read_bytes()).split("\0")
-    return []
+def _index(aside: Path, number: int) -> Path:
+    return aside.with_name(f"{aside.name}.{number}.index")
 
 
 def _name_aside(root: Path) -> Path:
@@ -84,14 +115,16 @@ def _hide_from_git(folder: Path) -> None:
             return
 
 
-def _check_out(commit: Commit, aside: Path) -> None:
-    """Write the commit's files into the empty folder `aside`."""
-    settings = [word for setting in _FULL_COPY for word in ("-c", setting)]
-    command = (*settings, f"--work-tree={aside}", "read-tree", "--reset", "-u", commit.hash)
-    result = repository.run(commit.top, *command, wait_s=_COPY_S, GIT_INDEX_FILE=f"{aside}.index")
+def _check_out(commit: Commit, folder: Path, index: Path, filters: tuple[str, ...]) -> None:
+    """Have the commit's files in `folder`: what the index knows to be there already is left as it is."""
+    settings = [word for setting in (*_FULL_COPY, *sharing.LOOK, *filters) for word in ("-c", setting)]
+    command = (*settings, f"--work-tree={folder}", "read-tree", "--reset", "-u", commit.hash)
+    result = repository.run(
+        commit.top, *command, wait_s=_COPY_S, GIT_INDEX_FILE=str(index), GIT_LFS_SKIP_SMUDGE="0"
+    )
     if result.returncode:
         raise SnapshotError(
-            f"git could not copy commit {commit.hash[:12]} of {show(commit.top)} to {show(aside.parent)};"
+            f"git could not copy commit {commit.hash[:12]} of {show(commit.top)} to {show(index.parent)};"
             f" nothing is left there.\n{_HINT} If git misses an object, run `git fsck`.\n"
             f"{repository.quote(result)}"
         )
@@ -103,9 +136,11 @@ def _protect(aside: Path) -> None:
     Folders stay writable: programs leave files beside their code (`__pycache__`, lightning_logs).
     """
     for directory, _, names in os.walk(aside):
-        for path in (Path(directory, name) for name in names):
-            if not path.is_symlink():
-                path.chmod(path.stat().st_mode & 0o555)
+        for name in names:
+            path = os.path.join(directory, name)  # noqa: PTH118 - a Path for each of 50,000 files takes longer
+            mode = os.lstat(path).st_mode
+            if mode & 0o222 and not stat.S_ISLNK(mode):
+                os.chmod(path, mode & 0o555)  # noqa: PTH101
 
 
 def _flush(aside: Path) -> None:
@@ -116,14 +151,19 @@ def _flush(aside: Path) -> None:
         subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_FLUSH_S)
 
 
-def _publish(aside: Path, root: Path) -> None:
+def _publish(aside: Path, root: Path, made: Made) -> None:
     """Give the copy its name; if another launch was faster, its copy is the one."""
+    replace_file(beside(root, "made"), sharing.encode(made), sync_folder=False)
     try:
         aside.rename(root)  # never replaces a folder that holds something: rename(2)
-        sync_directory(root.parent)
     except OSError:
         if not root.is_dir():
+            beside(root, "made").unlink()
             raise
+        return
+    for number in range(len(made.recipes)):
+        _index(aside, number).rename(beside(root, f"{number}.index"))
+    sync_directory(root.parent)
 
 
 def abandoned(folder: Path) -> list[Path]:
@@ -133,9 +173,21 @@ def abandoned(folder: Path) -> list[Path]:
 
 
 def lacking(root: Path, top: Path) -> list[str]:
-    """Return the files of a snapshot's commit that the snapshot has not."""
-    paths, _ = repository.list_tree(Commit(top, root.name.partition("-")[0], None))
-    return sorted(path for path in paths if not os.path.lexists(root / path))
+    """Return the files of a snapshot's commit, and of its submodules, that the snapshot has not."""
+    made = read_made(root)
+    missing = []
+    for number, part in enumerate(made.recipes if made else ()):
+        folder, index = root / part, beside(root, f"{number}.index")
+        if not folder.is_dir():
+            missing.append(part)
+        elif index.is_file():
+            words = (f"--work-tree={folder}", "ls-files", "--deleted", "-z")
+            names = repository.ask(top, *words, GIT_INDEX_FILE=str(index)).split("\0")[:-1]
+            missing += [f"{part}/{name}" if part else name for name in names]
+    if not missing:  # also if all these files are gone
+        paths, _ = repository.list_tree(Commit(top, root.name.partition("-")[0], None))
+        missing = [path for path in paths if not os.path.lexists(root / path)]
+    return sorted(missing)
 
 
 def remove_abandoned(root: Path) -> None:
@@ -164,6 +216,7 @@ def _remove_aside(aside: Path) -> None:
     import shutil  # with its compression libraries, which finding an existing snapshot never needs
 
     shutil.rmtree(aside, ignore_errors=True)
-    for path in (aside, Path(f"{aside}.index"), Path(f"{aside}.index.lock")):
+    rest = re.compile(re.escape(aside.name) + _INDEX)
+    for path in [path for path in aside.parent.iterdir() if rest.fullmatch(path.name)]:
         with suppress(OSError):  # what is left is an abandoned name, tried again by the next copy
             path.unlink()

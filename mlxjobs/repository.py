@@ -9,6 +9,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from mlxjobs.errors import SnapshotError
@@ -47,6 +48,9 @@ def run(place: Path, *arguments: str, wait_s: float = _ANSWER_S, stdin: bytes = 
     own = _environment(_HARMLESS)
     # English, for the words looked for below; UTF-8, for filters. Optional locks would refresh .git/index.
     own |= {"LC_ALL": "C.UTF-8", "LANGUAGE": "", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    if all((place / name).exists() for name in ("HEAD", "objects", "index")):
+        # Where git keeps a submodule: its core.worktree may name a folder that is not there now.
+        own["GIT_WORK_TREE"] = str(place)
     try:
         return subprocess.run(argv, input=stdin, capture_output=True, timeout=wait_s, env=own | env)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -84,9 +88,9 @@ def _no_answer(place: Path, error: Exception) -> SnapshotError:
     return SnapshotError(f"git gave no answer in {show(place)}: {error}\n{hint}")
 
 
-def ask(place: Path, *arguments: str) -> str:
+def ask(place: Path, *arguments: str, **env: str) -> str:
     """Return what git answers; the encoding keeps any file name. Raises SnapshotError if it refuses."""
-    result = run(place, *arguments)
+    result = run(place, *arguments, wait_s=_ANSWER_S, stdin=b"", **env)
     if result.returncode:
         raise _explain(place, result)
     return os.fsdecode(result.stdout)
@@ -127,12 +131,27 @@ def find_commit(place: Path) -> Commit:
     return Commit(Path(top[:-1]), commit, None if ref == "HEAD" else ref.removeprefix("refs/heads/"))
 
 
+@lru_cache(maxsize=2)  # a commit never changes, and a launch asks for the same one again
+def read_tree(commit: Commit) -> dict[str, str]:
+    """Return what each path of the commit is, folders and submodules too: mode, type and hash."""
+    lines = ask(commit.top, "ls-tree", "-r", "-t", "-z", commit.hash).split("\0")[:-1]
+    entries = (line.partition("\t") for line in lines)
+    return {path: what for what, _, path in entries}
+
+
 def list_tree(commit: Commit) -> tuple[set[str], list[str]]:
     """List all files and folders of the commit, and which of them are submodules."""
-    lines = ask(commit.top, "ls-tree", "-r", "-t", "-z", commit.hash).split("\0")[:-1]
-    entries = [line.partition("\t") for line in lines]
-    submodules = [path for mode, _, path in entries if mode.startswith("160000 ")]
-    return {".", *(path for _, _, path in entries)}, submodules
+    tree = read_tree(commit)
+    return {".", *tree}, [path for path, what in tree.items() if what.startswith("160000 ")]
+
+
+def has_commit(place: Path, name: str) -> bool:
+    """Tell whether the repository has this commit. Raises SnapshotError if it cannot be read."""
+    result = run(place, "cat-file", "-e", f"{name}^{{commit}}")
+    said = quote(result)
+    if result.returncode and any(word in said for word in ("dubious ownership", "unsafe repo", "not a git")):
+        raise _explain(place, result)
+    return not result.returncode
 
 
 def list_left_out(
@@ -147,7 +166,7 @@ def list_left_out(
         asking: what asks git, as `ask` does.
     """
     options = ("--porcelain=v1", "-z", "--no-renames", "-uall" if each else "-unormal")
-    places = ("--ignore-submodules=dirty", "--", *_all_but(top, ignore))
+    places = ("--ignore-submodules=untracked", "--", *_all_but(top, ignore))
     lines = asking(top, "status", *options, *places).split("\0")[:-1]
     return sorted(((line[3:], not line.startswith("??")) for line in lines), key=lambda item: not item[1])
 

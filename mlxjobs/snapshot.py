@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlxjobs import repository, worktree
-from mlxjobs.copying import make_snapshot, read_submodules
+from mlxjobs.copying import make_snapshot
 from mlxjobs.errors import SnapshotError
 from mlxjobs.links import find_links, suffix
 from mlxjobs.repository import Commit, relative, show
+from mlxjobs.sharing import read_made
 from mlxjobs.trust import stranger
 from mlxjobs.version_manager import Frozen, Launch, VersionManager
 
@@ -56,11 +58,10 @@ class GitVM(VersionManager):
         commit = replace(head, hash=taken.hash) if taken else head
         root = folder / f"{commit.hash}{suffix(links)}"
         _check_owner(root)
-        if root.is_dir():
-            _check_held(commit, launch.include, wanted, lambda path: os.path.lexists(root / path))
-        else:
-            _check_held(commit, launch.include, wanted, repository.list_tree(commit)[0].__contains__)
+        if not root.is_dir():
+            _check_held(commit, launch.include, wanted, partial(_is_promised, commit))
             make_snapshot(commit, root, links)
+        _check_held(commit, launch.include, wanted, lambda path: os.path.lexists(root / path))
         taken = taken or _leave(head, ignore)
         facts = self._facts(launch, head, taken, root)
         if links:
@@ -68,7 +69,7 @@ class GitVM(VersionManager):
         inside = relative(work_dir, commit.top)
         place = root / inside if inside is not None else launch.work_dir
         script = program and root / program.relative_to(commit.top)
-        warnings = _warn(commit, launch.include, taken.left_out, read_submodules(root))
+        warnings = _warn(commit, launch.include, taken.left_out, root)
         return Frozen(root, place, script, facts, warnings)
 
     def stay(self, launch: Launch) -> Frozen:
@@ -146,15 +147,25 @@ def _check_held(commit: Commit, include: str, wanted: list[Path], is_held: Calla
             )
 
 
-def _warn(commit: Commit, include: str, left_out: list[str], submodules: list[str]) -> tuple[str, ...]:
+def _is_promised(commit: Commit, path: str) -> bool:
+    """Tell whether the commit has a path; what is inside its submodules is seen when they are there."""
+    paths, submodules = repository.list_tree(commit)
+    return path in paths or any(path.startswith(f"{submodule}/") for submodule in submodules)
+
+
+def _warn(commit: Commit, include: str, left_out: list[str], root: Path) -> tuple[str, ...]:
     """Say what the snapshot lacks, one text for each reason."""
     what = f"the snapshot of commit {commit.hash[:12]} of {show(commit.top)}"
     named = ", ".join(map(show, left_out[:_NAMED]))
     more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+    made = read_made(root)
     texts = []
     if left_out:
         why, do = ("Not committed", "Commit") if include == "commit" else ("Untracked", "`git add`")
         texts.append(f"{why}, so not in {what}: {named}{more}. {do} what the run needs.")
-    if submodules:
-        texts.append(f"Submodules are empty folders in {what}: {', '.join(map(show, submodules))}.")
+    if made and made.empty:
+        texts.append(
+            f"Submodules that git is told to leave out are empty folders in {what}: "
+            f"{', '.join(map(show, made.empty))}."
+        )
     return tuple(texts)

@@ -1,0 +1,132 @@
+"""What a snapshot has in common with the one before it is the same file on the disk: a hard link.
+
+Git decides what is in common, not we. The new folder gets links to all files of the snapshot before that have
+their names in the new commit, and a copy of the index that git had written for it. `git read-tree --reset -u`
+then looks at every file: one that is missing, changed, or not what the index knows is unlinked and written
+anew, so never through a link. Safe as files of snapshots are read-only, and as a run that changes one all
+the same changes its time or size.
+
+How the files were written must be the same too: `Recipe` is a digest of the attributes and settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mlxjobs import repository
+from mlxjobs.submodules import Part
+from mlxjobs.trust import stranger
+
+# ctime changes with each link. Times, sizes, inodes and executable bits of files must be what git wrote.
+LOOK = ("core.trustctime=false", "core.checkStat=default", "core.fileMode=true", "core.ignoreStat=false")
+_SETTINGS = r"^(core\.(autocrlf|eol|symlinks|safecrlf|filemode|attributesfile)|filter\..*)$"
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a snapshot was made, kept beside it as `.<hash>.made`.
+
+    Attributes:
+        recipes: folder of each part -> the digest of what decided how its files are written, in the order of
+            the index files.
+        empty: the submodules that are empty folders, as the user wants them.
+    """
+
+    recipes: dict[str, str]
+    empty: list[str]
+
+
+def beside(root: Path, what: str) -> Path:
+    """Return the name of a file about a snapshot, which lies beside it."""
+    return root.with_name(f".{root.name}.{what}")
+
+
+def encode(made: Made) -> bytes:
+    """Return the content of `.<hash>.made`; any file name survives."""
+    return json.dumps(asdict(made)).encode()
+
+
+def read_made(root: Path) -> Made | None:
+    """Return how a snapshot was made; None: it is not known, as of one that was copied here."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(beside(root, "made").read_bytes())
+        return Made(dict(known["recipes"]), list(known["empty"]))
+    return None
+
+
+def recipe(part: Part, settings: tuple[str, ...]) -> str:
+    """Digest all but the contents that decides how git writes the files of a commit.
+
+    Args:
+        part: the commit.
+        settings: of git, which are given on the command line.
+    """
+    top, tree = part.commit.top, repository.read_tree(part.commit)
+    attributes = sorted(item for item in tree.items() if item[0].rpartition("/")[2] == ".gitattributes")
+    said = repository.run(top, "config", "-z", "--get-regexp", _SETTINGS).stdout
+    info = repository.ask(top, "rev-parse", "--path-format=absolute", "--git-path", "info/attributes")[:-1]
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    files = [Path(info), config / "git" / "attributes", Path("/etc/gitattributes")]
+    for entry in os.fsdecode(said).split("\0"):
+        if entry.startswith("core.attributesfile\n"):
+            files.append(Path(entry.partition("\n")[2]).expanduser())
+    digest = hashlib.sha256(repr((attributes, said, settings)).encode(errors="surrogateescape"))
+    for path in files:
+        digest.update(b"\0" + (path.read_bytes() if path.is_file() else b""))
+    return digest.hexdigest()
+
+
+def newest_other(root: Path) -> Path | None:
+    """Return the snapshot that was made last beside this one; None if there is none that is ours."""
+    found = []
+    for note in root.parent.glob(".*.made"):
+        other = root.with_name(note.name[1 : -len(".made")])
+        if other != root and other.is_dir():
+            found.append((note.stat().st_mtime_ns, other))
+    for _, other in sorted(found, reverse=True):
+        return None if stranger(other, beside(other, "made")) else other
+    return None
+
+
+def share(part: Part, how: str, source: Path | None, folder: Path, index: Path) -> None:
+    """Fill a new folder with links to what an older snapshot has, if it was written in the same way.
+
+    Args:
+        part: what the folder will be.
+        how: its recipe.
+        source: the older snapshot.
+        folder: the folder, empty; it belongs to nobody else yet.
+        index: where the copy of the older snapshot's index goes.
+    """
+    made = read_made(source) if source else None
+    if source is None or made is None or made.recipes.get(part.path) != how:
+        return
+    old_index = beside(source, f"{list(made.recipes).index(part.path)}.index")
+    if stranger(old_index) or not old_index.is_file():
+        return
+    tree = repository.read_tree(part.commit)
+    for path, what in tree.items():  # folders come before what is in them
+        if what.startswith("040000 "):
+            (folder / path).mkdir()
+    names = sorted(path for path, what in tree.items() if " blob " in what)
+    _link(names, source / part.path, folder)
+    # A copy, whose time is now: git looks into files that are not older than its index.
+    shutil.copyfile(old_index, index)
+
+
+def _link(names: list[str], source: Path, folder: Path) -> None:
+    olds, news = os.open(source, os.O_RDONLY), os.open(folder, os.O_RDONLY)
+    try:
+        for name in names:
+            # What is not there, or has too many links, or may not have another, is written by git.
+            with suppress(OSError):
+                os.link(name, name, src_dir_fd=olds, dst_dir_fd=news, follow_symlinks=False)
+    finally:
+        os.close(olds)
+        os.close(news)

@@ -1,0 +1,58 @@
+"""Of many processes that would do the same long work at once, one does it and the others wait."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_LONGEST_POLL_S = 0.2
+
+
+@contextmanager
+def turn(path: Path, is_done: Callable[[], bool], wait_s: float) -> Iterator[None]:
+    """Wait until the work is done, or it is this process's turn to do it.
+
+    Only a help: where the file system has no locks, or the one whose turn it is was stopped for longer
+    than `wait_s`, several work at once, and the work must bear that. A process that is killed gives up
+    its turn.
+
+    Args:
+        path: the lock, a file that exists only while somebody works.
+        is_done: whether somebody else has done the work.
+        wait_s: how long to wait at most.
+    """
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError:  # the work says better what is wrong there
+        yield
+        return
+    is_ours = False
+    try:
+        is_ours = _await(lock, is_done, wait_s)
+        yield
+    finally:
+        if is_ours:
+            with suppress(OSError):
+                path.unlink()
+        os.close(lock)
+
+
+def _await(lock: int, is_done: Callable[[], bool], wait_s: float) -> bool:
+    """Return whether the lock was taken."""
+    end, pause = time.monotonic() + wait_s, 0.005
+    while not is_done():
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > end:
+                break
+        except OSError:  # no locks on this file system
+            break
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_POLL_S)
+    return False
