@@ -47,6 +47,8 @@ app = typer.Typer(
 
         mlxjobs checkout 5 DIR  the code of a run, as a plain folder
 
+        mlxjobs snapshots       the frozen code: size, age, who uses it; prune removes what nobody needs
+
         mlxjobs env 5           what was installed where it was launched, as a requirements file
     """,
     no_args_is_help=True,
@@ -331,6 +333,7 @@ def fsck(
 
 for _command in (code_commands.diff, code_commands.checkout, code_commands.env):
     app.command()(_command)
+app.add_typer(code_commands.snapshots_app, name="snapshots")
 
 
 @app.callback(invoke_without_command=True)

@@ -1,21 +1,25 @@
-"""Commands about the code of runs and what it ran with: `mlxjobs diff`, `checkout`, `env`."""
+"""Commands about the code of runs and what it ran with: `mlxjobs diff`, `checkout`, `env`, `snapshots`."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlxjobs import compare
+from mlxjobs import compare, frozen_code
 from mlxjobs.console import note, say
-from mlxjobs.errors import RunError
+from mlxjobs.errors import RunError, SnapshotError
 from mlxjobs.log_dir import from_ranges
 from mlxjobs.store import Run
+
+if TYPE_CHECKING:
+    from mlxjobs import snapshots
 
 Logs = Annotated[Path, typer.Option("--logs", "-d", help="The log directory.")]
 Id = Annotated[str, typer.Argument(metavar="RUN", help="The number of a run: 5.")]
@@ -40,7 +44,7 @@ def env(
     """Print what was installed where a run was launched, as pip and uv take it: mlxjobs env 5 > old.txt"""
     from mlxjobs import environment
 
-    recorded = compare.version_of(compare.facts_of(_run(run, logs)))
+    recorded = frozen_code.version_of(frozen_code.facts_of(_run(run, logs)))
     lines, facts = recorded.get("requirements"), recorded.get("environment") or {}
     if not lines:
         raise RunError(
@@ -102,8 +106,8 @@ def checkout(
 ) -> None:
     """Give the code of a run as a plain folder: mlxjobs checkout 5 ../as-run-5"""
     one = _run(run, logs)
-    facts = compare.facts_of(one)
-    code = compare.code_of(facts)
+    facts = frozen_code.facts_of(one)
+    code = frozen_code.code_of(facts)
     if code is None:
         raise RunError(
             f"the code of run {run} is not recorded: it ran from the folder where it was launched, "
@@ -118,3 +122,110 @@ def checkout(
     say(f"the code of run {run}, commit {code.hash[:12]}, is in {folder}\nto run it again: {again}")
     if one.stranger:
         note(f"look at it before you run it: {one.stranger.partition(';')[0]}")
+
+
+snapshots_app = typer.Typer(help="List the snapshots that runs were launched from; prune removes them.")
+
+
+@snapshots_app.callback(invoke_without_command=True)
+def list_snapshots(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a snapshot.")] = False,
+    logs: Logs = Path("logs"),
+) -> None:
+    """List the snapshots of the project and of the runs in the log directory: size, age, and who uses them.
+
+    `shared` is what a snapshot has in common with others, by hard links: it is on the disk once.
+    """
+    if context.invoked_subcommand:
+        return
+    from mlxjobs import snapshots
+
+    users = snapshots.Users(logs)
+    rows = []
+    for one in _find(users):
+        usage, found = one.usage(), list(users.of(one))
+        if not one.exists and not found:
+            continue
+        if as_json:
+            runs = {str(place): ids for place, ids in found}
+            about = {
+                "snapshot": str(one.root),
+                "exists": one.exists,
+                "size": usage.own,
+                "shared": usage.shared,
+            }
+            say(json.dumps({**about, "launched": one.launched, "runs": runs}))
+            continue
+        sizes = map(snapshots.size, (usage.own, usage.shared)) if one.exists else ("removed", "")
+        age = f"{snapshots.age(time.time() - one.launched)} ago"
+        rows.append([_short(one.root), *sizes, age, snapshots.runs_text(found, logs)])
+    if as_json:
+        return
+    if not rows:
+        say("no snapshots")
+        return
+    rows.insert(0, ["snapshot", "size", "shared", "launched", "runs"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _short(root: Path) -> str:
+    return _printable(f"{root.parent.name}/{root.name[:12]}")
+
+
+def _find(users: snapshots.Users) -> list[snapshots.Snapshot]:
+    """Find the snapshots where the project keeps them, and where its runs do."""
+    from mlxjobs import settings, snapshots
+
+    options, file = settings.defaults(), Path("configs") / settings.FILE_NAME
+    if file.exists():
+        settings.merge(options, settings.read_file(file), str(file))
+    own = Path(options["version_manager"]["parent_work_dir"]).expanduser().absolute()
+    return snapshots.find({Path(os.path.normpath(parent)) for parent in (own, *users.parents())})
+
+
+@snapshots_app.command()
+def prune(
+    older_than: Annotated[str, typer.Option(metavar="TIME", help="Keep what was used within it.")] = "30d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a snapshot.")] = False,
+    logs: Logs = Path("logs"),
+) -> None:
+    """Remove the snapshots that no run needs any more: mlxjobs snapshots prune --older-than 12h
+
+    One is kept while a run of any log directory, also of other projects and users, waits, runs or may come
+    back, or has ended within the given time; and whenever that cannot be known.
+    """
+    from mlxjobs import snapshots
+
+    pruning = snapshots.Pruning(logs, snapshots.seconds(older_than))
+    total, removed, kept, failed = snapshots.Usage(), 0, 0, 0
+    for one in _find(snapshots.Users(logs)):
+        usage, why = snapshots.Usage(), pruning.why_kept(one) if one.exists else "removed"
+        try:
+            if why is None and dry_run:
+                usage = one.usage()
+            elif why is None:
+                done = pruning.remove(one)
+                usage, why = (done, None) if done is not None else (usage, "a launch uses it at this moment")
+            if not dry_run:
+                pruning.forget(one)
+        except SnapshotError as error:
+            note(f"error: {error}")
+            failed, why = failed + 1, str(error)
+        if why == "removed":
+            continue
+        total.merge(usage)
+        removed, kept = removed + (why is None), kept + (why is not None)
+        if as_json:
+            about = {"snapshot": str(one.root), "removed": why is None and not dry_run, "why": why}
+            say(json.dumps({**about, "size": usage.own}))
+        else:
+            say(f"{_short(one.root)}: {f'kept, {why}' if why else 'to remove' if dry_run else 'removed'}")
+    if not as_json:
+        what = ("to remove", "to free") if dry_run else ("removed", "freed")
+        say(f"{removed} {what[0]}, {kept} kept; {snapshots.size(total.own)} {what[1]}")
+    if failed:
+        raise SystemExit(SnapshotError.exit_code)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs import repository
-from mlxjobs.copying import make_snapshot
 from mlxjobs.errors import MLXJobsError, RunError, SnapshotError
 from mlxjobs.files import sync_directory
-from mlxjobs.repository import Commit, show
+from mlxjobs.frozen_code import Code, code_of, facts_of, make, version_of
+from mlxjobs.repository import show
 from mlxjobs.store import Run
 
 _DIFF_S = 600
@@ -25,60 +25,6 @@ _DIFF_S = 600
 _PLAIN = ("--no-ext-diff", "--no-textconv")
 _VERSIONED = re.compile(r"\+{0,2}mlxpy\.use_version_manager=")
 Pairs = dict[str, tuple[Any, Any]]
-
-
-@dataclass(frozen=True)
-class Code:
-    """The frozen code of a run.
-
-    Attributes:
-        hash: of the commit.
-        root: the snapshot, which may be gone.
-        repo: the repository it was made from, which may be gone, or have lost the commit.
-    """
-
-    hash: str
-    root: Path
-    repo: Path
-
-    @property
-    def is_committed(self) -> bool:
-        """Whether the repository still has the commit, and may be read."""
-        if not self.repo.is_dir():
-            return False
-        return has_commit(self.repo, self.hash)
-
-
-def has_commit(repo: Path, commit: str) -> bool:
-    """Whether a repository has a commit, and may be read."""
-    try:
-        return repository.run(repo, "cat-file", "-e", f"{commit}^{{commit}}").returncode == 0
-    except SnapshotError:
-        return False
-
-
-def facts_of(run: Run) -> dict[str, Any]:
-    """Return what is recorded of a run besides its states; of MLXP's runs what their `info.yaml` says."""
-    facts = run.state().facts
-    if not facts:
-        info = run.read_yaml("info")
-        facts = info if isinstance(info, dict) else {}
-    return facts
-
-
-def version_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a version manager recorded; nothing if there was none."""
-    version = facts.get("version_manager")
-    return version if isinstance(version, dict) else {}
-
-
-def code_of(facts: Mapping[str, Any]) -> Code | None:
-    """Return the frozen code of a run; None: it ran from the folder where it was launched."""
-    version = version_of(facts)
-    commit, root, repo = (str(version.get(key) or "") for key in ("commit_hash", "snapshot", "repo_path"))
-    if not root or re.fullmatch(r"[0-9a-f]{40,64}", commit) is None:
-        return None
-    return Code(commit, Path(root), Path(repo))
 
 
 # -- differences ---------------------------------------------------------------------------------
@@ -121,7 +67,7 @@ def _folder(code: Code) -> Iterator[Path]:
         yield code.root
         return
     with tempfile.TemporaryDirectory(prefix="mlxjobs-") as folder:
-        yield _make(code, Path(folder))
+        yield make(code, Path(folder))
 
 
 def diff_config(old: Run, new: Run) -> Pairs:
@@ -187,7 +133,7 @@ def check_out(code: Code, folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
-            made = _copy(code, Path(aside)) if code.root.is_dir() else _make(code, Path(aside))
+            made = _copy(code, Path(aside)) if code.root.is_dir() else make(code, Path(aside))
             _make_writable(made)
             made.rename(folder)
             sync_directory(folder.parent)
@@ -199,17 +145,6 @@ def _copy(code: Code, aside: Path) -> Path:
     # files that the runs left beside the code are theirs, but what python compiled is nobody's
     ignore = shutil.ignore_patterns("__pycache__")
     return Path(shutil.copytree(code.root, aside / code.hash, symlinks=True, ignore=ignore))
-
-
-def _make(code: Code, aside: Path) -> Path:
-    if not code.is_committed:
-        raise SnapshotError(
-            f"the code is gone: {show(code.root)} was removed, and {show(code.repo)} does not have commit "
-            f"{code.hash[:12]} any more; a clone that has it gives it back: git fetch CLONE {code.hash}"
-        )
-    root = aside / "code" / code.hash  # beside it, and above, a .gitignore is made
-    make_snapshot(Commit(code.repo, code.hash, None), root)
-    return root
 
 
 def _make_writable(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from mlxjobs import repository, worktree
 from mlxjobs.copying import make_snapshot
 from mlxjobs.errors import SnapshotError
 from mlxjobs.links import find_links, suffix
+from mlxjobs.marks import leave_mark
 from mlxjobs.repository import Commit, relative, show
 from mlxjobs.sharing import read_made
 from mlxjobs.trust import stranger
@@ -61,6 +62,7 @@ class GitVM(VersionManager):
         if not root.is_dir():
             _check_held(commit, launch.include, wanted, partial(_is_promised, commit))
             make_snapshot(commit, root, links)
+        _note_use(launch, commit, root, links)
         _check_held(commit, launch.include, wanted, lambda path: os.path.lexists(root / path))
         taken = taken or _leave(head, ignore)
         facts = self._facts(launch, head, taken, root)
@@ -116,6 +118,21 @@ def find_code(launch: Launch) -> tuple[Path | None, Commit, Path]:
 def not_missed(launch: Launch, folder: Path) -> list[Path]:
     """Return what nobody misses in a snapshot: the snapshots themselves, the runs, and what is linked."""
     return [folder, *(launch.work_dir / path for path in (*launch.ignore, *map(Path, launch.link)))]
+
+
+def _note_use(launch: Launch, commit: Commit, root: Path, links: Mapping[str, str]) -> None:
+    """Keep the snapshot from being pruned; it is made again if that happened before."""
+    while launch.log_dir is not None:
+        try:
+            leave_mark(root, launch.log_dir, commit.top)
+        except OSError as error:
+            raise SnapshotError(
+                f"That runs use the snapshot {show(root)} cannot be noted beside it: {error.strerror};\n"
+                "without that it may be removed. Set version_manager.parent_work_dir to a folder of your own."
+            ) from error
+        if root.is_dir():
+            return
+        make_snapshot(commit, root, links)
 
 
 def _check_owner(root: Path) -> None:

@@ -273,6 +273,7 @@ def freeze_code(options: dict[str, Any], program: Program) -> tuple[Program, dic
         include=given["include"],
         max_untracked_mb=given["max_untracked_mb"],
         link=tuple(map(os.path.expanduser, settings.as_lines(given["link"]))),
+        log_dir=settings.log_dir(options),
     )
     if options["interactive_mode"] and isinstance(manager, GitVM) and is_terminal():
         from mlxjobs.questions import settle

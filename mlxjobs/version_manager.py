@@ -21,6 +21,7 @@ class Launch:
         include: "commit": the latest commit; "tracked": uncommitted edits too; "all": untracked files too.
         max_untracked_mb: how much of untracked files is taken at most; megabytes.
         link: files and folders that a snapshot shows by links to them, absolute or relative to `work_dir`.
+        log_dir: where the runs are recorded that use the copy; None: nowhere.
     """
 
     work_dir: Path
@@ -31,6 +32,7 @@ class Launch:
     include: str = "commit"
     max_untracked_mb: int = 100
     link: tuple[str, ...] = ()
+    log_dir: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from mlxjobs.arrays import alike, hand_in_all
 from mlxjobs.cause import of_job, with_progress
 from mlxjobs.cluster import Cluster
 from mlxjobs.errors import DamagedHistoryError, MLXJobsError, RunError, SchedulerError
+from mlxjobs.frozen_code import bring_back
 from mlxjobs.hand_in import end_attempt, follow, hand_in, refuse
 from mlxjobs.history import Attempt, RunState, RunStatus
 from mlxjobs.scheduler import JobState, JobStatus
@@ -301,6 +302,7 @@ def requeue(seen: Sequence[Seen]) -> Iterator[Outcome]:
                 yield _not_submitted(one)
             elif one.state.status.ended or one.state.status is RunStatus.WAITING or one.forgotten:
                 one.run.check_owner()
+                bring_back(one.run)
                 again.append(one)
             elif one.state.job_id is None:
                 yield RunError(

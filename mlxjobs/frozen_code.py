@@ -1,0 +1,124 @@
+"""The frozen code of a run, later: its snapshot, or what the repository still has of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxjobs import repository
+from mlxjobs.copying import make_snapshot
+from mlxjobs.errors import RunError, SnapshotError
+from mlxjobs.links import find_links
+from mlxjobs.marks import leave_mark
+from mlxjobs.repository import Commit, show
+from mlxjobs.store import Run
+from mlxjobs.trust import stranger
+
+
+@dataclass(frozen=True)
+class Code:
+    """The frozen code of a run.
+
+    Attributes:
+        hash: of the commit.
+        root: the snapshot, which may be gone.
+        repo: the repository it was made from, which may be gone, or have lost the commit.
+        links: what the snapshot shows of the live tree by links: paths below the repository's top.
+    """
+
+    hash: str
+    root: Path
+    repo: Path
+    links: tuple[str, ...] = ()
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether the repository still has the commit, and may be read."""
+        if not self.repo.is_dir():
+            return False
+        return has_commit(self.repo, self.hash)
+
+
+def has_commit(repo: Path, commit: str) -> bool:
+    """Whether a repository has a commit, and may be read."""
+    try:
+        return repository.run(repo, "cat-file", "-e", f"{commit}^{{commit}}").returncode == 0
+    except SnapshotError:
+        return False
+
+
+def facts_of(run: Run) -> dict[str, Any]:
+    """Return what is recorded of a run besides its states; of MLXP's runs what their `info.yaml` says."""
+    facts = run.state().facts
+    if not facts:
+        info = run.read_yaml("info")
+        facts = info if isinstance(info, dict) else {}
+    return facts
+
+
+def version_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a version manager recorded; nothing if there was none."""
+    version = facts.get("version_manager")
+    return version if isinstance(version, dict) else {}
+
+
+def code_of(facts: Mapping[str, Any]) -> Code | None:
+    """Return the frozen code of a run; None: it ran from the folder where it was launched."""
+    version = version_of(facts)
+    commit, root, repo = (str(version.get(key) or "") for key in ("commit_hash", "snapshot", "repo_path"))
+    if not root or re.fullmatch(r"[0-9a-f]{40,64}", commit) is None:
+        return None
+    return Code(commit, Path(root), Path(repo), tuple(map(str, version.get("link") or ())))
+
+
+def make(code: Code, aside: Path) -> Path:
+    """Make the code anew from its commit, in a folder somewhere below `aside`, and return that.
+
+    Raises:
+        SnapshotError: the repository does not have the commit any more, or it cannot be written.
+    """
+    root = aside / "code" / code.hash  # beside it, and above, a .gitignore is made
+    links: dict[str, str] = {}
+    with suppress(SnapshotError):  # data that is gone is not missed in a copy
+        links = _find_links(code)
+    _remake(code, root, links)
+    return root
+
+
+def _find_links(code: Code) -> dict[str, str]:
+    return find_links([str(code.repo / path) for path in code.links], code.repo, code.repo)
+
+
+def _remake(code: Code, root: Path, links: Mapping[str, str]) -> None:
+    if not code.is_committed:
+        raise SnapshotError(
+            f"the code is gone: {show(code.root)} was removed, and {show(code.repo)} does not have commit "
+            f"{code.hash[:12]} any more; a clone that has it gives it back: git fetch CLONE {code.hash}"
+        )
+    make_snapshot(Commit(code.repo, code.hash, None), root, links)
+
+
+def bring_back(run: Run) -> None:
+    """Have the snapshot of a run that is to start again, which may have been pruned, and keep it from that.
+
+    Raises:
+        RunError: it is gone for good.
+    """
+    code = code_of(facts_of(run))
+    if code is None:
+        return
+    try:
+        while True:
+            if not code.root.is_dir():
+                _remake(code, code.root, _find_links(code))
+            if stranger(code.root.parent, code.root):  # nobody but its owner removes it
+                return
+            leave_mark(code.root, run.path.parent, code.repo)
+            if code.root.is_dir():  # else it was pruned before the mark was there
+                return
+    except (SnapshotError, OSError) as error:
+        raise RunError(f"run {run.log_id} cannot start again: {error}") from error
