@@ -269,7 +269,7 @@ def freeze_code(options: dict[str, Any], program: Program) -> tuple[Program, dic
         program=program.script,
         parent_work_dir=Path(given["parent_work_dir"]),
         compute_requirements=given["compute_requirements"],
-        ignore=(Path(options["logger"]["parent_log_dir"]).absolute(),),
+        ignore=(settings.log_dir(options),),
         include=given["include"],
         max_untracked_mb=given["max_untracked_mb"],
         link=tuple(map(os.path.expanduser, settings.as_lines(given["link"]))),

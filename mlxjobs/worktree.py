@@ -29,10 +29,10 @@ _SETTINGS = ("core.splitIndex=false", "core.sparseCheckout=false", "core.untrack
              "core.filesRefLockTimeout=10000")  # fmt: skip
 _TAKE_S = 3600  # large files through a filter, on a slow network file system
 _WHO = "mlxjobs"
-# git says so, leaves the files as they were committed, and exits with 0
-_GAP = re.compile(
-    rb"^(warning: could not open directory .*|(?!warning: ).*: (Permission denied|Input/output error"
-    rb"|Stale file handle|Too many levels of symbolic links))$", re.MULTILINE)  # fmt: skip
+# git says so, takes the file for unchanged or the folder for empty, and exits with 0
+_FAILED = rb"^(?!warning: ).*: (Permission denied|Input/output error|Stale file handle|Too many levels .*)$"
+_GAP = re.compile(_FAILED, re.MULTILINE)
+_GAP_IN_FOLDER = re.compile(_FAILED + rb"|^warning: could not open directory ", re.MULTILINE)
 # a line of `ls-files` that is no plain file: each but "H 100644 <hash> 0<tab><path>" and the like
 _ODD = re.compile(r"(?<![^\0])(?!H 1[02])(.) (\d+) [0-9a-f]+ \d\t([^\0]+)")
 _UNWRITABLE = ("repository database", "unable to write", "unable to create temporary", "cannot lock ref")
@@ -98,7 +98,7 @@ def take(head: Commit, include: str, max_untracked_mb: int, ignore: Sequence[Pat
     except OSError as error:
         raise SnapshotError(
             f"The files of {show(head.top)} cannot be taken as they are: {error}\n"
-            "Is the disk of temporary files (TMPDIR) full, or was a file removed meanwhile? Try again."
+            "Make it readable, or ignore it if it is untracked; if it was removed meanwhile, try again."
         ) from error
 
 
@@ -112,8 +112,9 @@ def _stage(head: Commit, folder: Path, whole: bool, ignore: Sequence[Path]) -> _
     links = _list_links(tree)
 
     def compare() -> list[tuple[str, bool]]:
+        gap = _GAP_IN_FOLDER if whole else _GAP
         return repository.list_left_out(
-            head.top, *ignore, each=whole, asking=lambda _, *arguments: _git(tree, *arguments)
+            head.top, *ignore, each=whole, asking=lambda _, *arguments: _git(tree, *arguments, gap=gap)
         )
 
     found = compare()
@@ -129,7 +130,7 @@ def _stage(head: Commit, folder: Path, whole: bool, ignore: Sequence[Path]) -> _
         others = [path for path in others if not path.endswith("/")]
     tree.untracked = others
     for path in links:
-        if os.path.lexists(head.top / path / ".git"):  # else a submodule that is not checked out
+        if _exists(head.top / path / ".git"):  # else a submodule that is not checked out
             tree.inner[path] = _stage(_find_inner(head.top / path), folder, whole, ignore)
     return tree
 
@@ -157,6 +158,15 @@ def _list_links(tree: _Tree) -> list[str]:
     for bit in ("assume-unchanged", "skip-worktree") if hidden else ():
         _git(tree, "update-index", f"--no-{bit}", "-z", "--stdin", stdin="\0".join(hidden))
     return sorted({path for _, mode, path in odd if mode == "160000"})  # once, though amid a conflict
+
+
+def _exists(path: Path) -> bool:
+    """Whether it is there; raises OSError where that cannot be known, for which `os.path.lexists` says no."""
+    try:
+        path.lstat()
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _find_inner(top: Path) -> Commit:
@@ -188,17 +198,23 @@ def _commit(tree: _Tree) -> str:
     own = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in
            (("NAME", _WHO), ("EMAIL", f"{_WHO}@localhost"), ("DATE", f"@{date} +0000"))}  # fmt: skip
     message = f"The working tree of {head}"
-    made = _git(tree, "commit-tree", "--no-gpg-sign", "-p", head, "-m", message, written, **own)[:-1]
+    made = _git(tree, "commit-tree", "--no-gpg-sign", "-p", head, "-m", message, written, env=own)[:-1]
     _git(tree, "update-ref", f"refs/mlxjobs/{made}", made)
     return made
 
 
-def _git(tree: _Tree, *arguments: str, stdin: str = "", **env: str) -> str:
-    """Run git on the private index."""
+def _git(
+    tree: _Tree,
+    *arguments: str,
+    stdin: str = "",
+    gap: re.Pattern[bytes] = _GAP,
+    env: dict[str, str] | None = None,
+) -> str:
+    """Run git on the private index. Raises SnapshotError if it fails, or says what makes a gap."""
     command = (*(word for setting in _SETTINGS for word in ("-c", setting)), *arguments)
-    env["GIT_INDEX_FILE"] = str(tree.index)
-    result = repository.run(tree.head.top, *command, wait_s=_TAKE_S, stdin=os.fsencode(stdin), **env)
-    if result.returncode or _GAP.search(result.stderr):
+    own = {"GIT_INDEX_FILE": str(tree.index), **(env or {})}
+    result = repository.run(tree.head.top, *command, wait_s=_TAKE_S, stdin=os.fsencode(stdin), **own)
+    if result.returncode or gap.search(result.stderr):
         raise _explain(show(tree.head.top), repository.quote(result))
     return os.fsdecode(result.stdout)
 

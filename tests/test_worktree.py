@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -371,20 +372,41 @@ def test_what_cannot_be_read_is_told(repo: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", ["pkg/part.py: Permission denied", "warning: could not open directory 'x/': ?"]
+    ("said", "refusing"),
+    [
+        ("pkg/part.py: Permission denied", ["tracked", "all"]),
+        ("warning: could not open directory 'x/': Permission denied", ["all"]),  # nothing tracked is in there
+        ("warning: unable to access 'x/.gitignore': Permission denied", []),
+    ],
 )
-def test_what_git_only_mumbles_about_is_told(repo: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+def test_what_git_only_mumbles_about_is_told(
+    repo: Path, monkeypatch: pytest.MonkeyPatch, said: str, refusing: list[str]
+) -> None:
     run = repository.run
 
     def mumble(*arguments: Any, **more: Any) -> Any:  # root can read all, so git's own words are put in
         result = run(*arguments, **more)
         if "status" in arguments:
-            result.stderr += f"warning: unable to access 'x/.gitignore': ?\n{said}\n".encode()
+            result.stderr += f"{said}\n".encode()
         return result
 
     monkeypatch.setattr(repository, "run", mumble)
-    with pytest.raises(SnapshotError, match=r"(?s)cannot be taken as they are.*git: .*"):
+    for include in ("tracked", "all"):
+        if include in refusing:
+            with pytest.raises(SnapshotError, match=re.escape(f"git: {said}")):
+                freeze(repo, include)
+        else:
+            assert freeze(repo, include).root.is_dir()
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read anything")
+def test_a_submodule_that_cannot_be_read_is_told(repo: Path, tmp_path: Path) -> None:
+    add_submodule(repo, new_repo(tmp_path / "low"), "sub")
+    write(repo, {"sub/main.py": "edited"})
+    (repo / "sub").chmod(0)
+    with pytest.raises(SnapshotError, match=r"Permission denied.*sub"):
         freeze(repo)
+    (repo / "sub").chmod(0o755)
 
 
 def test_a_repository_that_cannot_be_written_is_told(repo: Path) -> None:
