@@ -11,8 +11,8 @@ import os
 import re
 import stat
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from fnmatch import translate
+from pathlib import Path
 
 from mlxjobs.errors import SnapshotError
 from mlxjobs.repository import show
@@ -28,21 +28,26 @@ _NAMES = (".env", ".env.*", ".netrc", "_netrc", ".pgpass", ".git-credentials", "
           "credentials.yml", "credentials.toml", "credentials.ini", "credentials.csv",
           "client_secret*.json", ".docker/config.json", "huggingface/token", ".huggingface/token",
           "kaggle.json")  # fmt: skip
+_NAME = re.compile("|".join(f"(?:.*/)?{translate(pattern)}" for pattern in _NAMES))
 _TEMPLATES = (".example", ".sample", ".template", ".dist", ".defaults")
 _EDGE = rb"(?<![\w/+=.-])"  # not in the middle of a word or of base64
-_CONTENTS = {
-    "a private key": rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(?:\\n|\s|[\w-]+: [^\n]*\n)+"
-                     rb"[A-Za-z0-9+/=\s\\]{40}",
-    "an AWS access key": _EDGE + rb"(?:AKIA|ASIA)[0-9A-Z]{16}(?!\w)",
-    "a GitHub token": _EDGE + rb"(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{50,})",
-    "a GitLab token": _EDGE + rb"glpat-[\w-]{20,}",
-    "a Hugging Face token": _EDGE + rb"hf_[A-Za-z0-9]{30,}(?!\w)",
-    "a Weights & Biases key": rb"WANDB_API_KEY[\"']?\s*[:=]\s*[\"']?(?:[0-9a-f]{40}|\w{60,})(?!\w)",
-    "an API key (sk-...)": _EDGE + rb"sk-(?:[A-Za-z0-9]{32,}|(?:proj|ant|svcacct|or)-[\w-]{40,})",
-    "a Slack token": _EDGE + rb"xox[abeoprs]-[0-9A-Za-z-]{20,}",
-    "a Google API key": _EDGE + rb"AIza[\w-]{35}(?![\w-])",
-}  # fmt: skip
-_CONTENT = re.compile(b"|".join(b"(%s)" % pattern for pattern in _CONTENTS.values()))
+# what each begins with, which is looked for first: a search for plain bytes is a hundred times as fast
+_CONTENTS = [
+    ("a private key", (b"-----BEGIN ",),
+     rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(?:\\n|\s|[\w-]+: [^\n]*\n)+"
+     rb"[A-Za-z0-9+/=\s\\]{40}"),
+    ("an AWS access key", (b"AKIA", b"ASIA"), _EDGE + rb"(?:AKIA|ASIA)[0-9A-Z]{16}(?!\w)"),
+    ("a GitHub token", (b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_"), _EDGE + rb"gh[pousr]_[A-Za-z0-9]{36,}"),
+    ("a GitHub token", (b"github_pat_",), _EDGE + rb"github_pat_\w{50,}"),
+    ("a GitLab token", (b"glpat-",), _EDGE + rb"glpat-[\w-]{20,}"),
+    ("a Hugging Face token", (b"hf_",), _EDGE + rb"hf_[A-Za-z0-9]{30,}(?!\w)"),
+    ("a Weights & Biases key", (b"WANDB_API_KEY",),
+     rb"WANDB_API_KEY[\"']?\s*[:=]\s*[\"']?(?:[0-9a-f]{40}|\w{60,})(?!\w)"),
+    ("an API key (sk-...)", (b"sk-",),
+     _EDGE + rb"sk-(?:[A-Za-z0-9]{32,}|(?:proj|ant|svcacct|or)-[\w-]{40,})"),
+    ("a Slack token", (b"xox",), _EDGE + rb"xox[abeoprs]-[0-9A-Za-z-]{20,}"),
+    ("a Google API key", (b"AIza",), _EDGE + rb"AIza[\w-]{35}(?![\w-])"),
+]  # fmt: skip
 _VARIED = 9  # different characters: `sk-xxxx...` and `ghp_1234...` of a manual have fewer, or say EXAMPLE
 
 
@@ -89,11 +94,8 @@ def _shorten(lines: list[str]) -> str:
 
 def _suspect(top: Path, path: str, is_regular: bool) -> str | None:
     """Say why a file looks like a credential, or None."""
-    name = "/".join(PurePosixPath(path.lower()).parts[-2:])
-    if not name.endswith(_TEMPLATES):
-        for pattern in _NAMES:
-            if fnmatchcase(name if "/" in pattern else name.rpartition("/")[2], pattern):
-                return "by its name"
+    if _NAME.match(path.lower()) and not path.lower().endswith(_TEMPLATES):
+        return "by its name"
     return _find_secret(_read_start(top / path)) if is_regular else None
 
 
@@ -106,9 +108,10 @@ def _read_start(path: Path) -> bytes:
 def _find_secret(content: bytes) -> str | None:
     if b"\0" in content[:_BINARY]:
         return None
-    for match in _CONTENT.finditer(content):
-        token = match[0]
-        if len(set(token)) > _VARIED and b"EXAMPLE" not in token:
-            line = content.count(b"\n", 0, match.start()) + 1
-            return f"{list(_CONTENTS)[(match.lastindex or 1) - 1]} in line {line}"
+    for what, beginnings, pattern in _CONTENTS:
+        if any(beginning in content for beginning in beginnings):
+            for match in re.finditer(pattern, content):
+                if len(set(match[0])) > _VARIED and b"EXAMPLE" not in match[0]:
+                    line = content.count(b"\n", 0, match.start()) + 1
+                    return f"{what} in line {line}"
     return None

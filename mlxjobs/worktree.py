@@ -199,7 +199,9 @@ def _commit(tree: _Tree) -> str:
            (("NAME", _WHO), ("EMAIL", f"{_WHO}@localhost"), ("DATE", f"@{date} +0000"))}  # fmt: skip
     message = f"The working tree of {head}"
     made = _git(tree, "commit-tree", "--no-gpg-sign", "-p", head, "-m", message, written, env=own)[:-1]
-    _git(tree, "update-ref", f"refs/mlxjobs/{made}", made)
+    reference = f"refs/mlxjobs/{made}"
+    if repository.run(tree.head.top, "rev-parse", "--quiet", "--verify", reference).returncode:
+        _git(tree, "update-ref", reference, made)
     return made
 
 
@@ -215,14 +217,17 @@ def _git(
     own = {"GIT_INDEX_FILE": str(tree.index), **(env or {})}
     result = repository.run(tree.head.top, *command, wait_s=_TAKE_S, stdin=os.fsencode(stdin), **own)
     if result.returncode or gap.search(result.stderr):
-        raise _explain(show(tree.head.top), repository.quote(result))
+        raise _explain(tree, repository.quote(result))
     return os.fsdecode(result.stdout)
 
 
-def _explain(top: str, said: str) -> SnapshotError:
+def _explain(tree: _Tree, said: str) -> SnapshotError:
+    top = show(tree.head.top)
     what = f"The files of {top} cannot be taken as they are"
     hint = "Mend or remove what git names (or ignore it if it is untracked)"
     if any(words in said for words in _UNWRITABLE):
         what = f"The repository of {top} cannot be written, so it cannot keep the files as they are"
         hint = "Get the right, and the space, to write there, or launch from a clone of your own"
+    elif f"{tree.index}: " in said:
+        hint = "The index, of which that is a copy, may be damaged: run `git status` there"
     return SnapshotError(f"{what}.\n{hint}, or set version_manager.include=commit.\n{said}")

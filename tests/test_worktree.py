@@ -420,6 +420,19 @@ def test_a_repository_that_cannot_be_written_is_told(repo: Path) -> None:
     assert not (repo / ".workdir").exists()
 
 
+def test_what_is_kept_already_needs_no_right_to_write(repo: Path) -> None:
+    write(repo, {"main.py": "edited"})
+    root = freeze(repo).root
+    write(repo, {f".git/refs/mlxjobs/{root.name}.lock": ""})  # as a git that was killed leaves it
+    assert freeze(repo).root == root
+
+
+def test_a_damaged_index_is_told(repo: Path) -> None:
+    write(repo, {".git/index": "no index"})
+    with pytest.raises(SnapshotError, match=r"(?s)index.*may be damaged: run `git status`"):
+        freeze(repo)
+
+
 def test_untracked_files_above_the_cap_are_named_by_size(repo: Path) -> None:
     inner = new_repo(repo / "inner", {"x": "1"})
     for path, size in {"data/big": 1_500_000, "small": 10, "data/mid": 400_000, "inner/in": 200_000}.items():
