@@ -415,7 +415,9 @@ class _Launch:
         if options["use_version_manager"]:
             program, facts["version_manager"] = freeze_code(options, program)
             LostPaths(facts["launch_dir"], program.work_dir).warn([composed.config])
-            submission = Submission(options, program, facts)
+        else:
+            facts |= _recorded(options)
+        submission = Submission(options, program, facts)
         submission.submit_existing(run, composed)
 
     def _facts(self) -> dict[str, Any]:

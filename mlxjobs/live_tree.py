@@ -57,15 +57,17 @@ def with_python_path(folders: Iterable[str], environment: Mapping[str, str]) -> 
     return {**environment, "PYTHONPATH": os.pathsep.join(whole)} if whole else dict(environment)
 
 
-def live_files(repo: str, snapshot: str, linked: Iterable[str] = ()) -> list[str]:
+def live_files(facts: Any) -> list[str]:
     """Return the files of the modules that were imported from a repository and not from its snapshot.
 
     Args:
-        repo: the top of the repository, without links.
-        snapshot: the top of its copy.
-        linked: folders of the repository that the snapshot has on purpose, relative to it.
+        facts: what `info.yaml` says under `version_manager`; without a snapshot there is nothing to find.
     """
-    spared = tuple(f"{repo}/{name}/" for name in linked)
+    found_tops = tops(facts)
+    if found_tops is None:
+        return []
+    repo, snapshot = found_tops
+    spared = tuple(f"{repo}/{inside}/" for inside in facts.get("link") or ())  # shown there on purpose
     live: dict[str, str] = {}  # folder -> what it is without links, or "" if all is well there
     found = set()
     for name, module in list(sys.modules.items()):

@@ -17,11 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mlxjobs import live_tree
 from mlxjobs.console import note
 from mlxjobs.errors import RunError
+from mlxjobs.fence import Superseded
 from mlxjobs.files import replace_file
 from mlxjobs.history import RunState
+from mlxjobs.live_tree import live_files
 from mlxjobs.seals import checksum_of
 from mlxjobs.store import Run
 from mlxjobs.trust import own_folder
@@ -137,7 +138,7 @@ class Proof:
         self._code = state.facts.get("version_manager")
         self._tainted = list(state.tainted)
         self._known = set(state.tainted)
-        self._given = options["version_manager"]
+        self._strict = options["version_manager"]["strict"]
         self._folders = list(sys.path)  # a task may add to it
 
     def begin(self) -> None:
@@ -147,7 +148,7 @@ class Proof:
             Refused: something differs, and the run is strict.
         """
         found = self._look()
-        if self._given["strict"] and self._tainted + found:
+        if self._strict and self._tainted + found:
             raise Refused(self._refusal("is not started", self._tainted + found))
         self._tell(found)
 
@@ -157,9 +158,11 @@ class Proof:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        if isinstance(error, Superseded):  # it has no say any more
+            return
         self._tell(self._look())
         done = error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
-        if done and self._given["strict"] and self._tainted:
+        if done and self._strict and self._tainted:
             raise Refused(self._refusal("does not count as complete", self._tainted))
 
     def _refusal(self, what: str, found: list[str]) -> str:
@@ -232,8 +235,7 @@ class Proof:
         ]
 
     def _compare_modules(self) -> list[str]:
-        tops = live_tree.tops(self._code)
-        return [] if tops is None else live_tree.live_files(*tops, (self._code or {}).get("link", ()))
+        return live_files(self._code)
 
 
 def _short(found: list[str]) -> str:

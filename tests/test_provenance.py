@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 from mlxpy import Reader
 
-from mlxjobs import seals
+from mlxjobs import provenance, seals, settings
+from mlxjobs.fence import Superseded
+from mlxjobs.history import Preempted, RunStatus
+from mlxjobs.store import Run
 from tests.project import Project
 
 # The user's modules are imported before ours, as most programs have it.
@@ -61,7 +64,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Project:
     for name, text in FILES.items():
         (project.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (project.folder / name).write_text(text)
-    venv = top / "venv"
+    venv = project.folder / ".venv"  # as many have it: what is there is no code of the project
     seed = ("--no-download", "--no-periodic-update", "--setuptools=bundle", f"--app-data={top / 'data'}")
     _check(sys.executable, "-m", "virtualenv", "--quiet", *seed, str(venv))
     site = next(venv.glob("lib/python*/site-packages"))
@@ -133,6 +136,16 @@ def test_a_module_of_the_live_folder_taints_the_run(project: Project) -> None:
     assert f"tainted: {live}" in project.mlxjobs("ls").stdout
     project.run()
     assert [row["info.log_id"] for row in Reader(str(project.logs)).filter("info.tainted")] == [1]
+    assert [row["info.log_id"] for row in Reader(str(project.logs)).filter("~info.tainted")] == [2]
+
+
+def test_what_is_linked_into_the_snapshot_is_no_taint(project: Project) -> None:
+    (project.folder / "data").mkdir(exist_ok=True)
+    (project.folder / "data" / "shapes.py").write_text("")
+
+    project.run(VM, "+mlxpy.version_manager.link=data", env={"LATE": "data.shapes"})
+
+    assert project.info()["tainted"] == []
 
 
 def test_a_strict_run_is_refused_before_the_task_is_called(project: Project) -> None:
@@ -154,9 +167,12 @@ def test_what_the_task_imports_is_found_at_its_end(project: Project) -> None:
     project.run(VM, code=1, env={"LATE": "odd", "FAIL": "1"})
     done = project.run(VM, STRICT, code=2, env={"LATE": "odd"})
 
+    again = project.run(VM, STRICT, "+mlxpy.logger.forced_log_id=2", code=2)  # its results are what they are
+
+    assert "run 2 is not started" in again.stderr
     assert [project.info(n)["status"] for n in (1, 2, 3)] == ["COMPLETE", "FAILED", "FAILED"]
     assert [project.info(n)["tainted"] for n in (1, 2, 3)] == [[live]] * 3
-    assert "ValueError" in project.info(2)["reason"]
+    assert "ValueError" in project.info(2)["attempts"][0]["reason"]
     assert "does not count as complete" in project.info(3)["reason"]
     assert "Traceback" not in done.stderr
 
@@ -266,3 +282,28 @@ def test_what_cannot_be_checked_is_said_and_no_failure(project: Project) -> None
     assert "distributions are not noted" in done.stderr
     assert too_long in done.stderr
     assert (project.info()["status"], project.info()["tainted"]) == ("COMPLETE", [])
+
+
+# ---- how an attempt leaves ----
+
+
+@pytest.mark.parametrize(("left", "told"), [(Preempted(RunStatus.PREEMPTED, "x"), 1), (Superseded("x"), 0)])
+def test_an_attempt_that_is_to_come_back_looks_too(tmp_path: Path, left: BaseException, told: int) -> None:
+    run, options = Run.create(tmp_path), settings.defaults()
+    options["version_manager"]["strict"] = True
+    run.keep("a: 1\n", options)
+    run.record(lambda state: {"event": "started", "attempt": 1, "frozen": provenance.note_all(run)})
+    proof = provenance.Proof(run, run.state(), options)
+    proof.begin()
+
+    def attempt() -> None:
+        with proof:
+            run.frozen.write_text("a: 2\n")
+            raise left
+
+    with pytest.raises(type(left)):
+        attempt()
+
+    assert len(run.state().tainted) == told
+    with pytest.raises(provenance.Refused):
+        provenance.Proof(run, run.state(), options).begin()
