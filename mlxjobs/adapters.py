@@ -111,6 +111,7 @@ def load_version_manager(name: str) -> VersionManager:
     Raises:
         SnapshotError: it cannot be imported, or is no version manager.
     """
+    from mlxjobs import user_frozen
     from mlxjobs.snapshot import GitVM
     from mlxjobs.version_manager import VersionManager
 
@@ -123,7 +124,9 @@ def load_version_manager(name: str) -> VersionManager:
             "of mlxpy.VersionManager (version_manager.name)"
         )
     base: type[VersionManager] = VersionManager  # type: ignore[type-abstract]  # to compare with
-    return user_class.make(f"{package}:{last}", base, SnapshotError)[0]
+    manager, _ = user_class.make(f"{package}:{last}", base, SnapshotError)
+    user_frozen.guard(manager, f"{package}.{last}")
+    return manager
 
 
 def _environment_of(path: str) -> Sequence[str]:

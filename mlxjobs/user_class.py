@@ -48,14 +48,18 @@ def make(path: str, base: type[T], error_type: type[MLXJobsError], folder: str =
     if found is None:
         raise error_type(f"{_file(module)} has no class {class_name}{_hint(module, base, class_name)}")
     if not (inspect.isclass(found) and issubclass(found, base)):
-        raise error_type(f"{path} is no subclass of mlxpy.{base.__name__}; {_HELP}")
+        raise error_type(f"{path} is no subclass of mlxpy.{base.__name__}; {_help(base)}")
     if inspect.isabstract(found):
         lacking = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
-        raise error_type(f"{path} ({_file(module)}) lacks the methods {lacking}; {_HELP}")
+        raise error_type(f"{path} ({_file(module)}) lacks the methods {lacking}; {_help(base)}")
     try:
         return found(), _home(module)
     except Exception as error:
-        raise error_type(f"{path} cannot be made: {_words(error)}") from error
+        raise error_type(f"{path} cannot be made: {words_of(error)}") from error
+
+
+def _help(base: type) -> str:
+    return _HELP if issubclass(base, Scheduler) else "docs/version_manager.md shows a whole one"
 
 
 def _hint(module: types.ModuleType, base: type, name: str) -> str:
@@ -92,7 +96,7 @@ def _import(module_name: str, folder: str, path: str, error_type: type[MLXJobsEr
         also, folders = "", [folder, *_project()] if folder else _project()
         if isinstance(error, ModuleNotFoundError) and module_name.startswith(str(error.name)):
             also = f"; it was looked for in {', '.join(dict.fromkeys(folders))}"
-        raise error_type(f"{path} cannot be imported: {_words(error)}{also}") from error
+        raise error_type(f"{path} cannot be imported: {words_of(error)}{also}") from error
 
 
 def _program() -> list[str]:
@@ -178,7 +182,7 @@ def _file(module: types.ModuleType) -> str:
     return getattr(module, "__file__", None) or module.__name__
 
 
-def _words(error: BaseException) -> str:
+def words_of(error: BaseException) -> str:
     """What was raised, and where."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}: SyntaxError: {error.msg}"
@@ -226,7 +230,7 @@ def _guarded(call: Callable[..., Any], contract: Callable[..., Any], what: str) 
         except allowed:
             raise
         except Exception as error:
-            raise SchedulerError(f"{what} failed: {_words(error)}") from error
+            raise SchedulerError(f"{what} failed: {words_of(error)}") from error
         if not _fits(value, kind):
             raise SchedulerError(f"{what} returned {value!r}, which is no {_name(kind)}")
         return value

@@ -54,6 +54,8 @@ def test_the_modules_of_mlxpy_hold_the_same_classes() -> None:
     artifacts = importlib.import_module("mlxpy.data_structures.artifacts")
     assert artifacts.Artifact is mlxjobs.Artifact
     assert artifacts.Checkpoint is mlxjobs.Checkpoint
+    manager = importlib.import_module("mlxpy.version_manager")
+    assert manager.VersionManager is mlxjobs.VersionManager
     config = importlib.import_module("mlxpy.data_structures.config_dict")
     assert config.ConfigDict is mlxjobs.ConfigDict
     contrib = importlib.import_module("mlxpy.data_structures.contrib.artifacts")

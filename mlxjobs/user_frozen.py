@@ -1,0 +1,89 @@
+"""What a version manager of the user's own has frozen: checked, so that no mistake of it is ours to show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlxjobs.errors import MLXJobsError, SnapshotError
+from mlxjobs.repository import show
+from mlxjobs.user_class import words_of
+from mlxjobs.version_manager import Frozen, Launch, VersionManager
+
+_HELP = "docs/version_manager.md shows a whole one"
+_PLAIN = "texts, numbers, true or false, None, and lists and dictionaries of these"
+_INTEGERS = range(-(2**63), 2**64)  # those of JSON as it is read here
+
+
+def guard(manager: VersionManager, path: str) -> None:
+    """Make what a version manager of the user's does wrong an error with a message.
+
+    Args:
+        manager: the user's.
+        path: its import path.
+    """
+    manager.freeze = _Guarded(manager.freeze, f"{path}.freeze")  # type: ignore[method-assign]
+
+
+class _Guarded:
+    """A method `freeze` that gives what can be run and stored, or raises an error of ours."""
+
+    def __init__(self, freeze: Callable[[Launch], Any], what: str) -> None:
+        self._freeze = freeze
+        self._what = what
+
+    def __call__(self, launch: Launch) -> Frozen:
+        try:
+            frozen = self._freeze(launch)
+        except MLXJobsError:
+            raise
+        except Exception as error:
+            raise SnapshotError(f"{self._what} failed: {words_of(error)}") from error
+        if not isinstance(frozen, Frozen):
+            raise self._wrong(f"returned {frozen!r}, which is no Frozen")
+        self._check_paths(frozen, launch)
+        warnings = frozen.warnings
+        if not (isinstance(warnings, (list, tuple)) and all(isinstance(text, str) for text in warnings)):
+            raise self._wrong(f"returned warnings={warnings!r}, which is no tuple of texts")
+        facts = self._plain("facts", frozen.facts)
+        if not isinstance(facts, dict):
+            raise self._wrong(f"returned facts={facts!r}, which is no dictionary")
+        return Frozen(frozen.root, frozen.work_dir, frozen.program, facts, tuple(warnings))
+
+    def _check_paths(self, frozen: Frozen, launch: Launch) -> None:
+        for name in ("root", "work_dir", "program"):
+            path = getattr(frozen, name)
+            if path is None and name == "program":
+                continue
+            if not isinstance(path, Path) or not path.is_absolute():
+                raise self._wrong(f"returned {name}={path!r}, which is no absolute Path")
+            if not (path.exists() if name == "program" else path.is_dir()):
+                raise self._wrong(f"returned {name}={path!r}, and there is no {show(path)}")
+        if frozen.program is not None and launch.program is None:
+            raise self._wrong("returned a program, where a module is run (python -m): leave it None")
+
+    def _plain(self, key: str, value: Any) -> Any:
+        """Return a value as it can be stored."""
+        if isinstance(value, Mapping):
+            wrong = [name for name in value if not isinstance(name, str)]
+            if wrong:
+                raise self._wrong(f"returned {key} with the key {wrong[0]!r}, which is no text")
+            return {self._plain(key, name): self._plain(f"{key}.{name}", value[name]) for name in value}
+        if isinstance(value, (list, tuple)):
+            return [self._plain(f"{key}.{number}", item) for number, item in enumerate(value)]
+        is_number = type(value) is float or (type(value) is int and value in _INTEGERS)
+        if value is None or isinstance(value, bool) or is_number or (type(value) is str and _is_text(value)):
+            return value
+        raise self._wrong(f"returned {key}={value!r}, which cannot be stored: only {_PLAIN} can")
+
+    def _wrong(self, words: str) -> SnapshotError:
+        return SnapshotError(f"{self._what} {words}; {_HELP}")
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a name of a file that is no UTF-8
+        return False
+    return True

@@ -1,0 +1,188 @@
+"""A version manager of the user's own: that of docs/version_manager.md, run as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mlxjobs import settings
+from mlxjobs.errors import SnapshotError
+from mlxjobs.user_frozen import guard
+from mlxjobs.version_manager import Launch
+from tests.project import Project
+from tests.test_choose import closing, terminal
+from tests.test_launch import assert_one_message, runs
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "version_manager.md"
+OWN = ("+mlxpy.use_version_manager=true", "+mlxpy.version_manager.name=my_app.PlainCopy")
+SHOW = """
+import mlxpy
+import part
+
+@mlxpy.launch(config_path="./configs")
+def main(ctx: mlxpy.Context) -> None:
+    print("RAN", part.WORD, __file__, ctx.info.launch_dir, flush=True)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def on_the_page(language: str) -> str:
+    (block,) = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return str(block)
+
+
+@pytest.fixture
+def plain(project: Project) -> Project:
+    """A folder that is no repository, with the page's manager."""
+    for name, text in {
+        "main.py": SHOW,
+        "part.py": "WORD = 'first'\n",
+        "my_app.py": on_the_page("python"),
+    }.items():
+        (project.folder / name).write_text(text)
+    project.run("--cfg", "job")
+    return project
+
+
+def snapshots(project: Project) -> list[str]:
+    return os.listdir(project.folder / ".workdir" / "project")
+
+
+def test_the_page_names_every_setting() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \|", PAGE.read_text(), re.MULTILINE)
+    assert dict(rows) == {name: str(value) for name, value in settings.defaults()["version_manager"].items()}
+
+
+def test_it_runs_here_and_in_jobs_what_was_there_when_they_were_launched(plain: Project) -> None:
+    path = plain.folder / "configs" / "mlxpy.yaml"
+    given = {**yaml.safe_load(path.read_text()), **yaml.safe_load(on_the_page("yaml"))}
+    path.write_text(yaml.safe_dump(given))
+    code, out = closing(terminal(plain, "+x=1,2"))  # and nothing is asked
+    assert code == 0, out
+    out = out.replace("\r\n", "\n")
+    (first,) = snapshots(plain)
+    root = plain.folder / ".workdir" / "project" / first
+    assert out.count(f"RAN first {root}/main.py {plain.folder}\n") == 2
+    assert {"configs", "main.py", "my_app.py", "part.py"} >= {*os.listdir(root)} - {"__pycache__"}
+    (plain.folder / "part.py").write_text("WORD = 'second'\n")
+    plain.env["MLXJOBS_LOCAL_SLOTS"] = "1"
+    plain.submit("+x=1,2")
+    (plain.folder / "part.py").write_text("WORD = 'third'\n")
+    for log_id in (3, 4):
+        plain.await_status("COMPLETE", log_id=log_id)
+        assert "RAN second" in plain.stdout(log_id)
+    assert len(snapshots(plain)) == 2
+    facts = plain.info(4)["version_manager"]
+    assert facts["name"] == "PlainCopy"
+    assert facts["snapshot"] == str(root.parent / facts["commit_hash"])
+    assert "-WORD = 'first'\n+WORD = 'second'\n" in plain.mlxjobs("diff", "1", "4").stdout
+    assert plain.mlxjobs("fsck").stdout == "nothing found\n"
+
+
+def test_simultaneous_launches_make_one_copy_and_leave_nothing(plain: Project) -> None:
+    command = [plain.python, "main.py", *OWN]
+    started = [
+        subprocess.Popen(command, cwd=plain.folder, env=plain.env, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    outs = [process.communicate(timeout=60)[0] for process in started]
+    (name,) = snapshots(plain)
+    assert [out.count(f"{name}/main.py") for out in outs] == [1] * 3
+
+
+def own(project: Project, body: str) -> str:
+    """Write a manager of the user's with this body; return the text."""
+    text = (
+        "from pathlib import Path\nfrom mlxpy.version_manager import Frozen, VersionManager\n\n"
+        "class Own(VersionManager):\n    def freeze(self, launch):\n        top = launch.work_dir\n"
+        f"        {body}\n"
+    )
+    (project.folder / "my_app.py").write_text(text)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise ValueError('no disk')", "my_app.Own.freeze failed: .*my_app.py, line 7: ValueError: no disk"),
+        ("from mlxpy.errors import SnapshotError; raise SnapshotError('not today')", "error: not today"),
+        ("return Frozen(top, top, launch.program, {'a': top}, ())", r"returned facts\.a=PosixPath"),
+    ],
+)
+def test_a_wrong_one_ends_with_one_message(project: Project, body: str, words: str) -> None:
+    own(project, body)
+    done = project.run(OWN[0], "+mlxpy.version_manager.name=my_app.Own", code=2)
+    assert re.search(words, done.stderr)
+    assert_one_message(done, "mlxjobs: error: ")
+    assert runs(project) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("None", "returned None, which is no Frozen"),
+        ("dict(root='/x')", "returned root='/x', which is no absolute Path"),
+        ("dict(work_dir=Path('x'))", r"work_dir=PosixPath\('x'\), which is no absolute Path"),
+        ("dict(work_dir=top / 'x')", "work_dir=.*there is no .*project/x"),
+        ("dict(program=top / 'x.py')", r"program=.*there is no .*x\.py"),
+        ("dict(program=top / 'main.py')", r"returned a program, where a module is run"),
+        ("dict(warnings='one')", "warnings='one', which is no tuple of texts"),
+        ("dict(facts=['a'])", r"facts=\['a'\], which is no dictionary"),
+        ("dict(facts={'a': {1: 2}})", "facts.a with the key 1, which is no text"),
+        ("dict(facts={'a': [top]})", r"facts\.a\.0=PosixPath.*cannot be stored: only texts, numbers"),
+        ("dict(facts={'a': 2**70})", r"facts\.a=\d+, which cannot be stored"),
+        ("dict(facts={'a': '\\udcff'})", r"facts\.a='.udcff', which cannot be stored"),
+    ],
+)
+def test_what_cannot_be_run_or_stored_is_told(project: Project, given: str, words: str) -> None:
+    whole = "dict(root=top, work_dir=top, program=None, facts={}, warnings=())"
+    names: dict[str, Any] = {}
+    exec(own(project, f"return {given} and Frozen(**{{**{whole}, **{given}}})"), names)
+    manager = names["Own"]()
+    guard(manager, "my_app.Own")
+    with pytest.raises(SnapshotError, match=f"^my_app.Own.freeze .*{words}.*docs/version_manager.md shows"):
+        manager.freeze(Launch(project.folder, None, Path(".workdir")))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("my_app.Other", "", "has no class Other"),
+        (
+            "my_app.Own",
+            "class Own: pass",
+            "is no subclass of mlxpy.VersionManager; docs/version_manager.md shows",
+        ),
+        ("my_app.Own", "import mlxpy\nclass Own(mlxpy.VersionManager): pass", "lacks the methods freeze"),
+        ("nowhere.Own", "", "No module named 'nowhere'"),
+        ("Own", "", "unknown version manager 'Own'"),
+    ],
+)
+def test_what_is_no_version_manager_is_told(project: Project, name: str, text: str, words: str) -> None:
+    (project.folder / "my_app.py").write_text(text)
+    assert_one_message(project.run(OWN[0], f"+mlxpy.version_manager.name={name}", code=2), words)
+
+
+def test_facts_are_stored_as_they_are(project: Project) -> None:
+    facts: dict[str, Any] = {
+        "b": [1, -0.5, None, True],
+        "c": {"é\n": "x: y"},
+        "n": float("nan"),
+        "big": 2**63,
+    }
+    own(project, f"nan = float('nan'); return Frozen(top, top, launch.program, {facts!r}, ['look'])")
+    arguments = (OWN[0], "+mlxpy.version_manager.name=my_app.Own", "num_epoch=0")
+    assert project.run(*arguments).stderr.count("mlxjobs: look\n") == 1
+    project.submit(*arguments)
+    project.await_status("COMPLETE", log_id=2)
+    for log_id in (1, 2):
+        found = project.info(log_id)["version_manager"]
+        assert repr(found) == repr(facts)
