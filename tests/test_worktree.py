@@ -259,6 +259,8 @@ def test_submodules_are_taken_as_they_are_at_any_depth(repo: Path, tmp_path: Pat
         assert git(repo / "libs/mid/low", "cat-file", "-p", f"{low_hash}:low.py") == "edited"
         assert ("new.py" in git(repo / "libs/mid/low", "ls-tree", "--name-only", low_hash)) == new
         assert git(repo / "libs/mid/low", "rev-parse", f"refs/mlxjobs/{low_hash}") == low_hash
+    assert contents(whole.root) == on_disk(repo)
+    assert contents(tracked.root) == on_disk(repo, "libs/mid/low/new.py")
     assert "libs/mid/low/new.py" in tracked.warnings[0]
 
 
@@ -273,8 +275,7 @@ def test_a_submodule_that_is_not_checked_out_stays_as_committed(repo: Path, tmp_
 def test_a_repository_inside_is_taken_or_an_error_and_never_a_gap(repo: Path) -> None:
     inner = new_repo(repo / "inner", {"x": "1"})
     write(inner, {"x": "edited"})
-    taken = held(freeze(repo, "all"), repo)["inner"]
-    assert git(inner, "cat-file", "-p", f"{taken}:x") == "edited"
+    assert (freeze(repo, "all").root / "inner" / "x").read_text() == "edited"
     (repo / "empty").mkdir()
     git(repo / "empty", "init", "-q")
     write(repo, {"empty/file": "x"})
@@ -502,16 +503,22 @@ def test_a_run_sees_the_edits_of_its_submission_and_no_later_ones(tmp_path: Path
     main = project.folder / "main.py"
 
     def edit(word: str) -> None:
-        main.write_text(MAIN.replace("Completed training", word))
+        main.write_text(MAIN.replace("Starting", word))
 
-    edit("AS SUBMITTED")
+    edit("SUBMITTED")
     project.let_pass(0)
     options = ("+mlxpy.use_version_manager=true", "+mlxpy.version_manager.include=tracked")
     project.submit(*options)
-    edit("EDITED LATER")
+    edit("LATER")
+    project.await_epoch(0)
+    project.mlxjobs("cancel", "1")
+    project.await_status("CANCELLED")
+    project.git("stash", "--quiet")
     project.let_pass(10**6)
-    project.await_status("COMPLETE")
-    assert "AS SUBMITTED" in project.stdout()
+    project.mlxjobs("requeue", "1")
+    project.await_status("COMPLETE", attempts=2)
+    assert project.stdout().count("SUBMITTED from epoch") == 2
+    assert "LATER" not in project.stdout()
     facts = project.info()["version_manager"]
     assert facts["commit_hash"] == Path(facts["snapshot"]).name != facts["head"]
     done = project.run(*options, "+mlxpy.version_manager.include=al", code=2)
