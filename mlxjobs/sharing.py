@@ -115,9 +115,10 @@ def share(part: Part, how: str, source: Path | None, folder: Path, index: Path) 
         if what.startswith("040000 "):
             (folder / path).mkdir()
     names = sorted(path for path, what in tree.items() if " blob " in what)
-    _link(names, source / part.path, folder)
-    # A copy, whose time is now: git looks into files that are not older than its index.
-    shutil.copyfile(old_index, index)
+    with suppress(FileNotFoundError):  # it was pruned meanwhile: without an index git writes everything
+        _link(names, source / part.path, folder)
+        # A copy, whose time is now: git looks into files that are not older than its index.
+        shutil.copyfile(old_index, index)
 
 
 def _link(names: list[str], source: Path, folder: Path) -> None:

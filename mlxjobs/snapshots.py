@@ -151,8 +151,8 @@ class Users:
 
 
 def _asked(snapshot: Snapshot, logs: Path) -> list[Path]:
-    places = [logs.absolute(), *(mark.logs for mark in snapshot.marks if mark.logs is not None)]
-    return list({_real(place): place for place in places}.values())
+    places = [logs, *(mark.logs for mark in snapshot.marks if mark.logs is not None)]
+    return list(dict.fromkeys(map(_real, places)))
 
 
 def _real(path: Path) -> Path:
@@ -217,7 +217,7 @@ class Pruning:
     def _ask(self, logs: Path) -> list[watch.Seen] | str:
         try:
             if not logs.exists():
-                if logs.parent.is_dir() or logs == self._logs.absolute():  # it was removed
+                if logs.parent.is_dir() or logs == _real(self._logs):  # it was removed
                     return []
                 return f"{logs}, whose runs use it, is not there now; if it is gone for good, remove its mark"
             seen = watch.look(logs)

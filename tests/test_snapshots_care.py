@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs import snapshot
+from mlxjobs import sharing, snapshot
 from mlxjobs.errors import SnapshotError
 from mlxjobs.marks import leave_mark, marks_of
 from mlxjobs.snapshots import Pruning, Snapshot, Usage, find, remove_tree
 from tests.project import Project
-from tests.test_snapshot import freeze, git, new_repo, write
+from tests.test_snapshot import commit, contents, freeze, git, new_repo, write
 
 QUICK = """import mlxpy, pathlib
 @mlxpy.launch(config_path='./configs')
@@ -196,6 +196,27 @@ def test_a_launch_makes_a_snapshot_again_that_is_removed_under_it(
 
     monkeypatch.setattr(snapshot, "leave_mark", late)
     assert (freeze(tmp_path / "proj", log_dir=tmp_path / "logs").root / "main.py").is_file()
+    assert removals[0] is not None
+
+
+@pytest.mark.parametrize("moment", ["before it is linked", "after it"])
+def test_a_snapshot_is_whole_whose_files_were_shared_with_one_that_is_removed(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = frozen_long_ago(tmp_path)
+    repo, removals = tmp_path / "proj", []
+    commit(repo, {"new.py": "x\n"})
+    link = sharing._link
+
+    def slow(names: list[str], source: Path, folder: Path) -> None:
+        if moment == "after it":
+            link(names, source, folder)
+        removals.append(Pruning(tmp_path / "own", 0).remove(one))
+        if moment != "after it":
+            link(names, source, folder)
+
+    monkeypatch.setattr(sharing, "_link", slow)
+    assert contents(freeze(repo).root) == contents(repo)
     assert removals[0] is not None
 
 
