@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,7 +46,10 @@ def diff_code(old: Code, new: Code, *, options: tuple[str, ...] = ()) -> str:
         return ""
     for repo in dict.fromkeys((new.repo, old.repo)):
         if all(Code(one.hash, one.root, repo).is_committed for one in (old, new)):
-            return repository.ask(repo, "diff", *_PLAIN, *options, old.hash, new.hash, "--")
+            # into submodules too, whose edits are commits there
+            return repository.ask(
+                repo, "diff", "--submodule=diff", *_PLAIN, *options, old.hash, new.hash, "--"
+            )
     with _folder(old) as before, _folder(new) as after:
         # side by side, for short names; no repository above is asked for its settings
         place, names = before.parent, (before.name, after.name)
@@ -148,10 +152,14 @@ def _copy(code: Code, aside: Path) -> Path:
 
 
 def _make_writable(folder: Path) -> None:
-    for directory, folders, names in os.walk(folder):
-        for path in (Path(directory, name) for name in (*folders, *names)):
+    """Give all of it the modes of new files: no others, as of another user's snapshot, are taken over."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for directory, _folders, names in os.walk(folder):
+        for path in (Path(directory), *(Path(directory, name) for name in names)):
             if not path.is_symlink():
-                path.chmod(path.stat().st_mode | 0o200)
+                executable = path.stat().st_mode & (stat.S_IFDIR | stat.S_IXUSR)
+                path.chmod((0o777 if executable else 0o666) & ~umask)
 
 
 def command_in(facts: Mapping[str, Any], code: Code, folder: Path) -> str:

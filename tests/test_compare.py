@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
 
+from mlxjobs.compare import diff_code
+from mlxjobs.frozen_code import Code
 from tests.project import Project
+from tests.test_snapshot import commit, git, new_repo
 
 MAIN = """import mlxpy
 @mlxpy.launch(config_path='./configs')
@@ -93,7 +97,9 @@ def test_the_code_of_a_run_is_checked_out_to_be_edited_and_run(project: Project,
     project.run(*FROZEN, "lr=0.25")
     edit(project)
     root = Path(project.info()["version_manager"]["snapshot"])
-    if not kept:
+    if kept:
+        (root / "main.py").chmod(0o6777)  # by another user, perhaps
+    else:
         shutil.rmtree(root)
 
     said = project.mlxjobs("checkout", "1", "../out/of 1").stdout
@@ -103,7 +109,9 @@ def test_the_code_of_a_run_is_checked_out_to_be_edited_and_run(project: Project,
     assert os.listdir(out.parent) == ["of 1"]
     assert (out / "link").is_symlink()
     assert (out / "main.py").stat().st_nlink == 1
-    assert (out / "main.py").stat().st_mode & 0o200
+    umask = os.umask(0o022)
+    os.umask(umask)
+    assert stat.S_IMODE((out / "main.py").stat().st_mode) == (0o777 if kept else 0o666) & ~umask
     assert root.exists() == kept
     command = said.partition("to run it again: ")[2].strip()
     assert "first 0.25" in project.command("bash", "-c", command).stdout
@@ -111,3 +119,17 @@ def test_the_code_of_a_run_is_checked_out_to_be_edited_and_run(project: Project,
 
     again = project.mlxjobs("checkout", "1", str(out), code=2)
     assert "not an empty folder" in again.stderr
+
+
+def test_edits_of_a_submodule_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    for who in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{who}_NAME", "A")
+        monkeypatch.setenv(f"GIT_{who}_EMAIL", "a@example.org")
+    inner, top = new_repo(tmp_path / "inner"), new_repo(tmp_path / "proj")
+    git(top, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(inner), "sub")
+    first = commit(top, {})
+    commit(top / "sub", {"main.py": "print(2)\n"})
+    second = commit(top, {})
+    said = diff_code(Code(first, tmp_path / "gone", top), Code(second, tmp_path / "gone", top))
+    assert "--- a/sub/main.py\n+++ b/sub/main.py\n@@ -1 +1 @@\n-print(1)\n+print(2)\n" in said
