@@ -13,7 +13,7 @@ from mlxjobs import repository
 from mlxjobs.copying import make_snapshot
 from mlxjobs.errors import RunError, SnapshotError
 from mlxjobs.links import find_links
-from mlxjobs.marks import leave_mark
+from mlxjobs.marks import leave_mark, marks_of
 from mlxjobs.repository import Commit, show
 from mlxjobs.store import Run
 from mlxjobs.trust import stranger
@@ -115,6 +115,8 @@ def bring_back(run: Run) -> None:
         while True:
             if not code.root.is_dir():
                 _remake(code, code.root, _find_links(code))
+            elif not marks_of(code.root):  # one of the user's own managers made it: it is never removed
+                return
             if stranger(code.root.parent, code.root):  # nobody but its owner removes it
                 return
             leave_mark(code.root, run.path.parent, code.repo)

@@ -130,7 +130,9 @@ def _ask_uncommitted(top: Path, ignore: Sequence[Path], answers: _Answers) -> No
     while True:
         if answers.add:  # else somebody has added them meanwhile
             answers.add = sorted({*answers.add} & {*repository.list_untracked(top, *ignore)})
-        found = [path for path, tracked in repository.list_left_out(top, *ignore) if tracked] + answers.add
+        # what is edited inside of a submodule, no commit of this repository takes
+        left_out = repository.list_left_out(top, *ignore, inner=False)
+        found = [path for path, tracked in left_out if tracked] + answers.add
         if not found:
             return
         question = f"Changes in {show(top)} that are not committed:\n{_listed(found)}"

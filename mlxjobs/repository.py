@@ -155,7 +155,7 @@ def has_commit(place: Path, name: str) -> bool:
 
 
 def list_left_out(
-    top: Path, *ignore: Path, each: bool = False, asking: Callable[..., str] = ask
+    top: Path, *ignore: Path, each: bool = False, inner: bool = True, asking: Callable[..., str] = ask
 ) -> list[tuple[str, bool]]:
     """List what differs from the latest commit, tracked files (True) before untracked ones.
 
@@ -163,10 +163,12 @@ def list_left_out(
         top: the top of the work tree.
         ignore: folders that are not looked into.
         each: name all untracked files, where else a folder stands for those in it.
+        inner: list submodules in which something is edited, besides those of which another commit is there.
         asking: what asks git, as `ask` does.
     """
     options = ("--porcelain=v1", "-z", "--no-renames", "-uall" if each else "-unormal")
-    places = ("--ignore-submodules=untracked", "--", *_all_but(top, ignore))
+    ignored = f"--ignore-submodules={'untracked' if inner else 'dirty'}"
+    places = (ignored, "--", *_all_but(top, ignore))
     lines = asking(top, "status", *options, *places).split("\0")[:-1]
     return sorted(((line[3:], not line.startswith("??")) for line in lines), key=lambda item: not item[1])
 

@@ -66,6 +66,8 @@ def test_what_is_linked_is_seen_alive_in_a_snapshot_of_its_own(repo: Path) -> No
     assert "data" in plain.warnings[0]
     assert both.warnings == ()
     assert lacking(both.root, repo) == []
+    alive = freeze(repo, link=("data", "pkg/base.ckpt"), include="all")  # no file of it is taken
+    assert (alive.root / "data").readlink() == repo / "data"
     shutil.rmtree(both.root)  # which removes the links alone
     assert (repo / "data/a/y").exists()
 

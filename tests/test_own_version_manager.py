@@ -13,6 +13,7 @@ import yaml
 
 from mlxjobs import settings
 from mlxjobs.errors import SnapshotError
+from mlxjobs.frozen_code import bring_back
 from mlxjobs.user_frozen import guard
 from mlxjobs.version_manager import Launch
 from tests.project import Project
@@ -84,6 +85,10 @@ def test_it_runs_here_and_in_jobs_what_was_there_when_they_were_launched(plain: 
     assert facts["name"] == "PlainCopy"
     assert facts["snapshot"] == str(root.parent / facts["commit_hash"])
     assert "-WORD = 'first'\n+WORD = 'second'\n" in plain.mlxjobs("diff", "1", "4").stdout
+    bring_back(plain.at(3))  # as a requeue does; no mark of it may have the copy pruned while others use it
+    pruned = plain.mlxjobs("snapshots", "prune", "--older-than", "0s").stdout
+    assert "no launch has noted that it uses it" in pruned
+    assert len(snapshots(plain)) == 2
     assert plain.mlxjobs("fsck").stdout == "nothing found\n"
 
 

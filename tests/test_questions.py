@@ -210,13 +210,35 @@ def test_what_git_refuses_is_told_and_undone(
     assert runs(edited) == []
 
 
+def test_an_interrupted_hook_leaves_all_as_it_was(edited: Project) -> None:
+    hook = edited.folder / ".git" / "hooks" / "pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\necho begun >/dev/tty\nexec sleep 60\n")
+    hook.chmod(0o755)
+    before = state(edited)
+    child = terminal(edited, VM)
+    drive(child, (LETTERS, "a"), (WHICH, "all"), (LETTERS, "a"), (MESSAGE, ""), (COPY, "a"))
+    child.expect("begun")
+    child.sendcontrol("c")
+    code, out = closing(child)
+    assert code == 130, out
+    after = state(edited)
+    assert {path for path in after.keys() - before.keys() if "/.git/objects/" not in path} == set()
+    assert {path: after[path] for path in before} == before
+
+
 def test_the_users_hooks_run(edited: Project) -> None:
     (edited.folder / ".git" / "hooks").mkdir(exist_ok=True)
     hook = edited.folder / ".git" / "hooks" / "commit-msg"
     hook.write_text('#!/bin/sh\necho "Signed-off-by: me" >> "$1"\n')
     hook.chmod(0o755)
+    allow = ("-c", "protocol.file.allow=always")  # a submodule, in which something is edited
+    edited.git(*allow, "submodule", "--quiet", "add", str(edited.folder), "lib")
+    edited.git("commit", "--quiet", "--message=lib")
+    (edited.folder / "lib" / "main.py").write_text("edited")
     child = terminal(edited, VM)
-    drive(child, (LETTERS, "c"), (LETTERS, "a"), (MESSAGE, ""), (COPY, "a"))
+    shown = drive(child, (LETTERS, "c"), (LETTERS, "a"), (MESSAGE, ""), (COPY, "a"))
+    assert " lib" not in shown
     code, out = closing(child)
     assert code == 0, out
     assert edited.git("log", "-1", "--format=%B").split("\n")[:2] == [
