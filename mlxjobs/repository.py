@@ -168,7 +168,7 @@ def list_left_out(
     """
     options = ("--porcelain=v1", "-z", "--no-renames", "-uall" if each else "-unormal")
     ignored = f"--ignore-submodules={'untracked' if inner else 'dirty'}"
-    places = (ignored, "--", *_all_but(top, ignore))
+    places = (ignored, "--", *all_but(top, ignore))
     lines = asking(top, "status", *options, *places).split("\0")[:-1]
     return sorted(((line[3:], not line.startswith("??")) for line in lines), key=lambda item: not item[1])
 
@@ -176,7 +176,7 @@ def list_left_out(
 def list_untracked(top: Path, *ignore: Path) -> list[str]:
     """List every untracked file, of folders too; a repository inside this one ends with a slash."""
     options = ("--others", "--exclude-standard", "-z")
-    return ask(top, "ls-files", *options, "--", *_all_but(top, ignore)).split("\0")[:-1]
+    return ask(top, "ls-files", *options, "--", *all_but(top, ignore)).split("\0")[:-1]
 
 
 def list_conflicts(top: Path) -> list[str]:
@@ -210,7 +210,8 @@ def _replace_index(index: Path, content: bytes, lock: Path) -> None:
     lock.replace(index)
 
 
-def _all_but(top: Path, ignore: tuple[Path, ...]) -> list[str]:
+def all_but(top: Path, ignore: tuple[Path, ...] = ()) -> list[str]:
+    """Return the pathspecs of all that is code: not in these folders, and not made by python itself."""
     # a link is what is seen of it, and so are files that are reached through one
     places = {place for path in ignore for place in (place_of(path), path.resolve())}
     inside = (relative(place, top) for place in sorted(places))

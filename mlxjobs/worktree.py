@@ -104,35 +104,34 @@ def take(head: Commit, include: str, max_untracked_mb: int, ignore: Sequence[Pat
 
 def _stage(head: Commit, folder: Path, whole: bool, ignore: Sequence[Path]) -> _Tree:
     """Put the tracked files as they are into a private index, and list the untracked ones."""
-    head_tree, place = repository.ask(head.top, "rev-parse", "HEAD^{tree}", "--git-path", "index").split(
-        "\n", 1
-    )
+    asked = repository.ask(head.top, "rev-parse", "HEAD^{tree}", "--git-path", "index")
+    head_tree, place = asked.split("\n", 1)
     tree = _Tree(head, Path(tempfile.mkdtemp(dir=folder), "index"), head_tree)
     _copy_index(head.top / place[:-1], tree.index)
-    links = _list_links(tree)
-
-    def compare() -> list[tuple[str, bool]]:
-        gap = _GAP_IN_FOLDER if whole else _GAP
-        return repository.list_left_out(
-            head.top, *ignore, each=whole, asking=lambda _, *arguments: _git(tree, *arguments, gap=gap)
-        )
-
-    found = compare()
-    edited = [path for path, tracked in found if tracked]
+    links, unseen = _list_links(tree, ignore)
+    found = _compare(tree, whole, ignore)
+    edited = [path for path, tracked in found + (_compare(tree, False, ()) if unseen else []) if tracked]
     if edited:
         tree.dirty = True
-        _git(tree, "add", "--update", "--", ".")
+        _git(tree, "add", "--update", "--", *repository.all_but(head.top))
         if any((head.top / path).is_dir() for path in edited):  # what is in there has become untracked
-            links, found = _list_links(tree), compare()
+            links, found = _list_links(tree, ignore)[0], _compare(tree, whole, ignore)
     others = [path for path, tracked in found if not tracked]
     if whole:
         links += [path.rstrip("/") for path in others if path.endswith("/")]
         others = [path for path in others if not path.endswith("/")]
     tree.untracked = others
     for path in links:
-        if _exists(head.top / path / ".git"):  # else a submodule that is not checked out
+        if _is_repository(head.top / path):
             tree.inner[path] = _stage(_find_inner(head.top / path), folder, whole, ignore)
     return tree
+
+
+def _compare(tree: _Tree, whole: bool, ignore: Sequence[Path]) -> list[tuple[str, bool]]:
+    def asking(_: Path, *arguments: str) -> str:
+        return _git(tree, *arguments, gap=_GAP_IN_FOLDER if whole else _GAP)
+
+    return repository.list_left_out(tree.head.top, *ignore, each=whole, asking=asking)
 
 
 def _copy_index(source: Path, target: Path) -> None:
@@ -143,21 +142,22 @@ def _copy_index(source: Path, target: Path) -> None:
         os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def _list_links(tree: _Tree) -> list[str]:
+def _list_links(tree: _Tree, ignore: Sequence[Path]) -> tuple[list[str], bool]:
     """List the submodules of the index, and clear the bits by which git overlooks edits.
 
-    Where a file is not on the disk, as in a sparse checkout, the bits stay, and it is that of the commit.
+    Where a file is not on the disk, skip-worktree stays: in a sparse checkout it is that of the commit.
+
+    Returns:
+        The submodules' paths; and whether files in ignored folders are tracked.
     """
+    top = tree.head.top
     lines = _git(tree, "ls-files", "-v", "--stage", "-z")
     odd = [entry.groups() for entry in _ODD.finditer(lines)]
-    hidden = [
-        path
-        for tag, _, path in odd
-        if (tag.islower() or tag == "S") and os.path.lexists(tree.head.top / path)
-    ]
+    hidden = [path for tag, _, path in odd if tag == "h" or (tag in "sS" and _exists(top / path))]
     for bit in ("assume-unchanged", "skip-worktree") if hidden else ():
         _git(tree, "update-index", f"--no-{bit}", "-z", "--stdin", stdin="\0".join(hidden))
-    return sorted({path for _, mode, path in odd if mode == "160000"})  # once, though amid a conflict
+    unseen = any(f"\t{repository.relative(path.resolve(), top)}/" in lines for path in ignore)
+    return sorted({path for _, mode, path in odd if mode == "160000"}), unseen  # once, though amid a conflict
 
 
 def _exists(path: Path) -> bool:
@@ -167,6 +167,19 @@ def _exists(path: Path) -> bool:
         return True
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def _is_repository(top: Path) -> bool:
+    """Whether a submodule is checked out. Raises SnapshotError if it is not, and yet has files."""
+    if _exists(top / ".git"):
+        return True
+    if top.is_dir() and any(path.name != "__pycache__" for path in top.iterdir()):
+        raise SnapshotError(
+            f"{show(top)} is a submodule without its .git, so git sees none of the files in there.\n"
+            "Move them away and run `git submodule update --init`; or, if they belong to the repository\n"
+            "around it, `git rm --cached` and `git add` the folder."
+        )
+    return False
 
 
 def _find_inner(top: Path) -> Commit:

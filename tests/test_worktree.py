@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -161,12 +162,14 @@ def test_the_same_tree_gives_the_same_snapshot_whoever_asks(
 
 
 def test_bits_that_hide_edits_do_not_hide_them(repo: Path) -> None:
-    commit(repo, {"a": "1", "b": "1", "c": "1"})
-    git(repo, "update-index", "--assume-unchanged", "a")
+    commit(repo, {"a": "1", "b": "1", "c": "1", "d": "1"})
+    git(repo, "update-index", "--assume-unchanged", "a", "d")
     git(repo, "update-index", "--skip-worktree", "b", "c")
     write(repo, {"a": "edited", "b": "edited"})
+    (repo / "d").unlink()
     (repo / "c").unlink()  # as in a sparse checkout
     root = freeze(repo).root
+    assert not (root / "d").exists()
     assert [(root / name).read_text() for name in "abc"] == ["edited", "edited", "1"]
 
 
@@ -180,6 +183,18 @@ def test_a_sparse_checkout_gives_edits_inside_and_outside_of_it(repo: Path, how:
         "pkg/part.py": "edited", "out/a": "made by hand", "out/b": "committed", "far/c": "committed",
         "far/new": "untracked",
     }  # fmt: skip
+
+
+def test_tracked_files_among_the_runs_are_taken_and_those_of_python_stay(repo: Path) -> None:
+    commit(repo, {"logs/note": "1", "pkg/__pycache__/part.pyc": "1"})
+    write(repo, {"logs/note": "edited", "logs/1/new": "", "pkg/__pycache__/part.pyc": "made anew"})
+    for include in ("tracked", "all"):
+        root = freeze(repo, include, ignore=(repo / "logs",)).root
+        assert (root / "logs" / "note").read_text() == "edited"
+        assert (root / "pkg" / "__pycache__" / "part.pyc").read_text() == "1"
+        assert not (root / "logs" / "1").exists()
+    git(repo, "checkout", "-q", "logs")
+    assert freeze(repo, ignore=(repo / "logs",)).root.name == git(repo, "rev-parse", "HEAD")
 
 
 def test_an_edit_in_the_instant_of_the_last_add_is_seen(repo: Path) -> None:
@@ -270,6 +285,9 @@ def test_a_submodule_that_is_not_checked_out_stays_as_committed(repo: Path, tmp_
     git(repo, "submodule", "deinit", "-q", "-f", "sub")
     write(repo, {"main.py": "edited"})
     assert held(freeze(repo), repo)["sub"] == git(low, "rev-parse", "HEAD")
+    write(repo, {"sub/main.py": "git does not see this one"})
+    with pytest.raises(SnapshotError, match=r"(?s)sub is a submodule without its \.git.*update --init"):
+        freeze(repo)
 
 
 def test_a_repository_inside_is_taken_or_an_error_and_never_a_gap(repo: Path) -> None:
@@ -290,7 +308,7 @@ def test_a_submodule_whose_git_file_leads_nowhere_is_told(repo: Path, tmp_path: 
         with pytest.raises(SnapshotError, match="sub"):
             freeze(repo)
     write(repo, {"loop/.git": "gitdir: .git", "loop/x": "no submodule, so a plain folder"})
-    (repo / "sub" / ".git").unlink()
+    shutil.rmtree(repo / "sub")
     assert "loop/x" in contents(freeze(repo, "all").root)
 
 
