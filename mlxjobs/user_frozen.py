@@ -8,6 +8,7 @@ from typing import Any
 
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.repository import show
+from mlxjobs.trust import stranger
 from mlxjobs.user_class import words_of
 from mlxjobs.version_manager import Frozen, Launch, VersionManager
 
@@ -62,6 +63,10 @@ class _Guarded:
                 raise self._wrong(f"returned {name}={path!r}, and there is no {show(path)}")
         if frozen.program is not None and launch.program is None:
             raise self._wrong("returned a program, where a module is run (python -m): leave it None")
+        is_copy = not launch.work_dir.resolve().is_relative_to(frozen.root.resolve())
+        whose = stranger(frozen.root.parent, frozen.root) if is_copy else None
+        if whose is not None:
+            raise SnapshotError(f"{self._what}: a copy that is another user's is not run as you: {whose}")
 
     def _plain(self, key: str, value: Any) -> Any:
         """Return a value as it can be stored."""

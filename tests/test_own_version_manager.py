@@ -157,6 +157,22 @@ def test_what_cannot_be_run_or_stored_is_told(project: Project, given: str, word
         manager.freeze(Launch(project.folder, None, Path(".workdir")))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_copy_of_another_user_is_not_run(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = project.folder.parent / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, 12345, 12345)
+    names: dict[str, Any] = {}
+    exec(own(project, f"return Frozen(Path({str(theirs)!r}), Path({str(theirs)!r}), None, {{}}, ())"), names)
+    manager = names["Own"]()
+    guard(manager, "my_app.Own")
+    launch = Launch(project.folder, None, Path(".workdir"))
+    with pytest.raises(SnapshotError, match=r"another user's is not run as you: .*theirs belongs to 12345"):
+        manager.freeze(launch)
+    monkeypatch.setenv("MLXJOBS_TRUST", "12345")
+    assert manager.freeze(launch).root == theirs
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pexpect
 import pytest
 
+from mlxjobs import settings
+from mlxjobs.store import dump_yaml
 from tests.project import Project
 from tests.test_choose import closing, terminal
 from tests.test_launch import runs
@@ -36,7 +38,7 @@ def edited(project: Project) -> Project:
     """A repository with an edited file, an untracked one and an untracked folder."""
     (project.folder / "main.py").write_text(SHOW)
     (project.folder / "helper.py").write_text("WORD = 'committed'\n")
-    project.run("--cfg", "job")
+    (project.folder / "configs" / "mlxpy.yaml").write_text(dump_yaml(settings.defaults()))
     project.commit()
     (project.folder / "helper.py").write_text("WORD = 'edited'\n")
     (project.folder / "notes").mkdir()
