@@ -30,7 +30,7 @@ def _run(word: str, logs: Path) -> Run:
     if len(numbers) != 1:
         raise RunError(f"{word!r} is not one run: give its number")
     run = Run(logs / str(numbers[0]))
-    if not run.metadata.is_dir():
+    if not os.path.isdir(run.metadata):  # noqa: PTH112 - also where it may not be looked at
         raise RunError(f"{logs.absolute()} has no run {numbers[0]}; see: mlxjobs ls --logs {logs}")
     return run
 
@@ -74,6 +74,8 @@ def diff(
     if as_json:
         say(json.dumps({"runs": [one.log_id, two.log_id], **vars(found)}, default=str))
         return
+    for text in found.notes:
+        note(text)
     _show("code", found.code, found.why, lambda code: _printable(code).rstrip("\n"))
     _show("configuration", found.config, found.why, _pairs, "config")
     _show("environment", found.environment, found.why, _pairs)
@@ -107,7 +109,7 @@ def checkout(
     """Give the code of a run as a plain folder: mlxjobs checkout 5 ../as-run-5"""
     one = _run(run, logs)
     facts = frozen_code.facts_of(one)
-    code = frozen_code.code_of(facts)
+    code = frozen_code.commit_of(facts)
     if code is None:
         raise RunError(
             f"the code of run {run} is not recorded: it ran from the folder where it was launched, "
@@ -120,6 +122,8 @@ def checkout(
         say(json.dumps({"id": one.log_id, "commit": code.hash, "folder": str(folder), "command": again}))
         return
     say(f"the code of run {run}, commit {code.hash[:12]}, is in {folder}\nto run it again: {again}")
+    if edits := frozen_code.live_edits(facts):
+        note(f"run {run} {edits}: they are not there")
     if one.stranger:
         note(f"look at it before you run it: {one.stranger.partition(';')[0]}")
 

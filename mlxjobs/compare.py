@@ -17,7 +17,7 @@ from typing import Any
 from mlxjobs import repository
 from mlxjobs.errors import MLXJobsError, RunError, SnapshotError
 from mlxjobs.files import sync_directory
-from mlxjobs.frozen_code import Code, code_of, facts_of, make, version_of
+from mlxjobs.frozen_code import Code, commit_of, facts_of, live_edits, make, version_of
 from mlxjobs.repository import show
 from mlxjobs.store import Run
 
@@ -165,8 +165,10 @@ def _make_writable(folder: Path) -> None:
 def command_in(facts: Mapping[str, Any], code: Code, folder: Path) -> str:
     """Return the command that runs a run's program again, in a folder that holds its code."""
     work_dir = Path(str(facts.get("work_dir") or code.root))
-    inside = repository.relative(work_dir, code.root)
-    place = folder if inside is None else folder / inside
+    inside = next(
+        (path for top in (code.root, code.repo) if (path := repository.relative(work_dir, top))), "."
+    )
+    place = folder / inside
     words = [word for word in shlex.split(str(facts.get("cmd") or "")) if not _VERSIONED.match(word)]
     for top in (code.root, code.repo):
         if words and Path(words[0]).is_relative_to(top):
@@ -189,19 +191,21 @@ class Difference:
         config: key -> both values; None: one is not recorded.
         environment: name -> both values; None: one is not recorded.
         why: why something is not known, by the attribute's name.
+        notes: what else is to be known of the two runs.
     """
 
     code: str | None
     config: Pairs | None
     environment: Pairs | None
     why: dict[str, str]
+    notes: list[str]
 
 
 def compare(old: Run, new: Run, *, options: tuple[str, ...] = ()) -> Difference:
     """Return what differs between two runs; what is not recorded, or gone, is told as that."""
     facts = [facts_of(run) for run in (old, new)]
     log_ids = (old.log_id, new.log_id)
-    code, why = _compare_code(log_ids, [code_of(one) for one in facts], options)
+    code, why = _compare_code(log_ids, [commit_of(one) for one in facts], options)
     config: Pairs | None = None
     try:
         config = diff_config(old, new)
@@ -211,7 +215,12 @@ def compare(old: Run, new: Run, *, options: tuple[str, ...] = ()) -> Difference:
     environment = diff_environment(*versions)
     if environment is None:
         why["environment"] = _not_recorded(log_ids, [one.get("requirements") for one in versions])
-    return Difference(code, config, environment, why)
+    notes = [
+        f"run {log_id} {edits}"
+        for log_id, edits in zip(log_ids, map(live_edits, facts), strict=True)
+        if edits
+    ]
+    return Difference(code, config, environment, why, notes)
 
 
 def _compare_code(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +18,8 @@ from mlxjobs.marks import leave_mark, marks_of
 from mlxjobs.repository import Commit, show
 from mlxjobs.store import Run
 from mlxjobs.trust import stranger
+
+NOWHERE = Path(os.devnull)  # it exists everywhere, and is no folder
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,26 @@ def version_of(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def code_of(facts: Mapping[str, Any]) -> Code | None:
     """Return the frozen code of a run; None: it ran from the folder where it was launched."""
+    code = commit_of(facts)
+    return None if code is None or code.root == NOWHERE else code
+
+
+def commit_of(facts: Mapping[str, Any]) -> Code | None:
+    """Return the code that a run names, also if it was not frozen: then `root` is NOWHERE."""
     version = version_of(facts)
     commit, root, repo = (str(version.get(key) or "") for key in ("commit_hash", "snapshot", "repo_path"))
-    if not root or re.fullmatch(r"[0-9a-f]{40,64}", commit) is None:
+    if not repo or re.fullmatch(r"[0-9a-f]{40,64}", commit) is None:
         return None
+    root = root or str(NOWHERE)
     return Code(commit, Path(root), Path(repo), tuple(map(str, version.get("link") or ())))
+
+
+def live_edits(facts: Mapping[str, Any]) -> str | None:
+    """Say that a run was not frozen, and ran with edits that its commit has not; None: nothing to say."""
+    version = version_of(facts)
+    if version.get("snapshot") or not version.get("dirty"):
+        return None
+    return f"ran from {version.get('repo_path')} itself, with edits that no commit holds"
 
 
 def make(code: Code, aside: Path) -> Path:
@@ -95,9 +113,10 @@ def _find_links(code: Code) -> dict[str, str]:
 
 def _remake(code: Code, root: Path, links: Mapping[str, str]) -> None:
     if not code.is_committed:
+        what = "it was not frozen" if code.root == NOWHERE else f"{show(code.root)} was removed"
         raise SnapshotError(
-            f"the code is gone: {show(code.root)} was removed, and {show(code.repo)} does not have commit "
-            f"{code.hash[:12]} any more; a clone that has it gives it back: git fetch CLONE {code.hash}"
+            f"the code is gone: {what}, and {show(code.repo)} does not have commit {code.hash[:12]} any more;"
+            f" a clone that has it gives it back: git fetch CLONE {code.hash}"
         )
     make_snapshot(Commit(code.repo, code.hash, None), root, links)
 

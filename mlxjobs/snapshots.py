@@ -45,7 +45,7 @@ class Usage:
         """Add all that is in a folder, and itself."""
         for directory, _folders, names in os.walk(folder):
             for path in (directory, *(os.path.join(directory, name) for name in names)):  # noqa: PTH118
-                with suppress(FileNotFoundError):  # what a run removes meanwhile
+                with suppress(OSError):  # what a run removes meanwhile
                     self._count(os.lstat(path), is_folder=path is directory)
 
     def _count(self, about: os.stat_result, *, is_folder: bool) -> None:
@@ -105,14 +105,20 @@ class Snapshot:
 def find(parents: Iterable[Path]) -> list[Snapshot]:
     """Return the snapshots below these `parent_work_dir`, those included that were removed and are named."""
     roots: set[Path] = set()
-    for parent in parents:
-        for folder in parent.iterdir() if parent.is_dir() else ():
-            if folder.is_dir() and not folder.is_symlink():
-                names = {path.name for path in folder.iterdir()}
-                marked = {mark[1] for mark in map(_MARK.fullmatch, names) if mark}
-                found = {name for name in names | marked if re.fullmatch(NAME, name)}
-                roots |= {Path(os.path.abspath(folder)) / name for name in found}  # noqa: PTH100 - keeps links
+    for folder in (folder for parent in parents for folder in _list(parent)):
+        if not folder.is_symlink():
+            names = {path.name for path in _list(folder)}
+            marked = {mark[1] for mark in map(_MARK.fullmatch, names) if mark}
+            found = {name for name in names | marked if re.fullmatch(NAME, name)}
+            roots |= {Path(os.path.abspath(folder)) / name for name in found}  # noqa: PTH100 - keeps links
     return [Snapshot(root, tuple(marks_of(root))) for root in sorted(roots)]
+
+
+def _list(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:  # it is not there, is none, or is not for us to read
+        return []
 
 
 class Users:
@@ -204,7 +210,10 @@ class Pruning:
             if not status.ended:
                 return f"run {one.run.log_id} of {logs} is {status}{' (?)' if one.doubt else ''}"
         for one in using:
-            since = self._now - one.run.history_dir.stat().st_mtime  # its last event is its end
+            try:
+                since = self._now - one.run.history_dir.stat().st_mtime  # its last event is its end
+            except OSError as error:
+                return f"run {one.run.log_id} of {logs} cannot be read: {error}"
             if since < self._keep_s:
                 return f"run {one.run.log_id} of {logs} ended {age(since)} ago"
         return None
