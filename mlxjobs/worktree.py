@@ -64,6 +64,12 @@ class _Tree:
     untracked: list[str] = field(default_factory=list)
     inner: dict[str, _Tree] = field(default_factory=dict)
 
+    def leave_untracked(self) -> list[str]:
+        """Take no untracked files, and return them; but for attributes by which git read the tracked."""
+        left = [path for path in self.untracked if path.rpartition("/")[2] != ".gitattributes"]
+        self.untracked = [path for path in self.untracked if path not in left]
+        return left
+
     def walk(self, prefix: str = "") -> Iterator[tuple[str, _Tree]]:
         yield prefix, self
         for path, tree in self.inner.items():
@@ -87,13 +93,12 @@ def take(head: Commit, include: str, max_untracked_mb: int, ignore: Sequence[Pat
         with tempfile.TemporaryDirectory(prefix="mlxjobs-") as folder:
             whole = _stage(head, Path(folder), include == "all", ignore)
             trees = list(whole.walk())
-            left_out = [prefix + path for prefix, tree in trees for path in tree.untracked]
-            if include == "all":
-                untracked.check(head.top, left_out, max_untracked_mb)
-                left_out = []
+            if include == "tracked":
+                left_out = [prefix + path for prefix, tree in trees for path in tree.leave_untracked()]
             else:
-                for _, tree in trees:
-                    tree.untracked = []
+                left_out = []
+                added = [prefix + path for prefix, tree in trees for path in tree.untracked]
+                untracked.check(head.top, added, max_untracked_mb)
             return Taken(_commit(whole), any(tree.dirty for _, tree in trees), left_out)
     except OSError as error:
         raise SnapshotError(

@@ -237,6 +237,17 @@ def test_filters_and_line_ends_are_the_users(repo: Path) -> None:
     assert ((root / "x.enc").read_bytes(), (root / "a.bat").read_bytes()) == (b"hi", b"a\r\nb\r\n")
 
 
+def test_attributes_by_which_tracked_files_are_read_are_taken_with_them(repo: Path) -> None:
+    git(repo, "config", "filter.rot.clean", "tr a-z b-za")
+    git(repo, "config", "filter.rot.smudge", "tr b-za a-z")
+    commit(repo, {"x.enc": "hi", "pkg/y.enc": "hi"})
+    write(repo, {".gitattributes": "/*.enc filter=rot\n", "pkg/.gitattributes": "*.enc filter=rot\n"})
+    write(repo, {"x.enc": "edited", "pkg/y.enc": "edited", "new": ""})
+    frozen = freeze(repo)
+    assert contents(frozen.root) == on_disk(repo, "new")
+    assert ": new. `git add`" in frozen.warnings[0]
+
+
 def test_a_linked_worktree_and_a_split_index_are_taken(repo: Path, tmp_path: Path) -> None:
     tree = tmp_path / "wt"
     git(repo, "worktree", "add", "-q", "-b", "topic", str(tree))
