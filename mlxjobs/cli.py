@@ -17,7 +17,7 @@ from rich.table import Table
 
 from mlxjobs import __version__, code_commands, compare, watch
 from mlxjobs.console import note, say
-from mlxjobs.errors import MLXJobsError
+from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.history import RunState, RunStatus
 from mlxjobs.log_dir import from_ranges
 from mlxjobs.metric_values import json_object
@@ -65,6 +65,13 @@ _COLOURS = {
     RunStatus.COMPLETE: "green", RunStatus.FAILED: "red", RunStatus.CANCELLED: "yellow",
     RunStatus.PREEMPTED: "magenta", RunStatus.RUNNING: "cyan", RunStatus.STARTING: "cyan",
 }  # fmt: skip
+
+
+def _numbers(words: Sequence[str]) -> list[int]:
+    try:
+        return from_ranges(words)
+    except RunError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 @app.command()
@@ -234,7 +241,7 @@ def _each(
     words: Sequence[str], logs: Path, act: Callable[[Sequence[watch.Seen]], Iterator[watch.Outcome]]
 ) -> None:
     failed = 0
-    for outcome in act(watch.look(logs, from_ranges(words))):
+    for outcome in act(watch.look(logs, _numbers(words))):
         if isinstance(outcome, MLXJobsError):
             note(f"error: {outcome}")
             failed = max(failed, outcome.exit_code)
@@ -321,7 +328,7 @@ def fsck(
     from mlxjobs.fsck import check
 
     found = left = 0
-    for finding in check(logs, from_ranges(runs) if runs else None, fix=fix):
+    for finding in check(logs, _numbers(runs) if runs else None, fix=fix):
         found += 1
         left += not finding.mended
         say(json.dumps(finding.as_json()) if as_json else finding.line(logs, fix=fix))
