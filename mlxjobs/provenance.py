@@ -168,7 +168,7 @@ class Proof:
     def _refusal(self, what: str, found: list[str]) -> str:
         return (
             f"run {self._run.log_id} {what}, for it is not what was submitted ({_short(found)}) "
-            "and version_manager.strict is true"
+            "and version_manager.strict is true; start a new run, or give +mlxpy.version_manager.strict=false"
         )
 
     def _tell(self, found: list[str]) -> None:
