@@ -51,6 +51,7 @@ def assert_whole(project: OarProject, *jobs: str, log_id: int = 1) -> RunState:
     state = project.await_status("COMPLETE", log_id=log_id)
     assert project.epochs(log_id) == [0, 1, 2, 3, 4]
     assert project.losses(log_id) == pytest.approx([100 * 0.9 ** (epoch + 1) for epoch in range(5)])
+    assert project.info(log_id)["tainted"] == []
     used = [attempt["job_id"] for attempt in project.info(log_id)["attempts"]]
     assert used == [*jobs, state.job_id]
     assert len(set(used)) == len(used)

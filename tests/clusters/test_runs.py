@@ -53,6 +53,7 @@ def assert_whole(project: ClusterProject, log_id: int = 1, jobs: list[str] | Non
     assert project.epochs(log_id) == [0, 1, 2, 3, 4]
     losses = project.losses(log_id)
     assert losses == pytest.approx([100 * 0.9 ** (epoch + 1) for epoch in range(5)])
+    assert project.info(log_id)["tainted"] == []
     used = [attempt["job_id"] for attempt in project.info(log_id)["attempts"]]
     assert used == (jobs or [str(state.job_id)] * len(used))
 
