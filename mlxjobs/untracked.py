@@ -83,7 +83,8 @@ def _check_size(top: Path, sizes: dict[str, int], max_mb: int) -> None:
         f"The untracked files of {show(top)} are {total / _MB:,.1f} MB, more than a snapshot takes "
         f"(version_manager.max_untracked_mb={max_mb}). The largest:\n"
         + _shorten([f"  {sizes[path] / _MB:,.1f} MB  {show(path)}" for path in largest])
-        + "\nPut what is no code into .gitignore, commit what is, or raise version_manager.max_untracked_mb."
+        + "\nPut data and results into .gitignore (version_manager.link has a run see them all the same),\n"
+        "commit what is code, or raise version_manager.max_untracked_mb."
     )
 
 
