@@ -10,6 +10,7 @@ user's name and the time in its hash.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tempfile
@@ -101,9 +102,11 @@ def take(head: Commit, include: str, max_untracked_mb: int, ignore: Sequence[Pat
                 untracked.check(head.top, added, max_untracked_mb)
             return Taken(_commit(whole), any(tree.dirty for _, tree in trees), left_out)
     except OSError as error:
+        hint = "Make it readable, or ignore it if it is untracked; if it was removed meanwhile, try again."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = f"Make room in {tempfile.gettempdir()}, or set TMPDIR to another folder."
         raise SnapshotError(
-            f"The files of {show(head.top)} cannot be taken as they are: {error}\n"
-            "Make it readable, or ignore it if it is untracked; if it was removed meanwhile, try again."
+            f"The files of {show(head.top)} cannot be taken as they are: {error}\n{hint}"
         ) from error
 
 
