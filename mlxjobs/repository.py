@@ -42,6 +42,21 @@ class Commit:
     branch: str | None
 
 
+@dataclass(frozen=True)
+class Taken:
+    """A working tree that was taken into a commit, or its latest commit alone.
+
+    Attributes:
+        hash: the commit that holds it; HEAD's if nothing differs, or nothing else is wanted.
+        dirty: whether tracked files differ from HEAD.
+        left_out: files and folders that are not in it as they are.
+    """
+
+    hash: str
+    dirty: bool
+    left_out: list[str]
+
+
 def run(place: Path, *arguments: str, wait_s: float = _ANSWER_S, stdin: bytes = b"", **env: str) -> _Result:
     """Run git in `place`, deaf to variables meant for another call, and without hooks or questions."""
     argv = ["git", "-C", str(place), *_QUIET, *arguments]  # not by `shell`, which loses bytes of names

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import repository, worktree
+from mlxjobs import repository
 from mlxjobs.copying import make_snapshot
 from mlxjobs.errors import SnapshotError
 from mlxjobs.links import find_links, suffix
 from mlxjobs.marks import leave_mark
-from mlxjobs.repository import Commit, relative, show
+from mlxjobs.repository import Commit, Taken, relative, show
 from mlxjobs.sharing import read_made
 from mlxjobs.trust import stranger
 from mlxjobs.version_manager import Frozen, Launch, VersionManager
@@ -55,6 +55,8 @@ class GitVM(VersionManager):
         ignore = not_missed(launch, folder)
         taken = None
         if launch.include != "commit":
+            from mlxjobs import worktree  # with tempfile and many patterns, which the latest commit needs not
+
             taken = worktree.take(head, launch.include, launch.max_untracked_mb, ignore)
         commit = replace(head, hash=taken.hash) if taken else head
         root = folder / f"{commit.hash}{suffix(links)}"
@@ -84,9 +86,7 @@ class GitVM(VersionManager):
         facts = self._facts(launch, head, _leave(head, not_missed(launch, folder)), None)
         return Frozen(head.top, launch.work_dir, launch.program, facts, ())
 
-    def _facts(
-        self, launch: Launch, head: Commit, taken: worktree.Taken, root: Path | None
-    ) -> dict[str, Any]:
+    def _facts(self, launch: Launch, head: Commit, taken: Taken, root: Path | None) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "name": type(self).__name__,
             "commit_hash": taken.hash,
@@ -145,11 +145,11 @@ def _check_owner(root: Path) -> None:
         )
 
 
-def _leave(head: Commit, ignore: list[Path]) -> worktree.Taken:
+def _leave(head: Commit, ignore: list[Path]) -> Taken:
     """Take the latest commit, and nothing else."""
     left_out = repository.list_left_out(head.top, *ignore)
     dirty = any(tracked for _, tracked in left_out)  # as `git describe --dirty` means it
-    return worktree.Taken(head.hash, dirty, [path for path, _ in left_out])
+    return Taken(head.hash, dirty, [path for path, _ in left_out])
 
 
 def _check_held(commit: Commit, include: str, wanted: list[Path], is_held: Callable[[str], bool]) -> None:

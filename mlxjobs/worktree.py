@@ -21,7 +21,7 @@ from pathlib import Path
 
 from mlxjobs import repository, untracked
 from mlxjobs.errors import SnapshotError
-from mlxjobs.repository import Commit, show
+from mlxjobs.repository import Commit, Taken, show
 
 # The private index is whole and by itself, and no setting of the user's makes git skip or refuse a file.
 _SETTINGS = ("core.splitIndex=false", "core.sparseCheckout=false", "core.untrackedCache=false",
@@ -39,21 +39,6 @@ _ODD = re.compile(r"(?<![^\0])(?!H 1[02])(.) (\d+) [0-9a-f]+ \d\t([^\0]+)")
 _UNWRITABLE = ("repository database", "unable to write", "unable to create temporary", "cannot lock ref")
 
 
-@dataclass(frozen=True)
-class Taken:
-    """A working tree that was taken.
-
-    Attributes:
-        hash: the commit that holds it; that of HEAD if nothing differs.
-        dirty: whether tracked files differ from HEAD.
-        left_out: untracked files and folders that are not in it.
-    """
-
-    hash: str
-    dirty: bool
-    left_out: list[str]
-
-
 @dataclass
 class _Tree:
     """A repository whose files are being collected, with those inside of it (submodules) by their path."""
@@ -67,8 +52,10 @@ class _Tree:
 
     def leave_untracked(self) -> list[str]:
         """Take no untracked files, and return them; but for attributes by which git read the tracked."""
-        left = [path for path in self.untracked if path.rpartition("/")[2] != ".gitattributes"]
-        self.untracked = [path for path in self.untracked if path not in left]
+        listed, self.untracked = self.untracked, []
+        left: list[str] = []
+        for path in listed:
+            (self.untracked if path.rpartition("/")[2] == ".gitattributes" else left).append(path)
         return left
 
     def walk(self, prefix: str = "") -> Iterator[tuple[str, _Tree]]:
