@@ -392,8 +392,10 @@ class _Launch:
 
                 hydra_job.call_with_callbacks(placed, self.task, call)
             existing.hand_in_more(run, place)
-        except TaskFailed as error:
+        except (TaskFailed, provenance.Refused) as error:
             existing.hand_in_more(run, place)
+            if isinstance(error, provenance.Refused):
+                raise
             raise SystemExit(1) from error
         except AlreadyComplete:
             note(f"run {run.log_id} is complete: nothing to do")

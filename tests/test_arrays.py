@@ -24,13 +24,15 @@ def jobs(project: Project) -> list[str | None]:
     return [project.state(log_id).job_id for log_id in runs(project)]
 
 
-def run_task(slurm: Slurm, job: str, task: int | None = None) -> subprocess.CompletedProcess[str]:
+def run_task(
+    slurm: Slurm, job: str, task: int | None = None, code: int = 0
+) -> subprocess.CompletedProcess[str]:
     """Run what Slurm would run, as the job that it would be."""
     script = (slurm.folder / "queue" / job).read_text().splitlines()[0]
     names = {"SLURM_JOB_ID": job} | (
         {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": str(task)} if task else {}
     )
-    return slurm.project.command("bash", script, env=names)
+    return slurm.project.command("bash", script, env=names, code=code)
 
 
 def only_these(project: Project, *commands: str) -> Path:
@@ -183,6 +185,17 @@ def test_a_cancelled_run_is_not_fed(slurm_stub: Slurm) -> None:
     run_task(slurm_stub, "1", 1)
     assert statuses(project) == ["COMPLETE", "SUBMITTED", "CANCELLED", "SUBMITTED"]
     assert slurm_stub.tasks() == {"1": 2, "2": 1}
+
+
+def test_a_run_that_is_refused_for_what_it_would_run_hands_in_others(slurm_stub: Slurm) -> None:
+    project = slurm_stub.project
+    slurm_stub.limit(room=2)
+    slurm_stub.submit("", "seed=range(4)", "+mlxpy.version_manager.strict=true")
+    frozen = project.at(1).frozen
+    frozen.write_text(frozen.read_text().replace("seed: 0", "seed: 9"))
+    slurm_stub.limit()
+    run_task(slurm_stub, "1", 1, code=2)
+    assert statuses(project) == ["FAILED", "SUBMITTED", "SUBMITTED", "SUBMITTED"]
 
 
 def test_where_nothing_can_be_submitted_what_waits_goes_on_waiting(slurm_stub: Slurm) -> None:
