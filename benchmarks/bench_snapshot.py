@@ -1,4 +1,4 @@
-"""Time a first snapshot against `git worktree add`, and finding one that exists.
+"""Time and weigh a first snapshot and the next against `git worktree add`, and finding one that exists.
 
     python benchmarks/bench_snapshot.py --files 5000 --megabytes 200 --rounds 7
 
@@ -11,18 +11,18 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import shutil
 import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from unittest import mock
 
-from mlxjobs import copying
 from mlxjobs.snapshot import GitVM
 from mlxjobs.version_manager import Launch
+
+WORKTREE = "git worktree add"
 
 
 def git(top: Path, *arguments: str) -> None:
@@ -48,13 +48,6 @@ def make_repository(top: Path, files: int, megabytes: int) -> None:
     git(top, "status")  # so that the index knows the files' times
 
 
-def remove(folder: Path) -> None:
-    """Remove a folder, its read-only parts too."""
-    for directory, _, _ in os.walk(folder):
-        Path(directory).chmod(0o700)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def time_once(action: Callable[[], object]) -> float:
     os.sync()
     start = time.perf_counter()
@@ -62,31 +55,48 @@ def time_once(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(top: Path, rounds: int) -> dict[str, list[float]]:
-    """Time each way once a round, in seconds."""
-    launch = Launch(top, Path("main.py"), Path("../snapshots"))
-    copies, tree = top.parent / "snapshots", top.parent / "worktree"
+def edit(top: Path, word: str) -> None:
+    """Change ten files, and commit that."""
+    for number in range(10):
+        (top / f"part{number}" / f"unit{number % 7}" / f"file{number}.py").write_text(f"x = {word!r}\n" * 50)
+    git(top, "commit", "-qam", word)
 
-    def freeze() -> None:
-        GitVM().freeze(launch)
 
-    def freeze_unflushed() -> None:
-        with mock.patch.object(copying, "_flush"):
-            freeze()
+def space(*folders: Path) -> int:
+    """Return the bytes that these folders take on the disk; what they share counts once."""
+    said = subprocess.run(["du", "-s", "-B1", "-c", *folders], check=True, capture_output=True, text=True)
+    return int(said.stdout.splitlines()[-1].split()[0])
 
-    def add_worktree() -> None:
-        git(top, "worktree", "add", "-q", "--detach", str(tree))
 
+def measure(top: Path, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
+    """Time each way once a round, in seconds, and weigh what it made, in bytes.
+
+    All that is made stays until the end: on many disks the space of removed files is given back later, which
+    would slow what is timed then.
+    """
     times: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        times.setdefault("git worktree add", []).append(time_once(add_worktree))
-        git(top, "worktree", "remove", "--force", str(tree))
-        times.setdefault("first snapshot, not flushed to the disk", []).append(time_once(freeze_unflushed))
-        remove(copies)
+    sizes: dict[str, list[int]] = {}
+    for number in range(rounds):
+        tree, copies = top.parent / f"worktree{number}", top.parent / f"snapshots{number}"
+        launch = Launch(top, Path("main.py"), copies)
+
+        def freeze(launch: Launch = launch) -> Path:
+            return GitVM().freeze(launch).root
+
+        add = partial(git, top, "worktree", "add", "-q", "--detach", str(tree))
+        times.setdefault(WORKTREE, []).append(time_once(add))
         times.setdefault("first snapshot", []).append(time_once(freeze))
+        first = freeze()
+        edit(top, str(number))
+        times.setdefault("next snapshot, ten files edited", []).append(time_once(freeze))
+        second = freeze()
         times.setdefault("existing snapshot", []).append(time_once(freeze))
-        remove(copies)
-    return times
+        sizes.setdefault(WORKTREE, []).append(space(tree))
+        sizes.setdefault("first snapshot", []).append(space(first))
+        sizes.setdefault("next snapshot, ten files edited", []).append(
+            space(first, second) - sizes["first snapshot"][-1]
+        )
+    return times, sizes
 
 
 def main() -> None:
@@ -100,13 +110,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         top = Path(scratch, "repository")
         make_repository(top, options.files, options.megabytes)
-        times = measure(top, options.rounds)
+        times, sizes = measure(top, options.rounds)
+    load = os.getloadavg()[0]
     print(
-        f"{options.files} files, {options.megabytes} MB, {options.rounds} rounds, {os.cpu_count()} cores; ms"
+        f"{options.files} files, {options.megabytes} MB, {options.rounds} rounds, {os.cpu_count()} cores,"
+        f" load {load:.1f}; ms, and times `{WORKTREE}` in the same round"
     )
     for name, seconds in times.items():
         low, middle, high = (1000 * f(seconds) for f in (min, statistics.median, max))
-        print(f"{name:42} median {middle:8.1f}   min {low:8.1f}   max {high:8.1f}")
+        ratio = statistics.median(a / b for a, b in zip(seconds, times[WORKTREE], strict=True))
+        size = f"   {statistics.median(sizes[name]) / 1e6:7.1f} MB" if name in sizes else ""
+        print(f"{name:32} median {middle:8.1f}   min {low:8.1f}   max {high:8.1f}   x {ratio:.3f}{size}")
 
 
 if __name__ == "__main__":

@@ -19,16 +19,15 @@ from __future__ import annotations
 
 import os
 import re
-import stat
-import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from mlxjobs import lfs, repository, sharing
+from mlxjobs import flushing, lfs, repository, sharing
 from mlxjobs.errors import SnapshotError
-from mlxjobs.files import create_file, replace_file, sync_directory
+from mlxjobs.files import create_file, replace_file
 from mlxjobs.links import make_links
 from mlxjobs.repository import Commit, relative, show
 from mlxjobs.sharing import Made, beside, read_made
@@ -40,7 +39,6 @@ from mlxjobs.turn import turn
 _FULL_COPY = ("core.splitIndex=false", "core.sparseCheckout=false", "submodule.recurse=false",
               f"checkout.workers={min(8, os.cpu_count() or 1)}")  # fmt: skip
 _COPY_S = 3600  # a whole copy, on a slow network file system
-_FLUSH_S = 120
 _TURN_S = 300  # how long another launch that makes the same snapshot is waited for
 _HINT = "Set version_manager.parent_work_dir to a writable folder of its own with enough free space."
 _ABANDONED_S = 24 * 3600  # no copy takes a day: a temporary folder that old has no owner, on any host
@@ -51,6 +49,8 @@ _ASIDE = re.compile(rf"\.{NAME}\.(?P<host>.+)\.(?P<pid>\d+)\.[0-9a-f]{{8}}\.tmp{
 
 def make_snapshot(commit: Commit, root: Path, links: Mapping[str, str] | None = None) -> None:
     """Make `root`, whole and read-only, by writing aside and renaming; nothing is left behind on failure.
+
+    One that is there, but may have lost files in a power failure, is mended where it is.
 
     Args:
         commit: any commit of the repository; those of its submodules must be on this machine too.
@@ -67,12 +67,19 @@ def make_snapshot(commit: Commit, root: Path, links: Mapping[str, str] | None = 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _hide_from_git(folder)
-        with turn(beside(root, "lock"), root.is_dir, _TURN_S):
+        with turn(beside(root, "lock"), partial(is_usable, root), _TURN_S):
             if not root.is_dir():
                 remove_abandoned(root)
                 _make(parts, empty, root, links or {})
+            elif not is_usable(root):
+                _mend(parts, root)
     except OSError as error:
         raise SnapshotError(f"The snapshot {show(root)} cannot be made: {error}\n{_HINT}") from error
+
+
+def is_usable(root: Path) -> bool:
+    """Tell whether a snapshot is there and whole."""
+    return root.is_dir() and not flushing.is_doubtful(root)
 
 
 def _make(parts: list[Part], empty: list[str], root: Path, links: Mapping[str, str]) -> None:
@@ -83,18 +90,34 @@ def _make(parts: list[Part], empty: list[str], root: Path, links: Mapping[str, s
         recipes = {}
         for number, part in enumerate(parts):
             filters = lfs.settings(part.commit)
-            recipes[part.path] = how = sharing.recipe(part, filters)
+            how = sharing.find_recipe(part, filters)
+            recipes[part.path] = how.digest
             place, index = aside / part.path, _index(aside, number)
+            sharing.make_folders(part, place)
             sharing.share(part, how, source, place, index)
-            _check_out(part.commit, place, index, filters)
-            if filters:
-                lfs.check_contents(part.commit, place, index)
+            # Files that are read-only at once need no second visit; a filter would have that mask too.
+            _check_out(part.commit, place, index, filters, umask=_read_only() if how.is_plain else -1)
+            if not how.is_plain:
+                _protect(place)
         make_links(aside, links)
-        _protect(aside)
-        _flush(aside)
         _publish(aside, root, Made(recipes, empty))
     finally:
         _remove_aside(aside)  # gone already when all went well
+
+
+def _mend(parts: list[Part], root: Path) -> None:
+    """Write what is not as in the commit anew, and leave the rest alone: others may be running it."""
+    for number, part in enumerate(parts):
+        index, filters = beside(root, f"{number}.index"), lfs.settings(part.commit)
+        try:
+            os.utime(index, (1, 1))  # older than all files, so git looks into them
+            _check_out(part.commit, root / part.path, index, filters)
+        except (OSError, SnapshotError):  # lost or damaged itself: without it git writes everything
+            for path in index, index.with_name(f"{index.name}.lock"):
+                path.unlink(missing_ok=True)
+            _check_out(part.commit, root / part.path, index, filters)
+    _protect(root)
+    flushing.finish(root)
 
 
 def _index(aside: Path, number: int) -> Path:
@@ -115,12 +138,12 @@ def _hide_from_git(folder: Path) -> None:
             return
 
 
-def _check_out(commit: Commit, folder: Path, index: Path, filters: tuple[str, ...]) -> None:
+def _check_out(commit: Commit, folder: Path, index: Path, filters: tuple[str, ...], umask: int = -1) -> None:
     """Have the commit's files in `folder`: what the index knows to be there already is left as it is."""
     settings = [word for setting in (*_FULL_COPY, *sharing.LOOK, *filters) for word in ("-c", setting)]
     command = (*settings, f"--work-tree={folder}", "read-tree", "--reset", "-u", commit.hash)
     result = repository.run(
-        commit.top, *command, wait_s=_COPY_S, GIT_INDEX_FILE=str(index), GIT_LFS_SKIP_SMUDGE="0"
+        commit.top, *command, wait_s=_COPY_S, umask=umask, GIT_INDEX_FILE=str(index), GIT_LFS_SKIP_SMUDGE="0"
     )
     if result.returncode:
         raise SnapshotError(
@@ -128,42 +151,48 @@ def _check_out(commit: Commit, folder: Path, index: Path, filters: tuple[str, ..
             f" nothing is left there.\n{_HINT} If git misses an object, run `git fsck`.\n"
             f"{repository.quote(result)}"
         )
+    if filters:
+        lfs.check_contents(commit, folder, index)
 
 
-def _protect(aside: Path) -> None:
+def _read_only() -> int:
+    """Return the user's mask without the right to write."""
+    umask = os.umask(0o077)  # there is no way to ask without setting it
+    os.umask(umask)
+    return umask | 0o222
+
+
+def _protect(folder: Path) -> None:
     """Take the right to write from the files, so that no run changes what others run.
 
     Folders stay writable: programs leave files beside their code (`__pycache__`, lightning_logs).
     """
-    for directory, _, names in os.walk(aside):
-        for name in names:
-            path = os.path.join(directory, name)  # noqa: PTH118 - a Path for each of 50,000 files takes longer
-            mode = os.lstat(path).st_mode
-            if mode & 0o222 and not stat.S_ISLNK(mode):
-                os.chmod(path, mode & 0o555)  # noqa: PTH101
-
-
-def _flush(aside: Path) -> None:
-    """Have the files on the disk before the folder gets its name, else a power failure may empty them."""
-    # One call for the whole file system: 5,000 single fsync take minutes on a spinning disk.
-    argv = ["sync", "-f", str(aside)]
-    with suppress(OSError, subprocess.SubprocessError):  # no such program, or too slow: only safety is lost
-        subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_FLUSH_S)
+    folders = [str(folder)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif not entry.is_symlink() and (mode := entry.stat().st_mode) & 0o222:
+                    os.chmod(entry.path, mode & 0o555)  # noqa: PTH101 - a Path for each file takes longer
 
 
 def _publish(aside: Path, root: Path, made: Made) -> None:
     """Give the copy its name; if another launch was faster, its copy is the one."""
-    replace_file(beside(root, "made"), sharing.encode(made), sync_folder=False)
+    notes = [beside(root, "made"), beside(root, "unflushed")]
+    replace_file(notes[0], sharing.encode(made), durable=False)
+    flushing.begin(root)
     try:
         aside.rename(root)  # never replaces a folder that holds something: rename(2)
     except OSError:
         if not root.is_dir():
-            beside(root, "made").unlink()
+            for note in notes:
+                note.unlink(missing_ok=True)
             raise
         return
     for number in range(len(made.recipes)):
         _index(aside, number).rename(beside(root, f"{number}.index"))
-    sync_directory(root.parent)
+    flushing.finish_later(root)
 
 
 def abandoned(folder: Path) -> list[Path]:

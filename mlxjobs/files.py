@@ -32,10 +32,11 @@ def flushed_together(folder: Path) -> Iterator[None]:
         yield
     finally:
         _flushed_later.reset(token)
-    _sync_file_system(folder)
+    sync_file_system(folder)
 
 
-def _sync_file_system(folder: Path) -> None:
+def sync_file_system(folder: Path) -> None:
+    """Wait until all that was written to the folder's file system is on the disk."""
     import ctypes  # Python has no syncfs(2), and sync(2) waits for the other file systems too
 
     syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)

@@ -57,7 +57,9 @@ class Taken:
     left_out: list[str]
 
 
-def run(place: Path, *arguments: str, wait_s: float = _ANSWER_S, stdin: bytes = b"", **env: str) -> _Result:
+def run(
+    place: Path, *arguments: str, wait_s: float = _ANSWER_S, stdin: bytes = b"", umask: int = -1, **env: str
+) -> _Result:
     """Run git in `place`, deaf to variables meant for another call, and without hooks or questions."""
     argv = ["git", "-C", str(place), *_QUIET, *arguments]  # not by `shell`, which loses bytes of names
     own = _environment(_HARMLESS)
@@ -67,7 +69,9 @@ def run(place: Path, *arguments: str, wait_s: float = _ANSWER_S, stdin: bytes = 
         # Where git keeps a submodule: its core.worktree may name a folder that is not there now.
         own["GIT_WORK_TREE"] = str(place)
     try:
-        return subprocess.run(argv, input=stdin, capture_output=True, timeout=wait_s, env=own | env)
+        return subprocess.run(
+            argv, input=stdin, capture_output=True, timeout=wait_s, umask=umask, env=own | env
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _no_answer(place, error) from error
 
@@ -105,7 +109,7 @@ def _no_answer(place: Path, error: Exception) -> SnapshotError:
 
 def ask(place: Path, *arguments: str, **env: str) -> str:
     """Return what git answers; the encoding keeps any file name. Raises SnapshotError if it refuses."""
-    result = run(place, *arguments, wait_s=_ANSWER_S, stdin=b"", **env)
+    result = run(place, *arguments, wait_s=_ANSWER_S, stdin=b"", umask=-1, **env)
     if result.returncode:
         raise _explain(place, result)
     return os.fsdecode(result.stdout)

@@ -6,7 +6,7 @@ then looks at every file: one that is missing, changed, or not what the index kn
 anew, so never through a link. Safe as files of snapshots are read-only, and as a run that changes one all
 the same changes its time or size.
 
-How the files were written must be the same too: `Recipe` is a digest of the attributes and settings.
+How the files were written must be the same too: `Recipe` has a digest of the attributes and settings.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mlxjobs import repository
+from mlxjobs.flushing import is_doubtful
 from mlxjobs.submodules import Part
 from mlxjobs.trust import stranger
 
@@ -42,6 +43,19 @@ class Made:
     empty: list[str]
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """All but the contents that decides how git writes the files of a commit.
+
+    Attributes:
+        digest: the same for the same.
+        is_plain: no attributes are given at all, so no filter of the user's runs.
+    """
+
+    digest: str
+    is_plain: bool
+
+
 def beside(root: Path, what: str) -> Path:
     """Return the name of a file about a snapshot, which lies beside it."""
     return root.with_name(f".{root.name}.{what}")
@@ -60,8 +74,8 @@ def read_made(root: Path) -> Made | None:
     return None
 
 
-def recipe(part: Part, settings: tuple[str, ...]) -> str:
-    """Digest all but the contents that decides how git writes the files of a commit.
+def find_recipe(part: Part, settings: tuple[str, ...]) -> Recipe:
+    """Find out how git will write the files of a commit.
 
     Args:
         part: the commit.
@@ -70,16 +84,20 @@ def recipe(part: Part, settings: tuple[str, ...]) -> str:
     top, tree = part.commit.top, repository.read_tree(part.commit)
     attributes = sorted(item for item in tree.items() if item[0].rpartition("/")[2] == ".gitattributes")
     said = repository.run(top, "config", "-z", "--get-regexp", _SETTINGS).stdout
-    info = repository.ask(top, "rev-parse", "--path-format=absolute", "--git-path", "info/attributes")[:-1]
+    info = top / ".git" / "info" / "attributes"
+    if not info.parent.is_dir():  # a linked work tree, or a submodule
+        words = ("--path-format=absolute", "--git-path", "info/attributes")
+        info = Path(repository.ask(top, "rev-parse", *words)[:-1])
     config = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
-    files = [Path(info), config / "git" / "attributes", Path("/etc/gitattributes")]
+    files = [info, config / "git" / "attributes", Path("/etc/gitattributes")]
     for entry in os.fsdecode(said).split("\0"):
         if entry.startswith("core.attributesfile\n"):
             files.append(Path(entry.partition("\n")[2]).expanduser())
     digest = hashlib.sha256(repr((attributes, said, settings)).encode(errors="surrogateescape"))
-    for path in files:
-        digest.update(b"\0" + (path.read_bytes() if path.is_file() else b""))
-    return digest.hexdigest()
+    given = [path.read_bytes() if path.is_file() else b"" for path in files]
+    for content in given:
+        digest.update(b"\0" + content)
+    return Recipe(digest.hexdigest(), not attributes and not any(given))
 
 
 def newest_other(root: Path) -> Path | None:
@@ -87,33 +105,37 @@ def newest_other(root: Path) -> Path | None:
     found = []
     for note in root.parent.glob(".*.made"):
         other = root.with_name(note.name[1 : -len(".made")])
-        if other != root and other.is_dir():
+        if other != root and other.is_dir() and not is_doubtful(other):
             found.append((note.stat().st_mtime_ns, other))
     for _, other in sorted(found, reverse=True):
         return None if stranger(other, beside(other, "made")) else other
     return None
 
 
-def share(part: Part, how: str, source: Path | None, folder: Path, index: Path) -> None:
-    """Fill a new folder with links to what an older snapshot has, if it was written in the same way.
+def make_folders(part: Part, folder: Path) -> None:
+    """Make all folders of a commit: with the usual rights, which git may be told not to give to files."""
+    for path, what in repository.read_tree(part.commit).items():  # folders come before what is in them
+        if what.startswith(("040000 ", "160000 ")):
+            (folder / path).mkdir()
+
+
+def share(part: Part, how: Recipe, source: Path | None, folder: Path, index: Path) -> None:
+    """Fill new folders with links to what an older snapshot has, if it was written in the same way.
 
     Args:
         part: what the folder will be.
         how: its recipe.
         source: the older snapshot.
-        folder: the folder, empty; it belongs to nobody else yet.
+        folder: it has only the folders of the commit yet, all empty, and it belongs to nobody else yet.
         index: where the copy of the older snapshot's index goes.
     """
     made = read_made(source) if source else None
-    if source is None or made is None or made.recipes.get(part.path) != how:
+    if source is None or made is None or made.recipes.get(part.path) != how.digest:
         return
     old_index = beside(source, f"{list(made.recipes).index(part.path)}.index")
     if stranger(old_index) or not old_index.is_file():
         return
     tree = repository.read_tree(part.commit)
-    for path, what in tree.items():  # folders come before what is in them
-        if what.startswith("040000 "):
-            (folder / path).mkdir()
     names = sorted(path for path, what in tree.items() if " blob " in what)
     with suppress(FileNotFoundError):  # it was pruned meanwhile: without an index git writes everything
         _link(names, source / part.path, folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs import repository
-from mlxjobs.copying import make_snapshot
+from mlxjobs.copying import is_usable, make_snapshot
 from mlxjobs.errors import SnapshotError
 from mlxjobs.links import find_links, suffix
 from mlxjobs.marks import leave_mark
@@ -61,7 +61,7 @@ class GitVM(VersionManager):
         commit = replace(head, hash=taken.hash) if taken else head
         root = folder / f"{commit.hash}{suffix(links)}"
         _check_owner(root)
-        if not root.is_dir():
+        if not is_usable(root):
             _check_held(commit, launch.include, wanted, partial(_is_promised, commit))
             make_snapshot(commit, root, links)
         _note_use(launch, commit, root, links)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import adapters, command_line, frozen, live_tree, provenance, settings
+from mlxjobs import adapters, command_line, flushing, frozen, live_tree, provenance, settings
 from mlxjobs.arrays import HandedIn, hand_in_all
 from mlxjobs.cluster import Cluster
 from mlxjobs.console import is_terminal, note, say
@@ -132,6 +132,7 @@ class Submission:
             runs: list[Run] = []
             for composed in sweep:
                 runs.append(self._create(composed, environment, runs[-1] if runs else None))
+        self._flush_code()
         result = hand_in_all(runs, self._cluster, self._options["scheduler"])
         self._report(result, {run.log_id: one.overrides for run, one in zip(runs, sweep, strict=True)})
 
@@ -144,6 +145,7 @@ class Submission:
         """
 
         def prepare() -> None:
+            self._flush_code()
             run.keep(frozen.to_yaml(composed), self._options, composed.secrets)
             replace_file(run.script, self._script(run.path), mode=0o777)
             code = {"version_manager": self._facts.get("version_manager")}
@@ -152,6 +154,12 @@ class Submission:
 
         job_id = hand_in(run, self._cluster, check=self._check, prepare=prepare)
         self._report(HandedIn({run.log_id: job_id}), {run.log_id: composed.overrides})
+
+    def _flush_code(self) -> None:
+        """Have the frozen code on the disk before a job that may outlive a power failure needs it."""
+        snapshot = (self._facts.get("version_manager") or {}).get("snapshot")
+        if snapshot:
+            flushing.finish(Path(snapshot))
 
     def _report(self, result: HandedIn, overrides: Mapping[int, Sequence[str]]) -> None:
         lines = [

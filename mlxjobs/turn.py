@@ -30,14 +30,16 @@ def turn(path: Path, is_done: Callable[[], bool], wait_s: float) -> Iterator[Non
     except OSError:  # the work says better what is wrong there
         yield
         return
-    is_ours = False
     try:
-        is_ours = _await(lock, is_done, wait_s)
-        yield
+        if _await(lock, is_done, wait_s):
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    path.unlink()
+        else:
+            yield
     finally:
-        if is_ours:
-            with suppress(OSError):
-                path.unlink()
         os.close(lock)
 
 

@@ -223,7 +223,9 @@ def _git(
     """Run git on the private index. Raises SnapshotError if it fails, or says what makes a gap."""
     command = (*(word for setting in _SETTINGS for word in ("-c", setting)), *arguments)
     own = {"GIT_INDEX_FILE": str(tree.index), **(env or {})}
-    result = repository.run(tree.head.top, *command, wait_s=_TAKE_S, stdin=os.fsencode(stdin), **own)
+    result = repository.run(
+        tree.head.top, *command, wait_s=_TAKE_S, stdin=os.fsencode(stdin), umask=-1, **own
+    )
     if result.returncode or gap.search(result.stderr):
         raise _explain(tree, repository.quote(result))
     return os.fsdecode(result.stdout)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mlxjobs import copying, repository
+from mlxjobs import copying, flushing, repository
 from mlxjobs.environment import requirements
 from mlxjobs.errors import SnapshotError
 from mlxjobs.snapshot import GitVM
@@ -97,7 +97,7 @@ def contents(top: Path) -> dict[str, tuple[str, bytes]]:
 
 def leftovers(parent: Path) -> list[str]:
     """What is below `parent_work_dir` besides snapshots and the files about them."""
-    known = re.compile(r"(?P<root>[0-9a-f]{40})|\.(?P<of>[0-9a-f]{40})\.(made|\d+\.index)")
+    known = re.compile(r"(?P<root>[0-9a-f]{40})|\.(?P<of>[0-9a-f]{40})\.(made|unflushed|\d+\.index)")
     left = []
     for path in parent.glob("*/*"):
         name = known.fullmatch(path.name)
@@ -444,14 +444,15 @@ def test_sixteen_processes_get_the_same_complete_snapshot(repo: Path) -> None:
 def test_when_another_launch_is_faster_its_snapshot_is_used(
     repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flush = copying._flush
+    publish = copying._publish
     others: list[int] = []
 
-    def be_overtaken(aside: Path) -> None:
-        monkeypatch.setattr(copying, "_flush", flush)
+    def be_overtaken(*copy: Any) -> None:
+        monkeypatch.setattr(copying, "_publish", publish)
         others.append(freeze(repo).root.stat().st_ino)
+        publish(*copy)
 
-    monkeypatch.setattr(copying, "_flush", be_overtaken)
+    monkeypatch.setattr(copying, "_publish", be_overtaken)
     monkeypatch.setattr(copying, "_TURN_S", 0)  # as if this one had been stopped for long
     assert [freeze(repo).root.stat().st_ino] == others
     assert leftovers(repo / ".workdir") == []
@@ -500,7 +501,9 @@ def test_only_what_dead_launches_left_is_removed(repo: Path) -> None:
     )
     a_day_ago = (folder / removed[1]).stat().st_mtime - 24 * 3600 - 60
     os.utime(folder / removed[1], (a_day_ago, a_day_ago))
-    made = freeze(repo).root.name
+    root = freeze(repo).root
+    flushing.finish(root)
+    made = root.name
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [*kept, f"{kept[0]}.0.index", made, f".{made}.made", f".{made}.0.index"]
     )
@@ -508,7 +511,8 @@ def test_only_what_dead_launches_left_is_removed(repo: Path) -> None:
 
 def test_a_copy_that_was_taken_away_is_not_published(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # as by a launch in another container with the same host name, where this one's pid is dead
-    monkeypatch.setattr(copying, "_flush", lambda aside: aside.rename(aside.with_name("taken")))
+    taken = repo / ".workdir" / "proj" / "taken"
+    monkeypatch.setattr(flushing, "begin", lambda root: next(root.parent.glob("*.tmp")).rename(taken))
     with pytest.raises(SnapshotError, match="No such file"):
         freeze(repo)
     assert leftovers(repo / ".workdir") == ["taken"]
@@ -757,10 +761,10 @@ def test_a_file_in_the_snapshots_place_is_told_and_kept(repo: Path) -> None:
 
 
 def test_an_interrupted_launch_leaves_nothing(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(aside: Path) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(copying, "_flush", interrupt)
+    monkeypatch.setattr(copying, "make_links", interrupt)
     with pytest.raises(KeyboardInterrupt):
         freeze(repo)
     assert list((repo / ".workdir" / "proj").iterdir()) == []
