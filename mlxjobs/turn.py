@@ -31,14 +31,13 @@ def turn(path: Path, is_done: Callable[[], bool], wait_s: float) -> Iterator[Non
         yield
         return
     try:
-        if _await(lock, is_done, wait_s):
-            try:
-                yield
-            finally:
+        is_ours = _await(lock, is_done, wait_s)
+        try:
+            yield
+        finally:
+            if is_ours or is_done():  # one who came late has made the file again
                 with suppress(OSError):
                     path.unlink()
-        else:
-            yield
     finally:
         os.close(lock)
 

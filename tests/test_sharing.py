@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.copying import lacking
+from mlxjobs.turn import turn
 from tests.test_snapshot import (
     AS_A_PROGRAM,
     _git_of_its_own,
@@ -186,3 +187,9 @@ def test_files_that_a_snapshot_lacks_are_found(repo: Path) -> None:
     assert lacking(root, repo) == []
     (root / "pkg" / "part.py").unlink()
     assert lacking(root, repo) == ["pkg/part.py"]
+
+
+def test_one_who_comes_late_leaves_no_lock(tmp_path: Path) -> None:
+    with turn(tmp_path / "lock", lambda: True, 0):
+        pass
+    assert list(tmp_path.iterdir()) == []
