@@ -8,7 +8,6 @@ import inspect
 import json
 import os
 import shlex
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,10 +20,11 @@ from typing import Any
 from mlxjobs import command_line, compose, settings
 from mlxjobs.console import is_terminal, note
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
-from mlxjobs.frozen import Composed, to_yaml
+from mlxjobs.frozen import Composed
 from mlxjobs.lost_paths import LostPaths
-from mlxjobs.masking import Mask, filled, lacking
+from mlxjobs.masking import Mask, lacking
 from mlxjobs.project import Project
+from mlxjobs.runner import Runner
 from mlxjobs.store import Run
 
 # carries what is known of a run into the program that is started for it from the snapshot
@@ -60,7 +60,8 @@ def launch(
         @functools.wraps(task)
         def main() -> None:
             folder = (_file_of(task).parent / config_path).absolute()
-            _guard(lambda: _Launch(task, Project(folder, config_name), seeding_function).run(sys.argv[1:]))
+            runner = Runner(task, seeding_function)
+            _guard(lambda: _Launch(Project(folder, config_name), runner).run(sys.argv[1:]))
 
         return main
 
@@ -92,21 +93,12 @@ def _file_of(task: Callable[..., Any]) -> Path:
     return Path(inspect.getfile(inspect.unwrap(task))).absolute()
 
 
-class _Failed(Exception):
-    """Carries the exit code of a task that failed through Hydra, which goes on with the other runs."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"the task failed with exit code {code}")
-        self.code = code
-
-
 @dataclass(frozen=True)
 class _Launch:
     """What one call of a decorated function knows."""
 
-    task: Callable[..., Any]
     project: Project
-    seeding: Callable[[Any], Any] | None
+    runner: Runner
 
     def run(self, argv: Sequence[str]) -> None:
         """Do what the command line asks for."""
@@ -133,10 +125,6 @@ class _Launch:
         else:
             self._run_new(options, arguments, inherited)
 
-    def _check_seed(self, composed: Composed) -> None:
-        if self.seeding is not None:
-            compose.seed_of(composed.config)
-
     # -- a new run --------------------------------------------------------------------------
 
     def _compose(
@@ -148,7 +136,7 @@ class _Launch:
             keep = options["use_logger"] and not quiet
             stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
             compose.compose_runs(
-                self.task,
+                self.runner.task,
                 arguments,
                 config_dir=self.project.config_dir,
                 config_name=self.project.config_name,
@@ -162,88 +150,14 @@ class _Launch:
         self, options: dict[str, Any], arguments: Sequence[str], inherited: dict[str, Any] | None
     ) -> None:
         """Run here what the command line composes."""
-        from mlxjobs.attempt import TaskFailed
-        from mlxjobs.fence import Superseded
-
         if options["use_version_manager"] and inherited is None:
             inherited = self._restart_in_snapshot(options, arguments)
         # relative paths mean what they meant when the command was typed, wherever the task goes
         options["logger"]["parent_log_dir"] = str(settings.log_dir(options))
-        facts, cwd = {**self._facts(), **(_recorded(options) if inherited is None else inherited)}, Path.cwd()
-        mask, lost = Mask(options["secrets"]), LostPaths(facts["launch_dir"], cwd)
-        failed: list[tuple[BaseException, int]] = []
-
-        def run_one(composed: Composed) -> Any:
-            try:
-                return self._run_one(composed, mask, lost, options, facts, cwd)
-            except TaskFailed as error:
-                # callbacks and sweepers are to see the task's own exception
-                cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-                failed.append((cause, 1))
-                raise cause from None
-            except SystemExit as error:
-                code = _exit_code(error)
-                if code == 0:
-                    return None
-                failed.append((_Failed(code), code))
-                raise failed[-1][0] from error
-            except Superseded as given_up:
-                note(str(given_up))
-                failed.append((_Failed(given_up.exit_code), given_up.exit_code))
-                raise failed[-1][0] from given_up
-
-        try:
-            self._compose(options, arguments, quiet=False, run=run_one)
-        except Exception as error:
-            codes = [code for cause, code in failed if cause is error]
-            if not codes:
-                raise
-            raise SystemExit(codes[0]) from error
-
-    def _run_one(
-        self,
-        composed: Composed,
-        mask: Mask,
-        lost: LostPaths,
-        options: dict[str, Any],
-        facts: dict[str, Any],
-        cwd: Path,
-    ) -> Any:
-        from mlxjobs import hydra_job
-        from mlxjobs.attempt import execute
-        from mlxjobs.startable import Place
-
-        self._check_seed(composed)
-        logger, run = options["logger"], None
-        if logger["forced_log_id"] >= 0 and composed.hydra.get("mode") == "MULTIRUN":
-            raise InvalidConfigFileError("the runs of a sweep cannot share one forced_log_id: leave it out")
-        if options["use_logger"]:
-            run = Run.create(settings.log_dir(options), logger["forced_log_id"])
-        try:
-            placed = hydra_job.settle_here(
-                composed,
-                run.path if run else cwd,
-                keep_log=run is not None,
-                follow_streams=logger["log_streams_to_file"],
-            )
-            config = compose.resolve(placed)
-        except MLXJobsError:
-            if run is not None:
-                shutil.rmtree(run.path)  # nobody can know of it yet
-            raise
-        hidden = mask.hide(composed)
-        shown = mask.shown(hidden, config.to_dict())
-        lost.warn([shown.config])
-        if hidden.secrets:
-            hydra_job.forget_sweep()
-        if run is not None:
-            run.keep(to_yaml(hidden), options, hidden.secrets)
-            cmd = mask.command(facts["cmd"], hidden.secrets)
-            facts = {**facts, "cmd": cmd, "log_dir": str(run.path), "log_id": run.log_id}
-        return execute(
-            run, self.task, config, options,
-            shown=shown, seeding=self.seeding, facts=facts, place=Place(),
-        )  # fmt: skip
+        facts = {**self._facts(), **(_recorded(options) if inherited is None else inherited)}
+        self.runner.run_composed(
+            lambda run: self._compose(options, arguments, quiet=False, run=run), options, facts
+        )
 
     def _restart_in_snapshot(self, options: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
         """Become the same program, started from its snapshot; return only if there is none, and the facts."""
@@ -309,7 +223,7 @@ class _Launch:
         if len(composed) > 1 and options["logger"]["forced_log_id"] >= 0:
             raise InvalidConfigFileError("the runs of a sweep cannot share one forced_log_id: leave it out")
         for one in composed:
-            self._check_seed(one)
+            self.runner.check_seed(one)
         missing = {key for one in composed for key in compose.missing_values(one.config)}
         if missing:
             names = ", ".join(sorted(missing))
@@ -351,7 +265,7 @@ class _Launch:
                 f"run {run.log_id}: {run.metadata / '.secrets.json'} lacks what was given for "
                 f"{', '.join(gone)}: give it again, as in {gone[0]}=VALUE"
             )
-        self._check_seed(composed)
+        self.runner.check_seed(composed)
         facts = {**self._facts(), **(inherited or {})}
         facts["cmd"] = mask.command(facts["cmd"], composed.secrets)
         if inherited is not None:
@@ -359,52 +273,7 @@ class _Launch:
         if options["use_scheduler"]:
             self._submit_existing(run, options, composed, facts)
         else:
-            self._attempt(run, composed, options, facts, changed=bool(arguments))
-
-    def _attempt(
-        self, run: Run, composed: Composed, options: dict[str, Any], facts: dict[str, Any], *, changed: bool
-    ) -> None:
-        """Make the next attempt of an existing run, in a job or not."""
-        from mlxjobs import existing, hydra_job, provenance
-        from mlxjobs.attempt import TaskFailed, execute
-        from mlxjobs.fence import Superseded
-        from mlxjobs.history import Preempted
-        from mlxjobs.startable import AlreadyComplete, check_startable
-
-        place, cluster = existing.place_of(run)
-        follow = options["logger"]["log_streams_to_file"] and place.here is None
-        try:
-            if changed and place.rank == 0:
-                check_startable(run, run.state(), place, cluster)
-                run.keep(to_yaml(composed), secrets=composed.secrets)
-                provenance.record_change(run)
-            with hydra_job.surroundings(
-                filled(composed), run.path, keep_log=place.rank == 0, follow_streams=follow
-            ) as placed:
-                config = existing.resolve(run, placed, place)
-                shown = Mask(options["secrets"]).shown(composed, config.to_dict())
-
-                def call() -> Any:
-                    return execute(
-                        run, self.task, config, options, shown=shown,
-                        seeding=self.seeding, facts=facts, place=place, cluster=cluster,
-                    )  # fmt: skip
-
-                hydra_job.call_with_callbacks(placed, self.task, call)
-            existing.hand_in_more(run, place)
-        except (TaskFailed, provenance.Refused) as error:
-            existing.hand_in_more(run, place)
-            if isinstance(error, provenance.Refused):
-                raise
-            raise SystemExit(1) from error
-        except AlreadyComplete:
-            note(f"run {run.log_id} is complete: nothing to do")
-        except Preempted as left:
-            note(f"run {run.log_id}: {left.status} ({left.reason})")
-            raise SystemExit(left.exit_code) from left
-        except Superseded as given_up:
-            note(str(given_up))
-            raise SystemExit(given_up.exit_code) from given_up
+            self.runner.attempt(run, composed, options, facts, changed=bool(arguments))
 
     def _submit_existing(
         self, run: Run, options: dict[str, Any], composed: Composed, facts: dict[str, Any]
@@ -431,7 +300,7 @@ class _Launch:
         return {
             "executable": sys.executable,
             "cmd": shlex.join(sys.argv),
-            "current_file_path": str(_file_of(self.task)),
+            "current_file_path": str(_file_of(self.runner.task)),
             "process_id": os.getpid(),
             "hostname": os.uname().nodename,
             "user": user,
@@ -455,11 +324,3 @@ def _recorded(options: dict[str, Any]) -> dict[str, Any]:
     from mlxjobs.environment import record
 
     return {"version_manager": record()}
-
-
-def _exit_code(error: SystemExit) -> int:
-    """The exit code that Python gives a program that ends so; what it would print is printed."""
-    if error.code is None or isinstance(error.code, int):
-        return error.code or 0
-    print(error.code, file=sys.stderr)  # noqa: T201 - the task's own words
-    return 1
