@@ -50,6 +50,7 @@ def editable(folder: Path) -> Any:
 
 
 def recorded(site: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    environment.record()  # python imports some of what it needs here only now
     with monkeypatch.context() as patch:
         patch.setattr(sys, "path", [str(site)])
         return environment.record()
