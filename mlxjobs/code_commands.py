@@ -203,8 +203,9 @@ def prune(
     back, or has ended within the given time; and whenever that cannot be known.
     """
     from mlxjobs import snapshots
+    from mlxjobs.pruning import Pruning
 
-    pruning = snapshots.Pruning(logs, snapshots.seconds(older_than))
+    pruning = Pruning(logs, snapshots.seconds(older_than))
     total, removed, kept, failed = snapshots.Usage(), 0, 0, 0
     for one in _find(snapshots.Users(logs)):
         usage, why = snapshots.Usage(), pruning.why_kept(one) if one.exists else "removed"

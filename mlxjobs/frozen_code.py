@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import repository
-from mlxjobs.copying import make_snapshot
+from mlxjobs import flushing, repository
+from mlxjobs.copying import is_usable, make_snapshot
 from mlxjobs.errors import RunError, SnapshotError
 from mlxjobs.links import find_links
 from mlxjobs.marks import leave_mark, marks_of
@@ -132,13 +132,15 @@ def bring_back(run: Run) -> None:
         return
     try:
         while True:
-            if not code.root.is_dir():
+            if not code.root.is_dir() or (not is_usable(code.root) and code.is_committed):
                 _remake(code, code.root, _find_links(code))
             elif not marks_of(code.root):  # one of the user's own managers made it: it is never removed
                 return
             if stranger(code.root.parent, code.root):  # nobody but its owner removes it
                 return
             leave_mark(code.root, run.path.parent, code.repo)
+            if is_usable(code.root):
+                flushing.finish(code.root)  # a job may start after a power failure
             if code.root.is_dir():  # else it was pruned before the mark was there
                 return
     except (SnapshotError, OSError) as error:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs import sharing, snapshot
+from mlxjobs import flushing, sharing, snapshot
 from mlxjobs.errors import SnapshotError
 from mlxjobs.marks import leave_mark, marks_of
-from mlxjobs.snapshots import Pruning, Snapshot, Usage, find, remove_tree
+from mlxjobs.pruning import Pruning, remove_tree
+from mlxjobs.snapshots import Snapshot, Usage, find
 from tests.project import Project
 from tests.test_snapshot import commit, contents, freeze, git, new_repo, write
 
@@ -59,6 +60,7 @@ def frozen_long_ago(tmp_path: Path) -> Snapshot:
     repo, logs = new_repo(tmp_path / "proj"), tmp_path / "logs"
     logs.mkdir(exist_ok=True)
     root = freeze(repo, log_dir=logs).root
+    flushing.finish(root)  # nothing happens there any more
     (mark,) = marks_of(root)
     os.utime(mark.path, (LONG_AGO, LONG_AGO))
     (one,) = find([root.parent.parent])

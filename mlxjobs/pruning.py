@@ -1,0 +1,181 @@
+"""The removal of snapshots that nobody needs.
+
+Beside a snapshot are the marks of all log directories whose runs were launched from it (`marks`). It is
+removed if the runs of all of these were asked, and none needs it. Whatever cannot be known keeps it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from mlxjobs import repository, watch
+from mlxjobs.errors import MLXJobsError, SnapshotError
+from mlxjobs.frozen_code import code_of
+from mlxjobs.marks import marks_of
+from mlxjobs.snapshots import MARK, Snapshot, Usage, age, asked, real
+from mlxjobs.store import runs_in
+from mlxjobs.trust import stranger
+
+# what a launch, or another removal, has in its hands at this moment
+_IN_HAND = re.compile(r"\.(tmp(\..*)?|lock)$")
+# between the mark of a launch and the records of its runs; large sweeps take minutes
+_LAUNCHING_S = 3600.0
+
+
+class Pruning:
+    """Removes snapshots that no run needs.
+
+    Args:
+        logs: a log directory that is asked besides those that have left marks.
+        keep_s: how long after its last launch, and after the end of its last run, a snapshot is kept.
+    """
+
+    def __init__(self, logs: Path, keep_s: float) -> None:
+        self._logs = logs
+        self._keep_s = keep_s
+        self._now = time.time()
+        self._looked: dict[Path, list[watch.Seen] | str] = {}
+
+    def why_kept(self, snapshot: Snapshot) -> str | None:
+        """Return why a snapshot is not removed; None: nobody needs it."""
+        whose = stranger(snapshot.root.parent, snapshot.root)
+        if whose is not None:
+            return whose.partition(";")[0]
+        if not snapshot.marks:
+            return "no launch has noted that it uses it; if none does, remove the folder"
+        if self._now - snapshot.launched < max(self._keep_s, _LAUNCHING_S):
+            return f"launched from {age(self._now - snapshot.launched)} ago"
+        unreadable = [mark.path for mark in snapshot.marks if mark.logs is None]
+        if unreadable:
+            return f"{unreadable[0]} cannot be read: who uses it is not known"
+        reasons = (self._needed_by(snapshot, place) for place in asked(snapshot, self._logs))
+        return next((reason for reason in reasons if reason), None)
+
+    def _needed_by(self, snapshot: Snapshot, logs: Path) -> str | None:
+        seen = self._look(logs)
+        if isinstance(seen, str):
+            return seen
+        for one in seen:
+            if not one.state.sequence:
+                return f"run {one.run.log_id} of {logs} cannot be read: {one.doubt}"
+        using = [one for one in seen if _uses(one, snapshot)]
+        for one in using:
+            status = one.state.status
+            if not status.ended:
+                return f"run {one.run.log_id} of {logs} is {status}{' (?)' if one.doubt else ''}"
+        for one in using:
+            try:
+                since = self._now - one.run.history_dir.stat().st_mtime  # its last event is its end
+            except OSError as error:
+                return f"run {one.run.log_id} of {logs} cannot be read: {error}"
+            if since < self._keep_s:
+                return f"run {one.run.log_id} of {logs} ended {age(since)} ago"
+        return None
+
+    def _look(self, logs: Path) -> list[watch.Seen] | str:
+        if logs not in self._looked:
+            self._looked[logs] = self._ask(logs)
+        return self._looked[logs]
+
+    def _ask(self, logs: Path) -> list[watch.Seen] | str:
+        try:
+            if not logs.exists():
+                if logs.parent.is_dir() or logs == real(self._logs):  # it was removed
+                    return []
+                return f"{logs}, whose runs use it, is not there now; if it is gone for good, remove its mark"
+            seen = watch.look(logs)
+            known = {one.run.log_id for one in seen}
+            for run in runs_in(logs):  # what is no run yet may become one
+                if run.log_id not in known and self._now - run.path.stat().st_mtime < _LAUNCHING_S:
+                    return f"run {run.log_id} of {logs} is being made"
+            return seen
+        except (MLXJobsError, OSError) as error:
+            return f"the runs of {logs} cannot be asked: {error}"
+
+    def remove(self, snapshot: Snapshot) -> Usage | None:
+        """Remove a snapshot, unless somebody launches from it at this moment: then None.
+
+        Raises:
+            SnapshotError: it cannot be removed, or not whole.
+        """
+        root = snapshot.root
+        token = f"{os.uname().nodename}.{os.getpid()}.{os.urandom(4).hex()}"
+        aside = root.with_name(f".{root.name}.{token}.tmp")  # as `copying` names what may be cleared away
+        try:
+            aside.mkdir()
+            _move(_beside(root), aside)
+            root.rename(aside / root.name)
+            if {(mark.path, mark.time) for mark in marks_of(root)} - {
+                (m.path, m.time) for m in snapshot.marks
+            }:
+                _move([aside / root.name, *aside.iterdir()], root.parent)
+                shutil.rmtree(aside)  # what a launch has made anew meanwhile stays
+                return None
+            usage = Usage()
+            usage.add(aside / root.name)
+            remove_tree(aside)
+            return usage
+        except FileNotFoundError:  # somebody else removes it
+            shutil.rmtree(aside, ignore_errors=True)
+            return None
+        except OSError as error:
+            raise SnapshotError(
+                f"{error.filename or root} cannot be removed: {error.strerror or error}"
+            ) from error
+
+    def forget(self, snapshot: Snapshot) -> bool:
+        """Drop what keeps the commit of a removed snapshot, unless a run names it; True: it was dropped.
+
+        While a run names it, `mlxjobs diff`, `checkout` and `requeue` make the code again from the commit.
+        """
+        root = snapshot.root
+        if snapshot.exists or not snapshot.marks or self.why_kept(snapshot) is not None:
+            return False
+        for place in asked(snapshot, self._logs):
+            seen = self._look(place)
+            if isinstance(seen, str) or any(_uses(one, snapshot) for one in seen):
+                return False
+        commit = root.name.partition("-")[0]
+        others = {path.name for path in root.parent.glob(f"*{commit}*")} - {
+            mark.path.name for mark in snapshot.marks
+        }
+        for mark in snapshot.marks:
+            # others of this commit have other links; another user's mark names what it likes
+            if not others and mark.owner == os.geteuid() and mark.repo.is_dir():
+                with suppress(SnapshotError):
+                    repository.run(mark.repo, "update-ref", "-d", f"refs/mlxjobs/{commit}")
+            mark.path.unlink(missing_ok=True)
+        return True
+
+
+def _uses(one: watch.Seen, snapshot: Snapshot) -> bool:
+    code = code_of(one.state.facts)
+    return code is not None and real(code.root) == real(snapshot.root)
+
+
+def _beside(root: Path) -> list[Path]:
+    """What belongs to a snapshot and lies beside it, besides the marks."""
+    found = root.parent.glob(f".{root.name}.*")
+    return [path for path in found if not (MARK.fullmatch(path.name) or _IN_HAND.search(path.name))]
+
+
+def _move(paths: Iterable[Path], folder: Path) -> None:
+    for path in paths:
+        if not os.path.lexists(folder / path.name):
+            with suppress(FileNotFoundError):
+                path.rename(folder / path.name)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder, with folders in it that were made read-only."""
+    for directory, folders, _names in os.walk(folder):
+        for path in (Path(directory, name) for name in folders):
+            if not path.is_symlink() and not os.access(path, os.W_OK | os.X_OK):
+                path.chmod(0o700)
+    shutil.rmtree(folder)
