@@ -88,6 +88,34 @@ def test_a_sweep_is_submitted_frozen_and_runs_as_it_was_submitted(remote: Cluste
     assert ".workdir/project/" in remote.info()["work_dir"]
 
 
+def test_the_working_tree_as_it_was_goes_on_after_a_requeue(remote: ClusterProject) -> None:
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "protocol.file.allow=always"]
+    lib, helper = remote.folder / "lib", remote.folder / "helper.py"
+    for words in (["init", "-q"], ["add", "main.py", "configs/config.yaml"], ["commit", "-q", "-m", "x"]):
+        remote.command(*git, *words)
+    remote.command(*git, "clone", "-q", ".", "lib")
+    remote.command(*git, "submodule", "--quiet", "add", "./lib", "lib")
+    remote.command(*git, "commit", "-q", "-m", "a submodule")
+    main = remote.folder / "main.py"
+    main.write_text("import helper, lib.edited\nprint(helper.VALUE, lib.edited.VALUE)\n" + main.read_text())
+    helper.write_text("VALUE = 'untracked'\n")
+    (lib / "edited.py").write_text("VALUE = 'in a submodule'\n")
+    remote.own()
+    status = (*git, "status", "--porcelain", "--branch", "--untracked-files=no")
+    before = remote.command(*status).stdout
+    more = [f"+mlxpy.version_manager.{one}" for one in ("include=all", "strict=true")]
+    job = remote.start("+mlxpy.use_version_manager=true", *more)
+    assert remote.command(*status).stdout == before
+    remote.command(*git, "checkout", "--quiet", "--force", "HEAD~1")
+    remote.command(*git, "clean", "-ffdxq", "--exclude=logs", "--exclude=.workdir")
+    assert not helper.exists()
+    assert not lib.exists()
+    remote.scontrol("requeue", job)
+    let_it_leave(remote, job)
+    assert_whole(remote)
+    assert remote.stdout().count("untracked in a submodule\n") == 2
+
+
 def test_a_job_of_a_higher_partition_preempts_it(remote: ClusterProject) -> None:
     job = remote.start("mlxpy.scheduler.option_cmd=['--partition=low','--exclusive']")
     node = remote.cluster.root("squeue", "--noheader", f"--jobs={job}", "--format=%N").strip()
