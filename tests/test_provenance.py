@@ -17,7 +17,7 @@ from mlxjobs import provenance, seals, settings
 from mlxjobs.fence import Superseded
 from mlxjobs.history import Preempted, RunStatus
 from mlxjobs.store import Run
-from tests.project import Project
+from tests.project import Project, await_value
 
 # The user's modules are imported before ours, as most programs have it.
 MAIN = """
@@ -93,6 +93,20 @@ def project(installed: Project) -> Iterator[Project]:
     shutil.rmtree(installed.logs, ignore_errors=True)
 
 
+def info_at_end(project: Project, attempts: int = 1) -> dict[str, Any]:
+    """What `info.yaml` says of run 1 once it has ended; it is painted after its last event is there."""
+    project.await_status("COMPLETE", "FAILED", attempts=attempts)
+
+    def painted() -> dict[str, Any] | None:
+        info: dict[str, Any] = project.info()
+        ended = info["status"] in ("COMPLETE", "FAILED") and len(info["attempts"]) >= attempts
+        return info if ended else None
+
+    info = await_value(painted, "info.yaml to say the end")
+    assert info is not None
+    return info
+
+
 def code_of(project: Project) -> str:
     """What the newest attempt of a job said of the code that it imported."""
     return project.stdout().splitlines()[-1].removeprefix("code ").partition(" lr")[0]
@@ -113,10 +127,10 @@ def in_queue(project: Project, *arguments: str) -> Path:
 def test_a_job_imports_its_snapshot_though_the_project_is_installed_as_editable(project: Project) -> None:
     project.run(*LOCAL, VM)
 
-    project.await_status("COMPLETE", "FAILED")
+    info = info_at_end(project)
     assert code_of(project) == "committed committed"
-    assert project.info()["tainted"] == []
-    snapshot = project.info()["version_manager"]["snapshot"]
+    assert info["tainted"] == []
+    snapshot = info["version_manager"]["snapshot"]
     line = f"export PYTHONPATH={snapshot}/src:{snapshot}/tools"
     assert line in project.at().script.read_text()
 
@@ -151,11 +165,11 @@ def test_what_is_linked_into_the_snapshot_is_no_taint(project: Project) -> None:
 def test_a_strict_run_is_refused_before_the_task_is_called(project: Project) -> None:
     project.run(*LOCAL, VM, STRICT, env={"EARLY": "odd"})
 
-    state = project.await_status("COMPLETE", "FAILED", "PREEMPTED")
-    assert state.status == "FAILED"
-    assert "is not started" in str(state.reason)
-    assert "lib_odd" in str(state.reason)
-    assert "version_manager.strict" in str(state.reason)
+    info = info_at_end(project)
+    assert info["status"] == "FAILED"
+    assert "is not started" in info["reason"]
+    assert "lib_odd" in info["reason"]
+    assert "version_manager.strict" in info["reason"]
     assert "code" not in project.stdout()
     assert "Traceback" not in project.stderr()
 
@@ -204,15 +218,15 @@ def test_a_configuration_that_was_edited_in_the_queue(project: Project, *, stric
     edit(frozen, "lr: 1", "lr: 9")
     go.touch()
 
-    state = project.await_status("COMPLETE", "FAILED")
+    info = info_at_end(project)
 
     if strict:
-        assert state.status == "FAILED"
-        assert f"{frozen} was changed" in str(state.reason)
+        assert info["status"] == "FAILED"
+        assert f"{frozen} was changed" in info["reason"]
         assert "code" not in project.stdout()
     else:
-        assert state.status == "COMPLETE"
-        assert project.info()["tainted"] == [f"{frozen} was changed"]
+        assert info["status"] == "COMPLETE"
+        assert info["tainted"] == [f"{frozen} was changed"]
 
 
 def test_settings_that_were_edited_while_the_task_ran(project: Project) -> None:
@@ -229,9 +243,9 @@ def test_what_is_changed_on_purpose_is_no_taint(project: Project) -> None:
     project.run("+mlxpy.logger.forced_log_id=1", "lr=3", STRICT)
     project.run(*LOCAL, "+mlxpy.logger.forced_log_id=1", "lr=4")
 
-    project.await_status("COMPLETE", "FAILED", attempts=3)
+    info = info_at_end(project, attempts=3)
     assert "lr 4" in project.stdout()
-    assert (project.info()["status"], project.info()["tainted"]) == ("COMPLETE", [])
+    assert (info["status"], info["tainted"]) == ("COMPLETE", [])
 
 
 def test_a_run_that_is_submitted_again_says_what_it_runs_now(project: Project) -> None:
@@ -240,9 +254,8 @@ def test_a_run_that_is_submitted_again_says_what_it_runs_now(project: Project) -
 
     project.run(*LOCAL, "+mlxpy.logger.forced_log_id=1", "+mlxpy.use_version_manager=false")
 
-    project.await_status("COMPLETE", "FAILED", attempts=2)
+    info = info_at_end(project, attempts=2)
     assert code_of(project) == "edited edited"
-    info: dict[str, Any] = project.info()
     assert (info["version_manager"], info["tainted"]) == (None, [])
 
 
@@ -255,10 +268,10 @@ def test_what_was_installed_while_the_job_was_in_the_queue(project: Project) -> 
     (site / "fakelib-1.0.dist-info").rename(site / "fakelib-2.0.dist-info")
     go.touch()
 
-    project.await_status("COMPLETE", "FAILED")
+    info = info_at_end(project)
 
     (site / "fakelib-2.0.dist-info").rename(site / "fakelib-1.0.dist-info")
-    assert project.info()["tainted"] == ["fakelib 1.0 -> 2.0"]
+    assert info["tainted"] == ["fakelib 1.0 -> 2.0"]
 
 
 def test_another_interpreter(project: Project) -> None:
