@@ -30,13 +30,14 @@ _NAMES = (".env", ".env.*", ".netrc", "_netrc", ".pgpass", ".git-credentials", "
           "kaggle.json")  # fmt: skip
 _NAME = re.compile("|".join(f"(?:.*/)?{translate(pattern)}" for pattern in _NAMES))
 _TEMPLATES = (".example", ".sample", ".template", ".dist", ".defaults")
-_EDGE = rb"(?<![\w/+=.-])"  # not in the middle of a word or of base64
+_EDGE = rb"(?<![\w-])"  # not in the middle of a word
+_EDGE_64 = rb"(?<![\w/+-])"  # nor of base64, in which what has no `_` or `-` happens by chance
 # what each begins with, which is looked for first: a search for plain bytes is a hundred times as fast
 _CONTENTS = [
     ("a private key", (b"-----BEGIN ",),
      rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(?:\\n|\s|[\w-]+: [^\n]*\n)+"
      rb"[A-Za-z0-9+/=\s\\]{40}"),
-    ("an AWS access key", (b"AKIA", b"ASIA"), _EDGE + rb"(?:AKIA|ASIA)[0-9A-Z]{16}(?!\w)"),
+    ("an AWS access key", (b"AKIA", b"ASIA"), _EDGE_64 + rb"(?:AKIA|ASIA)[0-9A-Z]{16}(?![\w/+])"),
     ("a GitHub token", (b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_"), _EDGE + rb"gh[pousr]_[A-Za-z0-9]{36,}"),
     ("a GitHub token", (b"github_pat_",), _EDGE + rb"github_pat_\w{50,}"),
     ("a GitLab token", (b"glpat-",), _EDGE + rb"glpat-[\w-]{20,}"),
@@ -46,7 +47,7 @@ _CONTENTS = [
     ("an API key (sk-...)", (b"sk-",),
      _EDGE + rb"sk-(?:[A-Za-z0-9]{32,}|(?:proj|ant|svcacct|or)-[\w-]{40,})"),
     ("a Slack token", (b"xox",), _EDGE + rb"xox[abeoprs]-[0-9A-Za-z-]{20,}"),
-    ("a Google API key", (b"AIza",), _EDGE + rb"AIza[\w-]{35}(?![\w-])"),
+    ("a Google API key", (b"AIza",), _EDGE_64 + rb"AIza[\w-]{35}(?![\w-])"),
 ]  # fmt: skip
 _VARIED = 9  # different characters: `sk-xxxx...` and `ghp_1234...` of a manual have fewer, or say EXAMPLE
 

@@ -155,6 +155,7 @@ def test_the_same_tree_gives_the_same_snapshot_whoever_asks(
     assert freeze(repo).root != first
     write(repo, {"main.py": "edited"})
     git(repo, "config", "i18n.commitEncoding", "latin1")
+    git(repo, "config", "user.name", "somebody else")
     git(repo, "add", "main.py")
     monkeypatch.setenv("GIT_COMMITTER_NAME", "somebody else")
     monkeypatch.setenv("TZ", "Asia/Tokyo")
@@ -305,6 +306,9 @@ def test_a_repository_inside_is_taken_or_an_error_and_never_a_gap(repo: Path) ->
     inner = new_repo(repo / "inner", {"x": "1"})
     write(inner, {"x": "edited"})
     assert (freeze(repo, "all").root / "inner" / "x").read_text() == "edited"
+    (repo / "pkg" / "part.py").unlink()
+    write(new_repo(repo / "pkg" / "part.py", {"y": "1"}), {"y": "edited"})  # where a tracked file was
+    assert (freeze(repo, "all").root / "pkg" / "part.py" / "y").read_text() == "edited"
     (repo / "empty").mkdir()
     git(repo / "empty", "init", "-q")
     write(repo, {"empty/file": "x"})
@@ -485,6 +489,9 @@ SECRETS = {
     "a/credentials.json": "{}",
     "notes.txt": "see\nkey = " + "AKIA" + "IOSF7DNN7EXAMPQR\n",
     "x.py": "t = '" + "ghp_" + "a1B2c3D4e5F6g7H8i9J0" * 2 + "'",
+    "run.sh": "export OPENAI_API_KEY=" + "sk-" + "proj-a1B2c3D4e5F6g7H8i9J0a1B2c3D4e5F6g7H8i9J0",
+    "remotes": "url = https://" + "ghp_" + "a1B2c3D4e5F6g7H8i9J0" * 2 + "@github.com/a/b",
+    "aws.sh": "AWS_ACCESS_KEY_ID=" + "AKIA" + "IOSF7DNN7EXAMPQR",
     "hf.yaml": "token: " + "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ012345",
     "gcp.json": '{"private_key": "' + KEY.replace("\n", "\\n") + '"}',
 }
