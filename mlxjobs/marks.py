@@ -26,6 +26,7 @@ class Mark:
         owner: the user's number.
         logs: the log directory; None: the mark cannot be read.
         repo: the repository of the code.
+        host: the machine of the last launch, whose disks may have what others have not.
     """
 
     path: Path
@@ -33,6 +34,7 @@ class Mark:
     owner: int
     logs: Path | None
     repo: Path
+    host: str
 
 
 def leave_mark(root: Path, logs: Path, repo: Path) -> None:
@@ -42,7 +44,7 @@ def leave_mark(root: Path, logs: Path, repo: Path) -> None:
         OSError: it cannot be noted.
     """
     who = hashlib.sha256(os.fsencode(f"{os.geteuid()} {logs.absolute()}")).hexdigest()[:16]
-    text = json.dumps({"logs": str(logs.absolute()), "repo": str(repo)})
+    text = json.dumps({"logs": str(logs.absolute()), "repo": str(repo), "host": os.uname().nodename})
     # without it the snapshot is kept: so it need not survive a power failure
     replace_file(root.with_name(f".{root.name}.log-{who}"), text, durable=False)
 
@@ -57,8 +59,8 @@ def marks_of(root: Path) -> list[Mark]:
             continue
         try:
             said = json.loads(path.read_bytes())
-            logs, repo = Path(said["logs"]), Path(said["repo"])
+            logs, repo, host = Path(said["logs"]), Path(said["repo"]), str(said["host"])
         except (OSError, ValueError, TypeError, KeyError):
-            logs, repo = None, Path()
-        found.append(Mark(path, about.st_mtime, about.st_uid, logs, repo))
+            logs, repo, host = None, Path(), ""
+        found.append(Mark(path, about.st_mtime, about.st_uid, logs, repo, host))
     return found

@@ -17,7 +17,7 @@ from pathlib import Path
 from mlxjobs import repository, watch
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.frozen_code import code_of
-from mlxjobs.marks import marks_of
+from mlxjobs.marks import Mark, marks_of
 from mlxjobs.snapshots import MARK, Snapshot, Usage, age, asked, real
 from mlxjobs.store import runs_in
 from mlxjobs.trust import stranger
@@ -51,10 +51,10 @@ class Pruning:
             return "no launch has noted that it uses it; if none does, remove the folder"
         if self._now - snapshot.launched < max(self._keep_s, _LAUNCHING_S):
             return f"launched from {age(self._now - snapshot.launched)} ago"
-        unreadable = [mark.path for mark in snapshot.marks if mark.logs is None]
-        if unreadable:
-            return f"{unreadable[0]} cannot be read: who uses it is not known"
-        reasons = (self._needed_by(snapshot, place) for place in asked(snapshot, self._logs))
+        reasons = [
+            *map(_unknown, snapshot.marks),
+            *(self._needed_by(snapshot, place) for place in asked(snapshot, self._logs)),
+        ]
         return next((reason for reason in reasons if reason), None)
 
     def _needed_by(self, snapshot: Snapshot, logs: Path) -> str | None:
@@ -85,10 +85,8 @@ class Pruning:
 
     def _ask(self, logs: Path) -> list[watch.Seen] | str:
         try:
-            if not logs.exists():
-                if logs.parent.is_dir() or logs == real(self._logs):  # it was removed
-                    return []
-                return f"{logs}, whose runs use it, is not there now; if it is gone for good, remove its mark"
+            if not logs.exists():  # it was removed, else `_unknown` has said so
+                return []
             seen = watch.look(logs)
             known = {one.run.log_id for one in seen}
             for run in runs_in(logs):  # what is no run yet may become one
@@ -152,6 +150,19 @@ class Pruning:
                     repository.run(mark.repo, "update-ref", "-d", f"refs/mlxjobs/{commit}")
             mark.path.unlink(missing_ok=True)
         return True
+
+
+def _unknown(mark: Mark) -> str | None:
+    """Say why it cannot be known who uses a snapshot, if its log directory cannot be looked into."""
+    if mark.logs is None:
+        return f"{mark.path} cannot be read: who uses it is not known"
+    try:
+        if mark.logs.exists() or (mark.logs.parent.is_dir() and mark.host == os.uname().nodename):
+            return None
+        why = f"is not there now; it was used on {mark.host}"
+    except OSError as error:
+        why = f"cannot be looked into: {error.strerror}"
+    return f"{mark.logs}, whose runs use it, {why}; if it is gone for good, remove {mark.path}"
 
 
 def _uses(one: watch.Seen, snapshot: Snapshot) -> bool:
