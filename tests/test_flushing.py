@@ -55,7 +55,7 @@ def test_what_a_power_failure_took_is_there_again(
     reboot(root)
     damage(root / "pkg" / "part.py")
     if lost:
-        os.truncate(root.with_name(f".{root.name}.{lost}"), 0)
+        empty(root.with_name(f".{root.name}.{lost}"))
     frozen = freeze(repo)
     assert contents(frozen.root) == contents(repo)
     assert not note(root).exists()

@@ -301,6 +301,18 @@ def test_a_shallow_clone_works(repo: Path, tmp_path: Path) -> None:
     assert contents(freeze(tmp_path / "shallow").root) == contents(repo)
 
 
+def test_a_partial_clone_gets_what_it_has_not_or_says_so(repo: Path, tmp_path: Path) -> None:
+    git(repo, "config", "uploadpack.allowFilter", "true")
+    for name in ("a", "b"):
+        git(tmp_path, "clone", "-q", "--filter=blob:none", "--sparse", repo.as_uri(), name)
+        assert not (tmp_path / name / "pkg").exists()
+    assert contents(freeze(tmp_path / "a").root) == contents(repo)
+    repo.rename(repo.with_name("gone"))
+    with pytest.raises(SnapshotError, match=r"(?s)could not copy commit.*git fsck.*git: "):
+        freeze(tmp_path / "b")
+    assert leftovers(tmp_path / "b" / ".workdir") == []
+
+
 def test_a_repository_of_sha256_names_works(tmp_path: Path) -> None:
     repo = tmp_path / "sha256"
     repo.mkdir()

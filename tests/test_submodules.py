@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxjobs import flushing
 from mlxjobs.copying import lacking, make_snapshot
 from mlxjobs.errors import SnapshotError
 from mlxjobs.repository import Commit
@@ -125,7 +126,10 @@ def test_a_commit_that_only_a_submodule_has_is_found_from_any_commit_object(nest
     assert (root / "libs/sub ü/sub.py").read_text() == "not on a branch"
 
 
-def test_a_submodule_that_is_not_there_is_an_error_with_both_ways_out(nested: Path, tmp_path: Path) -> None:
+def test_a_submodule_that_is_not_there_is_an_error_with_both_ways_out(
+    nested: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flushing, "finish_later", lambda root: None)  # .workdir is removed below
     git(tmp_path, "clone", "-q", str(nested), "clone")
     clone = tmp_path / "clone"
     expected = (
