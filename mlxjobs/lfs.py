@@ -14,9 +14,10 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1024  # git-lfs itself takes nothing longer for a pointer
 _NAMED = 5  # files that an error names
 
-# The user's configuration may say `--skip`, or that nothing is filtered. A file that git-lfs has not must be
+# The user's configuration may say `--skip`, or leave files out. A file that git-lfs has not must be
 # neither a failure that names only one of them, nor a wait for a network that a node may not have.
-_OFFLINE = ("filter.lfs.required=false", "lfs.url=file:///nonexistent", "lfs.skipdownloaderrors=true")
+_OFFLINE = ("filter.lfs.required=false", "lfs.url=file:///nonexistent", "lfs.skipdownloaderrors=true",
+            "lfs.fetchinclude=", "lfs.fetchexclude=")  # fmt: skip
 
 
 def settings(commit: Commit) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ def test_a_snapshot_has_contents_whatever_the_user_told_git_lfs(
 ) -> None:
     monkeypatch.setenv("GIT_LFS_SKIP_SMUDGE", "1")
     git(lfs, "lfs", "install", "--local", "--skip-smudge", "--force")
+    git(lfs, "config", "lfs.fetchexclude", "*.bin")
     assert contents(freeze(lfs).root) == contents(lfs)
     git(lfs, "lfs", "uninstall", "--local")
     (lfs / "deep" / "b.bin").write_text("later")
