@@ -207,7 +207,8 @@ def prune(
 
     pruning = Pruning(logs, snapshots.seconds(older_than))
     total, removed, kept, failed = snapshots.Usage(), 0, 0, 0
-    for one in _find(snapshots.Users(logs)):
+    known = _find(snapshots.Users(logs))
+    for one in known:
         usage, why = snapshots.Usage(), pruning.why_kept(one) if one.exists else "removed"
         try:
             if why is None and dry_run:
@@ -216,7 +217,7 @@ def prune(
                 done = pruning.remove(one)
                 usage, why = (done, None) if done is not None else (usage, "a launch uses it at this moment")
             if not dry_run:
-                pruning.forget(one)
+                pruning.forget(one, known)
         except SnapshotError as error:
             note(f"error: {error}")
             failed, why = failed + 1, str(error)

@@ -127,10 +127,14 @@ class Pruning:
                 f"{error.filename or root} cannot be removed: {error.strerror or error}"
             ) from error
 
-    def forget(self, snapshot: Snapshot) -> bool:
+    def forget(self, snapshot: Snapshot, known: Iterable[Snapshot]) -> bool:
         """Drop what keeps the commit of a removed snapshot, unless a run names it; True: it was dropped.
 
         While a run names it, `mlxjobs diff`, `checkout` and `requeue` make the code again from the commit.
+
+        Args:
+            snapshot: the snapshot.
+            known: all that were found; another one may be of the same commit, with other links or elsewhere.
         """
         root = snapshot.root
         if snapshot.exists or not snapshot.marks or self.why_kept(snapshot) is not None:
@@ -140,12 +144,10 @@ class Pruning:
             if isinstance(seen, str) or any(_uses(one, snapshot) for one in seen):
                 return False
         commit = root.name.partition("-")[0]
-        others = {path.name for path in root.parent.glob(f"*{commit}*")} - {
-            mark.path.name for mark in snapshot.marks
-        }
+        others = [one for one in known if one.root.name.startswith(commit) and one.root != root]
+        is_last = not any(one.exists or marks_of(one.root) for one in others)
         for mark in snapshot.marks:
-            # others of this commit have other links; another user's mark names what it likes
-            if not others and mark.owner == os.geteuid() and mark.repo.is_dir():
+            if is_last and mark.owner == os.geteuid() and mark.repo.is_dir():  # another's names what it likes
                 with suppress(SnapshotError):
                     repository.run(mark.repo, "update-ref", "-d", f"refs/mlxjobs/{commit}")
             mark.path.unlink(missing_ok=True)
