@@ -126,7 +126,7 @@ def _compare(tree: _Tree, whole: bool, ignore: Sequence[Path]) -> list[tuple[str
     def asking(_: Path, *arguments: str) -> str:
         return _git(tree, *arguments, gap=_GAP_IN_FOLDER if whole else _GAP)
 
-    return repository.list_left_out(tree.head.top, *ignore, each=whole, asking=asking)
+    return repository.list_left_out(tree.head.top, *ignore, each=whole, inner=False, asking=asking)
 
 
 def _copy_index(source: Path, target: Path) -> None:
