@@ -35,9 +35,10 @@ from mlxjobs.submodules import Part, find_parts
 from mlxjobs.turn import turn
 
 # splitIndex would write a part of the private index into the user's .git. A sparse checkout is how the
-# user works, not what the commit holds. The cap on workers is for login nodes with hundreds of cores.
+# user works, not what the commit holds. Workers wait for the disk more than they compute, so there are
+# four on two cores too; the cap is for login nodes with hundreds of cores.
 _FULL_COPY = ("core.splitIndex=false", "core.sparseCheckout=false", "submodule.recurse=false",
-              f"checkout.workers={min(8, os.cpu_count() or 1)}")  # fmt: skip
+              f"checkout.workers={min(8, max(4, os.cpu_count() or 1))}")  # fmt: skip
 _COPY_S = 3600  # a whole copy, on a slow network file system
 _TURN_S = 300  # how long another launch that makes the same snapshot is waited for
 _HINT = "Set version_manager.parent_work_dir to a writable folder of its own with enough free space."
