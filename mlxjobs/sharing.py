@@ -26,6 +26,7 @@ from mlxjobs.trust import stranger
 
 # ctime changes with each link. Times, sizes, inodes and executable bits of files must be what git wrote.
 LOOK = ("core.trustctime=false", "core.checkStat=default", "core.fileMode=true", "core.ignoreStat=false")
+_LINKERS = 4  # threads: a link is a wait for the file system
 _SETTINGS = r"^(core\.(autocrlf|eol|symlinks|safecrlf|filemode|attributesfile)|filter\..*)$"
 
 
@@ -144,12 +145,20 @@ def share(part: Part, how: Recipe, source: Path | None, folder: Path, index: Pat
 
 
 def _link(names: list[str], source: Path, folder: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor  # with logging, only when it is needed
+
     olds, news = os.open(source, os.O_RDONLY), os.open(folder, os.O_RDONLY)
-    try:
-        for name in names:
+
+    def link(some: list[str]) -> None:
+        for name in some:
             # What is not there, or has too many links, or may not have another, is written by git.
             with suppress(OSError):
                 os.link(name, name, src_dir_fd=olds, dst_dir_fd=news, follow_symlinks=False)
+
+    try:
+        with ThreadPoolExecutor(_LINKERS) as pool:
+            size = max(1, -(-len(names) // _LINKERS))
+            list(pool.map(link, (names[start : start + size] for start in range(0, len(names), size))))
     finally:
         os.close(olds)
         os.close(news)

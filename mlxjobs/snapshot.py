@@ -61,12 +61,18 @@ class GitVM(VersionManager):
         commit = replace(head, hash=taken.hash) if taken else head
         root = folder / f"{commit.hash}{suffix(links)}"
         _check_owner(root)
-        if not is_usable(root):
-            _check_held(commit, launch.include, wanted, partial(_is_promised, commit))
-            make_snapshot(commit, root, links)
+        if is_usable(root):
+            taken = taken or _leave(head, ignore)
+        else:
+            from concurrent.futures import ThreadPoolExecutor  # with logging, only when it is needed
+
+            with ThreadPoolExecutor(1) as pool:  # git looks at the user's files while it makes ours
+                left = pool.submit(lambda: taken or _leave(head, ignore))
+                _check_held(commit, launch.include, wanted, partial(_is_promised, commit))
+                make_snapshot(commit, root, links)
+            taken = left.result()
         _note_use(launch, commit, root, links)
         _check_held(commit, launch.include, wanted, lambda path: os.path.lexists(root / path))
-        taken = taken or _leave(head, ignore)
         facts = self._facts(launch, head, taken, root)
         if links:
             facts["link"] = list(links)
