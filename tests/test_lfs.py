@@ -33,6 +33,10 @@ def lfs(repo: Path) -> Path:
 
 
 def lose_object(repo: Path, path: str) -> None:
+    """Have nothing of a file but its pointer, as after a clone that skipped it."""
+    (repo / path).write_text(
+        git(repo, "cat-file", "-p", f"HEAD:{path}") + "\n"
+    )  # else `git status` may store it
     oid = next(line.split()[0] for line in git(repo, "lfs", "ls-files", "-l").splitlines() if path in line)
     (repo / ".git" / "lfs" / "objects" / oid[:2] / oid[2:4] / oid).unlink()
 
@@ -61,7 +65,7 @@ def test_files_of_git_lfs_are_shared_too(lfs: Path) -> None:
 
 
 def test_contents_that_are_not_here_are_an_error_that_waits_for_no_network(lfs: Path) -> None:
-    lose_object(lfs, "b.bin")
+    lose_object(lfs, "deep/b.bin")
     with pytest.raises(SnapshotError, match=r"(?s)deep/b\.bin\.\n.*git lfs pull"):
         freeze(lfs)
     assert leftovers(lfs / ".workdir") == []
