@@ -16,7 +16,7 @@ from typing import Any
 
 from mlxjobs import repository
 from mlxjobs.errors import MLXJobsError, RunError, SnapshotError
-from mlxjobs.files import sync_directory
+from mlxjobs.files import current_umask, sync_directory
 from mlxjobs.frozen_code import Code, commit_of, facts_of, live_edits, make, version_of
 from mlxjobs.repository import show
 from mlxjobs.store import Run
@@ -153,8 +153,7 @@ def _copy(code: Code, aside: Path) -> Path:
 
 def _make_writable(folder: Path) -> None:
     """Give all of it the modes of new files: no others, as of another user's snapshot, are taken over."""
-    umask = os.umask(0o077)
-    os.umask(umask)
+    umask = current_umask()
     for directory, _folders, names in os.walk(folder):
         for path in (Path(directory), *(Path(directory, name) for name in names)):
             if not path.is_symlink():

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from mlxjobs import flushing, lfs, repository, sharing
 from mlxjobs.errors import SnapshotError
-from mlxjobs.files import create_file, replace_file
+from mlxjobs.files import create_file, current_umask, replace_file
 from mlxjobs.links import make_links
 from mlxjobs.repository import Commit, relative, show
 from mlxjobs.sharing import Made, beside, read_made
@@ -97,7 +97,8 @@ def _make(parts: list[Part], empty: list[str], root: Path, links: Mapping[str, s
             sharing.make_folders(part, place)
             sharing.share(part, how, source, place, index)
             # Files that are read-only at once need no second visit; a filter would have that mask too.
-            _check_out(part.commit, place, index, filters, umask=_read_only() if how.is_plain else -1)
+            umask = current_umask() | 0o222 if how.is_plain else -1
+            _check_out(part.commit, place, index, filters, umask)
             if not how.is_plain:
                 _protect(place)
         make_links(aside, links)
@@ -156,13 +157,6 @@ def _check_out(commit: Commit, folder: Path, index: Path, filters: tuple[str, ..
         lfs.check_contents(commit, folder, index)
 
 
-def _read_only() -> int:
-    """Return the user's mask without the right to write."""
-    umask = os.umask(0o077)  # there is no way to ask without setting it
-    os.umask(umask)
-    return umask | 0o222
-
-
 def _protect(folder: Path) -> None:
     """Take the right to write from the files, so that no run changes what others run.
 
@@ -193,7 +187,6 @@ def _publish(aside: Path, root: Path, made: Made) -> None:
         return
     for number in range(len(made.recipes)):
         _index(aside, number).rename(beside(root, f"{number}.index"))
-    flushing.finish_later(root)
 
 
 def abandoned(folder: Path) -> list[Path]:

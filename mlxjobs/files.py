@@ -52,6 +52,13 @@ def sync_file_system(folder: Path) -> None:
         os.close(fd)
 
 
+def current_umask() -> int:
+    """Return what new files are denied; for a moment, threads beside this one make private ones."""
+    umask = os.umask(0o077)  # there is no way to ask without setting it
+    os.umask(umask)
+    return umask
+
+
 def sync_directory(directory: Path) -> None:
     """Flush a directory's entries to the disk, so that a rename in it survives a power failure."""
     if _flushed_later.get():

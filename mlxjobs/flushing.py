@@ -38,7 +38,9 @@ def begin(root: Path) -> None:
 
 
 def finish_later(root: Path) -> None:
-    """Have it written to the disk in the background."""
+    """Have it written to the disk in the background, if it is not there yet."""
+    if not _mark(root).exists():
+        return
     argv = ["sh", "-c", _FLUSH, str(root), str(_mark(root))]
     with suppress(OSError):  # no such program: it stays in doubt
         subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, start_new_session=True)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from mlxjobs import repository
 from mlxjobs.errors import SnapshotError
-from mlxjobs.repository import Commit, show
+from mlxjobs.repository import Commit, show, show_some
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1024  # git-lfs itself takes nothing longer for a pointer
-_NAMED = 5  # files that an error names
 
 # The user's configuration may say `--skip`, or leave files out. A file that git-lfs has not must be
 # neither a failure that names only one of them, nor a wait for a network that a node may not have.
@@ -42,13 +41,12 @@ def check_contents(commit: Commit, folder: Path, index: Path) -> None:
     paths = [path for path in os.fsdecode(result.stdout).split("\0") if path]
     missing = [path for path in paths if _is_pointer(folder / path)]
     if missing:
-        named = ", ".join(map(show, missing[:_NAMED]))
-        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         install = "" if shutil.which("git-lfs") else "Install git-lfs, run `git lfs install`, and "
         raise SnapshotError(
             f"Contents of commit {commit.hash[:12]} of {show(commit.top)} that git-lfs should have are not"
-            f" on this machine: {named}{more}.\n{install or 'Run '}{'run ' if install else ''}`git lfs pull`"
-            " there (`git lfs fetch --all` if the commit is not the one that is checked out)."
+            f" on this machine: {show_some(missing)}.\n"
+            f"{install or 'Run '}{'run ' if install else ''}`git lfs pull` there"
+            " (`git lfs fetch --all` if the commit is not the one that is checked out)."
         )
 
 

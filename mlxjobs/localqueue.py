@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mlxjobs.errors import JobSubmissionError, MLXJobsError, SchedulerError
+from mlxjobs.files import current_umask
 from mlxjobs.localstate import (
     ACTIVE,
     KEEP_S,
@@ -104,12 +105,10 @@ def plan_job(name: str, script: bytes, arguments: argparse.Namespace) -> Job:
     said = vars(parse_directives(name, script))
     said |= {option: vars(arguments)[option] for option in said if vars(arguments)[option] is not None}
     warn_signal, warn_s = said["signal"] or (0, 0.0)
-    umask = os.umask(0o077)
-    os.umask(umask)
     return Job(
         name=said["job_name"] or Path(name).name,
         cwd=str(Path.cwd()),
-        umask=umask,
+        umask=current_umask(),
         grace_s=setting(os.environ, "MLXJOBS_LOCAL_GRACE", 30.0),
         queued=time.time(),
         output=said["output"] or os.devnull,

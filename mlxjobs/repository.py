@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,7 @@ _QUIET = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
 # the user's own commit is by whom, and when, his variables say
 _IDENTITY = ("GIT_AUTHOR_", "GIT_COMMITTER_")
 _NO_CODE = (":(exclude,glob)**/__pycache__/**",)  # what python itself leaves beside code
+_NAMED = 5  # files that a message names
 _ANSWER_S = 120  # a question to git, on a slow network file system
 _CHANGE_S = 3600  # hooks may run tests
 _Result = subprocess.CompletedProcess[bytes]
@@ -251,3 +252,9 @@ def relative(path: Path, top: Path) -> str | None:
 def show(path: Path | str) -> str:
     """Return the path for a message: odd characters are escaped."""
     return str(path) if str(path).isprintable() else repr(str(path))
+
+
+def show_some(paths: Sequence[str]) -> str:
+    """Return the first of these paths for a message, and how many more there are."""
+    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+    return ", ".join(map(show, paths[:_NAMED])) + more

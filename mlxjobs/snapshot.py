@@ -9,17 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import repository
+from mlxjobs import flushing, repository
 from mlxjobs.copying import is_usable, make_snapshot
 from mlxjobs.errors import SnapshotError
 from mlxjobs.links import find_links, suffix
 from mlxjobs.marks import leave_mark
-from mlxjobs.repository import Commit, Taken, relative, show
+from mlxjobs.repository import Commit, Taken, relative, show, show_some
 from mlxjobs.sharing import read_made
 from mlxjobs.trust import stranger
 from mlxjobs.version_manager import Frozen, Launch, VersionManager
 
-_NAMED = 5  # files that a warning names
 _LACKS = {
     "commit": ("in the latest commit", "Run `git add` and `git commit` to have it in the snapshot"),
     "tracked": (
@@ -61,18 +60,13 @@ class GitVM(VersionManager):
         commit = replace(head, hash=taken.hash) if taken else head
         root = folder / f"{commit.hash}{suffix(links)}"
         _check_owner(root)
-        if is_usable(root):
-            taken = taken or _leave(head, ignore)
-        else:
-            from concurrent.futures import ThreadPoolExecutor  # with logging, only when it is needed
-
-            with ThreadPoolExecutor(1) as pool:  # git looks at the user's files while it makes ours
-                left = pool.submit(lambda: taken or _leave(head, ignore))
-                _check_held(commit, launch.include, wanted, partial(_is_promised, commit))
-                make_snapshot(commit, root, links)
-            taken = left.result()
+        if not is_usable(root):
+            _check_held(commit, launch.include, wanted, partial(_is_promised, commit))
+            make_snapshot(commit, root, links)
         _note_use(launch, commit, root, links)
         _check_held(commit, launch.include, wanted, lambda path: os.path.lexists(root / path))
+        taken = taken or _leave(head, ignore)
+        flushing.finish_later(root)  # not before: git would wait for the disk
         facts = self._facts(launch, head, taken, root)
         if links:
             facts["link"] = list(links)
@@ -179,13 +173,11 @@ def _is_promised(commit: Commit, path: str) -> bool:
 def _warn(commit: Commit, include: str, left_out: list[str], root: Path) -> tuple[str, ...]:
     """Say what the snapshot lacks, one text for each reason."""
     what = f"the snapshot of commit {commit.hash[:12]} of {show(commit.top)}"
-    named = ", ".join(map(show, left_out[:_NAMED]))
-    more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
     made = read_made(root)
     texts = []
     if left_out:
         why, do = ("Not committed", "Commit") if include == "commit" else ("Untracked", "`git add`")
-        texts.append(f"{why}, so not in {what}: {named}{more}. {do} what the run needs.")
+        texts.append(f"{why}, so not in {what}: {show_some(left_out)}. {do} what the run needs.")
     if made and made.empty:
         texts.append(
             f"Submodules that git is told to leave out are empty folders in {what}: "

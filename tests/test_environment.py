@@ -13,7 +13,9 @@ import yaml
 
 from mlxjobs import environment
 from tests.project import Project
-from tests.test_snapshot import git, new_repo, write
+from tests.test_snapshot import _git_of_its_own, git, new_repo, write
+
+__all__ = ["_git_of_its_own"]
 
 QUICK = "import mlxpy\n@mlxpy.launch(config_path='./configs')\ndef main(ctx): pass\nmain()\n"
 RECORD = "+mlxpy.version_manager.compute_requirements=true"
@@ -27,14 +29,6 @@ for parsed in parse_requirements(sys.argv[1], session=PipSession()):
     one = install_req_from_parsed_requirement(parsed)
     print(one.name, one.req.specifier if one.req and not one.link else one.link.url, one.editable, sep="|")
 """
-
-
-@pytest.fixture(autouse=True)
-def _git_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-    for who in ("AUTHOR", "COMMITTER"):
-        monkeypatch.setenv(f"GIT_{who}_NAME", "A")
-        monkeypatch.setenv(f"GIT_{who}_EMAIL", "a@example.org")
 
 
 def install(site: Path, name: str, origin: Any = None, version: str = "1.0", by: str = "pip") -> None:

@@ -16,7 +16,9 @@ from mlxjobs.marks import leave_mark, marks_of
 from mlxjobs.pruning import Pruning, remove_tree
 from mlxjobs.snapshots import Snapshot, Usage, find
 from tests.project import Project
-from tests.test_snapshot import commit, contents, freeze, git, new_repo, write
+from tests.test_snapshot import _git_of_its_own, commit, contents, freeze, git, new_repo, write
+
+__all__ = ["_git_of_its_own"]
 
 QUICK = """import mlxpy, pathlib
 @mlxpy.launch(config_path='./configs')
@@ -26,14 +28,6 @@ main()
 """
 FROZEN = ("+mlxpy.use_version_manager=true", "+mlxpy.interactive_mode=false")
 LONG_AGO = time.time() - 40 * 86400
-
-
-@pytest.fixture(autouse=True)
-def _git_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-    for who in ("AUTHOR", "COMMITTER"):
-        monkeypatch.setenv(f"GIT_{who}_NAME", "A")
-        monkeypatch.setenv(f"GIT_{who}_EMAIL", "a@example.org")
 
 
 @pytest.fixture
