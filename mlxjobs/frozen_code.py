@@ -41,17 +41,10 @@ class Code:
     @property
     def is_committed(self) -> bool:
         """Whether the repository still has the commit, and may be read."""
-        if not self.repo.is_dir():
+        try:
+            return self.repo.is_dir() and repository.has_commit(self.repo, self.hash)
+        except SnapshotError:
             return False
-        return has_commit(self.repo, self.hash)
-
-
-def has_commit(repo: Path, commit: str) -> bool:
-    """Whether a repository has a commit, and may be read."""
-    try:
-        return repository.run(repo, "cat-file", "-e", f"{commit}^{{commit}}").returncode == 0
-    except SnapshotError:
-        return False
 
 
 def facts_of(run: Run) -> dict[str, Any]:

@@ -169,11 +169,15 @@ def test_leaving_at_any_question_leaves_every_byte_as_it_was(edited: Project, co
     assert runs(edited) == []
 
 
-def refuse_by_hook(project: Project) -> None:
+def write_hook(project: Project, lines: str) -> None:
     hook = project.folder / ".git" / "hooks" / "pre-commit"
     hook.parent.mkdir(exist_ok=True)
-    hook.write_text("#!/bin/sh\necho 'lint: line too long'\nexit 1\n")
+    hook.write_text(f"#!/bin/sh\n{lines}")
     hook.chmod(0o755)
+
+
+def refuse_by_hook(project: Project) -> None:
+    write_hook(project, "echo 'lint: line too long'\nexit 1\n")
 
 
 def refuse_by_identity(project: Project) -> None:
@@ -213,10 +217,7 @@ def test_what_git_refuses_is_told_and_undone(
 
 
 def test_an_interrupted_hook_leaves_all_as_it_was(edited: Project) -> None:
-    hook = edited.folder / ".git" / "hooks" / "pre-commit"
-    hook.parent.mkdir(exist_ok=True)
-    hook.write_text("#!/bin/sh\necho begun >/dev/tty\nexec sleep 60\n")
-    hook.chmod(0o755)
+    write_hook(edited, "echo begun >/dev/tty\nexec sleep 60\n")
     before = state(edited)
     child = terminal(edited, VM)
     drive(child, (LETTERS, "a"), (WHICH, "all"), (LETTERS, "a"), (MESSAGE, ""), (COPY, "a"))
