@@ -15,9 +15,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mlxjobs import __version__, code_commands, compare, watch
+from mlxjobs import __version__, code_commands, watch
 from mlxjobs.console import note, say
 from mlxjobs.errors import MLXJobsError, RunError
+from mlxjobs.frozen import flat
 from mlxjobs.history import RunState, RunStatus
 from mlxjobs.log_dir import from_ranges
 from mlxjobs.metric_values import json_object
@@ -160,7 +161,7 @@ def _row(one: watch.Seen) -> dict[str, Any]:
         "status": one.state.status,
         "attempts": len(one.state.attempts),
         "job": one.state.job_id,
-        "config": compare.flat(_read(one.run, "config")),
+        "config": flat(_read(one.run, "config")),
         "metrics": _last_metrics(one.run),
         "started": _clock(one.state),
         "reason": one.state.reason,

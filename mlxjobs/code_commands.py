@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlxjobs import compare, frozen_code
 from mlxjobs.console import note, say
 from mlxjobs.errors import RunError, SnapshotError
 from mlxjobs.log_dir import from_ranges
 from mlxjobs.store import Run
 
-if TYPE_CHECKING:
-    from mlxjobs import snapshots
+if TYPE_CHECKING:  # what other commands would import for nothing
+    from mlxjobs import compare, snapshots
 
 Logs = Annotated[Path, typer.Option("--logs", "-d", help="The log directory.")]
 Id = Annotated[str, typer.Argument(metavar="RUN", help="The number of a run: 5.")]
@@ -42,7 +41,7 @@ def env(
     logs: Logs = Path("logs"),
 ) -> None:
     """Print what was installed where a run was launched, as pip and uv take it: mlxjobs env 5 > old.txt"""
-    from mlxjobs import environment
+    from mlxjobs import environment, frozen_code
 
     recorded = frozen_code.version_of(frozen_code.facts_of(_run(run, logs)))
     lines, facts = recorded.get("requirements"), recorded.get("environment") or {}
@@ -68,6 +67,8 @@ def diff(
     logs: Logs = Path("logs"),
 ) -> None:
     """Show what differs between two runs: code, as `git diff` does, configuration, and environment."""
+    from mlxjobs import compare
+
     colour = ("--color=always",) if sys.stdout.isatty() and not as_json else ()
     one, two = _run(old, logs), _run(new, logs)
     found = compare.compare(one, two, options=(*colour, *(("--stat",) if stat else ())))
@@ -107,6 +108,8 @@ def checkout(
     logs: Logs = Path("logs"),
 ) -> None:
     """Give the code of a run as a plain folder: mlxjobs checkout 5 ../as-run-5"""
+    from mlxjobs import compare, frozen_code
+
     one = _run(run, logs)
     facts = frozen_code.facts_of(one)
     code = frozen_code.commit_of(facts)

@@ -17,6 +17,7 @@ from typing import Any
 from mlxjobs import repository
 from mlxjobs.errors import MLXJobsError, RunError, SnapshotError
 from mlxjobs.files import current_umask, sync_directory
+from mlxjobs.frozen import flat
 from mlxjobs.frozen_code import Code, commit_of, facts_of, live_edits, make, version_of
 from mlxjobs.repository import show
 from mlxjobs.store import Run
@@ -84,13 +85,6 @@ def diff_config(old: Run, new: Run) -> Pairs:
     secrets = old.read_secrets(), new.read_secrets()
     hidden = {key for key in {*secrets[0], *secrets[1]} if secrets[0].get(key) != secrets[1].get(key)}
     return changed | {key: (one[key], two[key]) for key in sorted(hidden) if key in one and key in two}
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one: `optimizer.lr` -> 0.1."""
-    if isinstance(value, dict):
-        return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): value}
 
 
 def diff_environment(old: Mapping[str, Any], new: Mapping[str, Any]) -> Pairs | None:

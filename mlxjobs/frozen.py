@@ -104,3 +104,10 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str, bytes)):
         return value
     return str(value)
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one: `optimizer.lr` -> 0.1."""
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}

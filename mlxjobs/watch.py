@@ -14,7 +14,6 @@ from mlxjobs.arrays import alike, hand_in_all
 from mlxjobs.cause import of_job, with_progress
 from mlxjobs.cluster import Cluster
 from mlxjobs.errors import DamagedHistoryError, MLXJobsError, RunError, SchedulerError
-from mlxjobs.frozen_code import bring_back
 from mlxjobs.hand_in import end_attempt, follow, hand_in, refuse
 from mlxjobs.history import Attempt, RunState, RunStatus
 from mlxjobs.scheduler import JobState, JobStatus
@@ -293,6 +292,8 @@ def preempt(seen: Sequence[Seen]) -> Iterator[Outcome]:
 
 def requeue(seen: Sequence[Seen]) -> Iterator[Outcome]:
     """Stop the jobs of runs and start them again; hand those in again that have none. Yields as `cancel`."""
+    from mlxjobs.frozen_code import bring_back  # git and all that, which looking does not need
+
     again: list[Seen] = []
     for one in seen:
         try:
