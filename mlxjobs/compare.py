@@ -23,8 +23,9 @@ from mlxjobs.repository import show
 from mlxjobs.store import Run
 
 _DIFF_S = 600
-# programs that the repository's configuration names are not called: it may be another user's
-_PLAIN = ("--no-ext-diff", "--no-textconv")
+# programs that the repository's configuration names are not called: it may be another user's; and neither
+# does it say what is shown: diff.ignoreSubmodules would hide other commits of them
+_PLAIN = ("--no-ext-diff", "--no-textconv", "--no-color", "--ignore-submodules=none")
 _VERSIONED = re.compile(r"\+{0,2}mlxpy\.use_version_manager=")
 Pairs = dict[str, tuple[Any, Any]]
 

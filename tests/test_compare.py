@@ -150,5 +150,7 @@ def test_edits_of_a_submodule_are_shown(tmp_path: Path, monkeypatch: pytest.Monk
     first = commit(top, {})
     commit(top / "sub", {"main.py": "print(2)\n"})
     second = commit(top, {})
+    for setting, value in (("diff.ignoreSubmodules", "all"), ("color.ui", "always")):
+        git(top, "config", setting, value)
     said = diff_code(Code(first, tmp_path / "gone", top), Code(second, tmp_path / "gone", top))
     assert "--- a/sub/main.py\n+++ b/sub/main.py\n@@ -1 +1 @@\n-print(1)\n+print(2)\n" in said
