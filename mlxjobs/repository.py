@@ -66,9 +66,11 @@ def run(
     own = _environment(_HARMLESS)
     # English, for the words looked for below; UTF-8, for filters. Optional locks would refresh .git/index.
     own |= {"LC_ALL": "C.UTF-8", "LANGUAGE": "", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
-    if all((place / name).exists() for name in ("HEAD", "objects", "index")):
-        # Where git keeps a submodule: its core.worktree may name a folder that is not there now.
+    if all((place / name).exists() for name in ("HEAD", "objects", "refs", "index")):
+        # Where git keeps a submodule: its core.worktree may name a folder that is not there now, and
+        # safe.bareRepository may keep git from looking.
         own["GIT_WORK_TREE"] = str(place)
+        argv[3:3] = ("-c", "safe.bareRepository=all")
     try:
         return subprocess.run(
             argv, input=stdin, capture_output=True, timeout=wait_s, umask=umask, env=own | env
@@ -147,8 +149,17 @@ def find_commit(place: Path) -> Commit:
     """Find the repository that `place` is in, and its latest commit."""
     # The path comes last, whole: it may contain newlines.
     questions = ("--is-bare-repository", "HEAD", "--symbolic-full-name", "HEAD", "--show-toplevel")
-    _bare, commit, ref, top = ask(place, "rev-parse", *questions).split("\n", 3)
-    return Commit(Path(top[:-1]), commit, None if ref == "HEAD" else ref.removeprefix("refs/heads/"))
+    _bare, commit, rest = ask(place, "rev-parse", *questions).split("\n", 2)
+    if rest.startswith("/"):  # a branch or tag has the name HEAD too, so git gives no answer to that question
+        rest = os.fsdecode(run(place, "symbolic-ref", "-q", "HEAD").stdout or b"HEAD\n") + rest
+    ref, name = rest.split("\n", 1)
+    top = Path(name[:-1])
+    if not place.resolve().is_relative_to(top):
+        raise SnapshotError(
+            f"The repository of {show(place)} says that its files are in {show(top)} (core.worktree), "
+            "so what is here is in no version.\nLaunch from there, or run `git config --unset core.worktree`."
+        )
+    return Commit(top, commit, None if ref == "HEAD" else ref.removeprefix("refs/heads/"))
 
 
 @lru_cache(maxsize=2)  # a commit never changes, and a launch asks for the same one again

@@ -380,6 +380,23 @@ def test_variables_meant_for_another_repository_are_ignored(
     assert frozen.facts["repo_path"] == str(repo)
 
 
+@pytest.mark.parametrize("name", ["refs/heads/HEAD", "refs/tags/HEAD"])
+def test_a_branch_or_tag_named_head_does_not_hide_the_latest_commit(repo: Path, name: str) -> None:
+    git(repo, "update-ref", name, "HEAD")
+    newest = commit(repo, {"main.py": "print(2)\n"})
+    facts = freeze(repo).facts
+    assert (facts["commit_hash"], facts["branch"]) == (newest, "main")
+    git(repo, "checkout", "-q", "--detach")
+    assert freeze(repo).facts["branch"] is None
+
+
+def test_a_folder_that_has_some_names_of_a_git_folder_is_code(repo: Path) -> None:
+    commit(repo, {f"pkg/{name}": "x" for name in ("main.py", "HEAD", "index", "objects/x")})
+    frozen = freeze(repo, "pkg/main.py")
+    assert frozen.program == frozen.root / "pkg" / "main.py"
+    assert frozen.root.parent.name == "proj"
+
+
 def test_trust_declared_by_variables_is_kept(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distrust(repo, monkeypatch)
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
@@ -672,6 +689,12 @@ def test_a_bare_repository_is_told(repo: Path, tmp_path: Path, has_commit: bool)
     )
     with pytest.raises(SnapshotError, match=r"(?s)is bare.*clone"):
         freeze(bare, None)
+
+
+def test_a_repository_whose_files_are_elsewhere_is_told(repo: Path, tmp_path: Path) -> None:
+    git(repo, "config", "core.worktree", str(new_repo(tmp_path / "other")))
+    with pytest.raises(SnapshotError, match=r"(?s)files are in .*/other \(core\.worktree\)"):
+        freeze(repo)
 
 
 def test_a_repository_of_another_user_is_told_in_gits_words(

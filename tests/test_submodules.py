@@ -96,9 +96,11 @@ def test_changes_inside_a_submodule_are_told(nested: Path) -> None:
 
 
 def test_a_submodule_that_is_not_checked_out_now_comes_from_where_git_keeps_it(
-    nested: Path, tmp_path: Path
+    nested: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = checked_out(nested)
+    write(tmp_path, {"cautious": "[safe]\n\tbareRepository = explicit\n"})
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "cautious"))
     git(nested, "worktree", "add", "-q", str(tmp_path / "wt"))
     shutil.rmtree(nested / "libs")
     assert contents(freeze(nested).root) == expected
