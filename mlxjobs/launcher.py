@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxjobs import command_line, compose, settings
 from mlxjobs.console import is_terminal, note
@@ -24,8 +24,11 @@ from mlxjobs.frozen import Composed
 from mlxjobs.lost_paths import LostPaths
 from mlxjobs.masking import Mask, lacking
 from mlxjobs.project import Project
-from mlxjobs.runner import Runner
+from mlxjobs.runner import ONE_LOG_ID, Runner
 from mlxjobs.store import Run
+
+if TYPE_CHECKING:
+    from mlxjobs.rehearsal import Mistake
 
 # carries what is known of a run into the program that is started for it from the snapshot
 _SNAPSHOT = "MLXJOBS_SNAPSHOT"
@@ -151,7 +154,9 @@ class _Launch:
     ) -> None:
         """Run here what the command line composes."""
         if options["use_version_manager"] and inherited is None:
-            inherited = self._restart_in_snapshot(options, arguments)
+            inherited = self._restart_in_snapshot(
+                options, arguments, lambda: self._find_mistake(options, arguments)
+            )
         # relative paths mean what they meant when the command was typed, wherever the task goes
         options["logger"]["parent_log_dir"] = str(settings.log_dir(options))
         facts = {**self._facts(), **(_recorded(options) if inherited is None else inherited)}
@@ -159,13 +164,31 @@ class _Launch:
             lambda run: self._compose(options, arguments, quiet=False, run=run), options, facts
         )
 
-    def _restart_in_snapshot(self, options: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    def _find_mistake(self, options: dict[str, Any], arguments: Sequence[str]) -> Mistake | None:
+        """Compose here, where the snapshot is to compose, as a question costs the user more than that."""
+        from mlxjobs.rehearsal import find_mistake
+
+        def check(composed: Composed, several: bool) -> None:
+            self.runner.check_seed(composed)
+            if several and options["logger"]["forced_log_id"] >= 0:
+                raise InvalidConfigFileError(ONE_LOG_ID)
+
+        return find_mistake(
+            lambda given, run: self._compose(options, given, quiet=True, run=run), arguments, check
+        )
+
+    def _restart_in_snapshot(
+        self,
+        options: dict[str, Any],
+        arguments: Sequence[str],
+        find_mistake: Callable[[], Mistake | None] = lambda: None,
+    ) -> dict[str, Any]:
         """Become the same program, started from its snapshot; return only if there is none, and the facts."""
         from mlxjobs.live_tree import with_python_path
         from mlxjobs.submit import freeze_code, this_program
 
         here = this_program()
-        program, version = freeze_code(options, here)
+        program, version = freeze_code(options, here, find_mistake)
         # the settings file may be untracked, so the snapshot may lack it: all settings are handed on
         options["logger"]["parent_log_dir"] = str(settings.log_dir(options))
         typed = {"cmd": shlex.join(sys.argv), "launch_dir": str(here.work_dir)}
@@ -188,12 +211,13 @@ class _Launch:
                 "use_scheduler=true needs use_logger=true: a job lives in its run directory"
             )
         program = this_program()
-        self._settle_scheduler(options)
-        Submission(options, program, {})  # what is wrong is found before anything is made
         mask = Mask(options["secrets"])
         composed: list[Composed] = []
+        # what is wrong is found before anything is asked or made
         self._compose(options, arguments, quiet=True, run=lambda one: composed.append(mask.hide(one)))
         self._check_submission(options, composed)
+        self._settle_scheduler(options)
+        Submission(options, program, {})
         facts = self._facts()
         for secrets in {id(one): one.secrets for one in composed if one.secrets}.values():
             facts["cmd"] = mask.command(facts["cmd"], secrets)
@@ -221,7 +245,7 @@ class _Launch:
         if not composed:
             raise RunError("the command line makes no run: is the sweeper one that needs results?")
         if len(composed) > 1 and options["logger"]["forced_log_id"] >= 0:
-            raise InvalidConfigFileError("the runs of a sweep cannot share one forced_log_id: leave it out")
+            raise InvalidConfigFileError(ONE_LOG_ID)
         for one in composed:
             self.runner.check_seed(one)
         missing = {key for one in composed for key in compose.missing_values(one.config)}
@@ -252,12 +276,9 @@ class _Launch:
             raise InvalidConfigFileError(
                 "an existing run keeps its composition: with forced_log_id give only KEY=VALUE overrides"
             )
-        if options["use_version_manager"] and not options["use_scheduler"] and inherited is None:
-            inherited = self._restart_in_snapshot(options, arguments)
+        changes: list[str] = []
         if arguments:
             composed, changes = compose.override(composed, arguments)
-            for change in changes:
-                note(f"run {run.log_id}: {mask.change(change)}")
         composed = mask.hide(composed)
         gone = lacking(composed)
         if gone:
@@ -266,6 +287,10 @@ class _Launch:
                 f"{', '.join(gone)}: give it again, as in {gone[0]}=VALUE"
             )
         self.runner.check_seed(composed)
+        if options["use_version_manager"] and not options["use_scheduler"] and inherited is None:
+            inherited = self._restart_in_snapshot(options, arguments)
+        for change in changes:
+            note(f"run {run.log_id}: {mask.change(change)}")
         facts = {**self._facts(), **(inherited or {})}
         facts["cmd"] = mask.command(facts["cmd"], composed.secrets)
         if inherited is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -16,6 +16,8 @@ from pathlib import Path
 from mlxjobs import repository
 from mlxjobs.console import ask_letter, note, read_line
 from mlxjobs.errors import SnapshotError
+from mlxjobs.links import find_links
+from mlxjobs.rehearsal import Mistake
 from mlxjobs.repository import show
 from mlxjobs.snapshot import find_code, not_missed
 from mlxjobs.version_manager import Launch
@@ -42,11 +44,13 @@ class _Answers:
     copy: bool = True
 
 
-def settle(launch: Launch) -> bool:
+def settle(launch: Launch, find_mistake: Callable[[], Mistake | None] = lambda: None) -> bool:
     """Ask the user what the snapshot should hold and where to run; add and commit what he says.
 
     Args:
         launch: the command that was typed.
+        find_mistake: tells what is wrong with it as the files are. Where what is not committed can make no
+            difference nothing is asked; else it is told, and what is answered decides.
 
     Returns:
         Whether to run from a copy; False: from the files as they are.
@@ -54,11 +58,20 @@ def settle(launch: Launch) -> bool:
     Raises:
         SnapshotError: git or the repository cannot be used, the terminal was closed, or git refused to
             add or commit; the repository is as it was.
+        MLXJobsError: the mistake, as what would run has it too; the repository is as it was.
         KeyboardInterrupt: Ctrl-C; the repository is as it was.
     """
     _program, commit, folder = find_code(launch)
+    find_links(launch.link, launch.work_dir, commit.top)  # raises if they are wrong
     ignore = not_missed(launch, folder)
     answers = _Answers()
+    mistake = find_mistake()
+    if mistake is not None:
+        _refuse(mistake, launch, commit.top, ignore, answers)
+        note(
+            f"as the files are, this command line is wrong: {mistake.error}\n"
+            "What is not committed may be the reason, so what you answer decides. Ctrl-C leaves all as it is."
+        )
     try:
         if launch.include != "all":  # what is taken as it is needs no question
             _ask_untracked(commit.top, ignore, answers)
@@ -70,8 +83,22 @@ def settle(launch: Launch) -> bool:
         raise SnapshotError(
             "there was no answer, so nothing was done. interactive_mode=false launches without questions."
         ) from None
+    # it may have been put right in another window
+    if mistake is not None and (mistake := find_mistake()) is not None:
+        _refuse(mistake, launch, commit.top, ignore, answers)
     _apply(commit.top, answers)
     return answers.copy
+
+
+def _refuse(mistake: Mistake, launch: Launch, top: Path, ignore: Sequence[Path], answers: _Answers) -> None:
+    """Raise the mistake, unless what would run may lack what it hangs on."""
+    left_out = repository.list_left_out(top, *ignore, each=True)
+    if not answers.copy or launch.include == "all":
+        left_out = []
+    elif launch.include == "tracked" or answers.message is not None:
+        left_out = [(path, tracked) for path, tracked in left_out if not tracked and path not in answers.add]
+    if not any(mistake.hangs_on(top / path) for path, _tracked in left_out):
+        raise mistake.error
 
 
 # -- the questions --------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from mlxjobs.lost_paths import LostPaths
 from mlxjobs.masking import Mask, filled
 from mlxjobs.store import Run
 
+ONE_LOG_ID = "the runs of a sweep cannot share one forced_log_id: leave it out"
+
 
 class _Failed(Exception):
     """Carries the exit code of a task that failed through Hydra, which goes on with the other runs."""
@@ -109,7 +111,7 @@ class Runner:
         self.check_seed(composed)
         logger, run = options["logger"], None
         if logger["forced_log_id"] >= 0 and composed.hydra.get("mode") == "MULTIRUN":
-            raise InvalidConfigFileError("the runs of a sweep cannot share one forced_log_id: leave it out")
+            raise InvalidConfigFileError(ONE_LOG_ID)
         if options["use_logger"]:
             run = Run.create(settings.log_dir(options), logger["forced_log_id"])
         try:

@@ -7,11 +7,11 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxjobs import adapters, command_line, flushing, frozen, live_tree, provenance, settings
 from mlxjobs.arrays import HandedIn, hand_in_all
@@ -27,6 +27,9 @@ from mlxjobs.scheduler import Job
 from mlxjobs.script import job_name, render
 from mlxjobs.startable import Place, check_startable
 from mlxjobs.store import Run
+
+if TYPE_CHECKING:
+    from mlxjobs.rehearsal import Mistake
 
 
 @dataclass(frozen=True)
@@ -258,14 +261,22 @@ def _setting(text: str) -> str:
     return text if re.fullmatch(r"/[A-Za-z_][A-Za-z0-9_./-]*", text) else command_line.quote_value(text)
 
 
-def freeze_code(options: dict[str, Any], program: Program) -> tuple[Program, dict[str, Any]]:
+def freeze_code(
+    options: dict[str, Any], program: Program, find_mistake: Callable[[], Mistake | None] = lambda: None
+) -> tuple[Program, dict[str, Any]]:
     """Freeze the code that a program runs; who is at a terminal is asked before, and may want no copy.
+
+    Args:
+        options: the settings in force.
+        program: what is to run.
+        find_mistake: tells what is wrong with the command line; called only if there is something to ask.
 
     Returns:
         The same program inside the snapshot, and what `info.yaml` says about it.
 
     Raises:
         SnapshotError: the code cannot be frozen.
+        MLXJobsError: the mistake.
     """
     from mlxjobs.snapshot import GitVM
     from mlxjobs.version_manager import Launch
@@ -286,7 +297,7 @@ def freeze_code(options: dict[str, Any], program: Program) -> tuple[Program, dic
     if options["interactive_mode"] and isinstance(manager, GitVM) and is_terminal():
         from mlxjobs.questions import settle
 
-        copy = manager.freeze(launch) if settle(launch) else manager.stay(launch)
+        copy = manager.freeze(launch) if settle(launch, find_mistake) else manager.stay(launch)
     else:
         copy = manager.freeze(launch)
     for warning in copy.warnings:

@@ -317,3 +317,129 @@ def test_without_a_repository_nothing_is_asked(project: Project) -> None:
     code, out = closing(terminal(project, VM))
     assert code == 2
     assert "is in no git repository" in out
+
+
+LOCAL = ("+mlxpy.use_scheduler=true", "+mlxpy.scheduler.name=LocalScheduler")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("lrr=3", "num_epoch=1,2"), "Could not override 'lrr'"),
+        (("lrr=1,2",), "Could not override 'lrr'"),
+        (("model=small,bigg",), "Could not find 'model/bigg'"),
+        (("num_epoch=]",), "num_epoch=]"),
+        (("num_epoch=1,2", "mlxpy.logger.forced_log_id=7"), "cannot share one forced_log_id"),
+        (("mlxpy.version_manager.link=[dta]",), "dta: there is no"),
+        (("mlxpy.version_manager.includ=all",), "unknown key 'version_manager.includ'"),
+        (("lrr=3", *LOCAL), "Could not override 'lrr'"),
+        (("lrr=3", "mlxpy.use_scheduler=true"), "Could not override 'lrr'"),  # none is set: it would ask
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_mistake_is_found_before_anything_is_asked(
+    edited: Project, arguments: tuple[str, ...], words: str
+) -> None:
+    folder = edited.folder / "configs"
+    (folder / "model").mkdir()
+    for name in ("small", "big"):
+        (folder / "model" / f"{name}.yaml").write_text("width: 1\n")
+    (folder / "config.yaml").write_text("defaults: [model: small, _self_]\nnum_epoch: 1\n")
+    edited.git("add", "configs")
+    edited.git("commit", "--quiet", "--message=models")
+    before = state(edited)
+    code, out = closing(terminal(edited, VM, *arguments))
+    assert code == 2, out
+    assert f"mlxjobs: error: {words}" in out or words in out.partition("mlxjobs: error: ")[2]
+    assert out.count("mlxjobs: ") == 1
+    assert "a, b" not in out
+    assert state(edited) == before
+    assert runs(edited) == []
+
+
+def test_a_mistake_in_overrides_of_an_existing_run_is_found_before_anything_is_asked(edited: Project) -> None:
+    edited.run("+x=1")
+    code, out = closing(terminal(edited, VM, "mlxpy.logger.forced_log_id=1", "lrr=3"))
+    assert code == 2, out
+    assert "Could not override 'lrr'" in out
+    assert "a or b" not in out
+
+
+def test_what_only_the_latest_commit_takes_is_told_and_runs_if_that_is_what_runs(edited: Project) -> None:
+    config = edited.folder / "configs" / "config.yaml"
+    committed = config.read_text()
+    config.write_text(committed.replace("num_epoch", "epochs"))
+    before = state(edited)
+    told = "as the files are, this command line is wrong: Could not override 'num_epoch'"
+    # a commit would take the edit, and here is where it is
+    for answers in ([(LETTERS, "a"), (MESSAGE, ""), (COPY, "a")], [(LETTERS, "c"), (COPY, "b")]):
+        child = terminal(edited, VM, "num_epoch=3")
+        child.expect(told)
+        drive(child, (LETTERS, "c"), *answers)
+        code, out = closing(child)
+        assert code == 2, out
+        assert "mlxjobs: error: Could not override 'num_epoch'" in out
+        assert state(edited) == before
+    child = terminal(edited, VM, "num_epoch=3")
+    child.expect(told)
+    drive(child, (LETTERS, "c"), (LETTERS, "c"), (COPY, "a"))
+    code, out = closing(child)
+    assert code == 0, out
+    assert "RAN committed" in out
+    # it is put right while the question stands
+    child = terminal(edited, VM, "num_epoch=3")
+    child.expect(told)
+    drive(child, (LETTERS, "c"))
+    child.expect(LETTERS)
+    config.write_text(f"{committed}new: 1\n")
+    child.sendline("b")
+    drive(child, (LETTERS, "a"), (MESSAGE, ""), (COPY, "a"))
+    code, out = closing(child)
+    assert code == 0, out
+    assert "RAN edited" in out
+
+
+def test_what_only_the_files_here_take_is_asked_about_and_runs_once_committed(edited: Project) -> None:
+    config = edited.folder / "configs" / "config.yaml"
+    config.write_text(f"{config.read_text()}lrr: 1\n")
+    child = terminal(edited, VM, "lrr=3,4")
+    assert "wrong" not in drive(child, (LETTERS, "c"), (LETTERS, "a"), (MESSAGE, ""), (COPY, "a"))
+    code, out = closing(child)
+    assert code == 0, out
+    assert out.count("RAN edited") == 2
+
+
+STRUCTURED = """
+from dataclasses import dataclass
+
+import mlxpy
+from hydra.core.config_store import ConfigStore
+
+@dataclass
+class Config:
+    num_epoch: int = 1
+
+ConfigStore.instance().store(name="config", node=Config)
+
+@mlxpy.launch(config_path="./configs")
+def main(ctx: mlxpy.Context) -> None:
+    print("RAN", ctx.config)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_where_the_configuration_is_code_edited_code_may_be_the_reason(edited: Project) -> None:
+    main = edited.folder / "main.py"
+    (edited.folder / "configs" / "config.yaml").unlink()
+    main.write_text(STRUCTURED)
+    edited.git("add", "main.py", "configs")
+    edited.git("commit", "--quiet", "--message=structured", "main.py", "configs")
+    main.write_text(STRUCTURED.replace("num_epoch", "epochs"))
+    child = terminal(edited, VM, "num_epoch=3")
+    child.expect("as the files are, this command line is wrong: ")
+    drive(child, (LETTERS, "c"), (LETTERS, "c"), (COPY, "a"))
+    code, out = closing(child)
+    assert code == 0, out
+    assert "RAN {'num_epoch': 3}" in out
