@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from mlxjobs.trust import stranger
 
 # ctime changes with each link. Times, sizes, inodes and executable bits of files must be what git wrote.
 LOOK = ("core.trustctime=false", "core.checkStat=default", "core.fileMode=true", "core.ignoreStat=false")
-_LINKERS = 4  # threads: a link is a wait for the file system
+_THREADS = 4  # to make a link or a folder is a wait for the file system
 _SETTINGS = r"^(core\.(autocrlf|eol|symlinks|safecrlf|filemode|attributesfile)|filter\..*)$"
 
 
@@ -115,9 +116,12 @@ def newest_other(root: Path) -> Path | None:
 
 def make_folders(part: Part, folder: Path) -> None:
     """Make all folders of a commit: with the usual rights, which git may be told not to give to files."""
-    for path, what in repository.read_tree(part.commit).items():  # folders come before what is in them
+    levels: dict[int, list[str]] = {}
+    for path, what in repository.read_tree(part.commit).items():
         if what.startswith(("040000 ", "160000 ")):
-            (folder / path).mkdir()
+            levels.setdefault(path.count("/"), []).append(path)
+    for _, paths in sorted(levels.items()):  # folders before what is in them
+        _for_each(lambda path: os.mkdir(f"{folder}/{path}"), paths)  # noqa: PTH102 - as below
 
 
 def share(part: Part, how: Recipe, source: Path | None, folder: Path, index: Path) -> None:
@@ -145,20 +149,28 @@ def share(part: Part, how: Recipe, source: Path | None, folder: Path, index: Pat
 
 
 def _link(names: list[str], source: Path, folder: Path) -> None:
-    from concurrent.futures import ThreadPoolExecutor  # with logging, only when it is needed
-
     olds, news = os.open(source, os.O_RDONLY), os.open(folder, os.O_RDONLY)
 
-    def link(some: list[str]) -> None:
-        for name in some:
-            # What is not there, or has too many links, or may not have another, is written by git.
-            with suppress(OSError):
-                os.link(name, name, src_dir_fd=olds, dst_dir_fd=news, follow_symlinks=False)
+    def link(name: str) -> None:
+        # What is not there, or has too many links, or may not have another, is written by git.
+        with suppress(OSError):
+            os.link(name, name, src_dir_fd=olds, dst_dir_fd=news, follow_symlinks=False)
 
     try:
-        with ThreadPoolExecutor(_LINKERS) as pool:
-            size = max(1, -(-len(names) // _LINKERS))
-            list(pool.map(link, (names[start : start + size] for start in range(0, len(names), size))))
+        _for_each(link, names)
     finally:
         os.close(olds)
         os.close(news)
+
+
+def _for_each(work: Callable[[str], None], paths: list[str]) -> None:
+    """Do the same with many paths, in a few threads."""
+    from concurrent.futures import ThreadPoolExecutor  # with logging, only when it is needed
+
+    def work_all(some: list[str]) -> None:
+        for path in some:
+            work(path)
+
+    size = max(1, -(-len(paths) // _THREADS))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(work_all, (paths[start : start + size] for start in range(0, len(paths), size))))

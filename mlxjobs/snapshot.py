@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -52,20 +53,17 @@ class GitVM(VersionManager):
         wanted = [path for path in (program, work_dir) if path is not None]
         links = find_links(launch.link, launch.work_dir, head.top)
         ignore = not_missed(launch, folder)
-        taken = None
-        if launch.include != "commit":
+        if launch.include == "commit":
+            with ThreadPoolExecutor(1) as pool:  # git looks at the user's files while the snapshot is made
+                leaving = pool.submit(_leave, head, ignore)
+                root = _have(launch, head, folder, wanted, links)
+            commit, taken = head, leaving.result()
+        else:
             from mlxjobs import worktree  # with tempfile and many patterns, which the latest commit needs not
 
             taken = worktree.take(head, launch.include, launch.max_untracked_mb, ignore)
-        commit = replace(head, hash=taken.hash) if taken else head
-        root = folder / f"{commit.hash}{suffix(links)}"
-        _check_owner(root)
-        if not is_usable(root):
-            _check_held(commit, launch.include, wanted, partial(_is_promised, commit))
-            make_snapshot(commit, root, links)
-        _note_use(launch, commit, root, links)
-        _check_held(commit, launch.include, wanted, lambda path: os.path.lexists(root / path))
-        taken = taken or _leave(head, ignore)
+            commit = replace(head, hash=taken.hash)
+            root = _have(launch, commit, folder, wanted, links)
         flushing.finish_later(root)  # not before: git would wait for the disk
         facts = self._facts(launch, head, taken, root)
         if links:
@@ -117,7 +115,21 @@ def find_code(launch: Launch) -> tuple[Path | None, Commit, Path]:
 
 def not_missed(launch: Launch, folder: Path) -> list[Path]:
     """Return what nobody misses in a snapshot: the snapshots themselves, the runs, and what is linked."""
+    while not folder.parent.is_dir():  # the highest of those that will be made
+        folder = folder.parent
     return [folder, *(launch.work_dir / path for path in (*launch.ignore, *map(Path, launch.link)))]
+
+
+def _have(launch: Launch, commit: Commit, folder: Path, wanted: list[Path], links: Mapping[str, str]) -> Path:
+    """Return the snapshot of a commit, made if it is not there yet, with what should run in it."""
+    root = folder / f"{commit.hash}{suffix(links)}"
+    _check_owner(root)
+    if not is_usable(root):
+        _check_held(commit, launch.include, wanted, partial(_is_promised, commit))
+        make_snapshot(commit, root, links)
+    _note_use(launch, commit, root, links)
+    _check_held(commit, launch.include, wanted, lambda path: os.path.lexists(root / path))
+    return root
 
 
 def _note_use(launch: Launch, commit: Commit, root: Path, links: Mapping[str, str]) -> None:

@@ -123,8 +123,8 @@ def test_what_is_done_meanwhile_is_seen_when_it_checks_again(edited: Project) ->
     child.sendline("b")
     shown = drive(child, (LETTERS, "b"))
     assert "notes" not in shown
-    edited.git("commit", "--quiet", "--all", "--message=and the rest")
     child.expect(LETTERS)
+    edited.git("commit", "--quiet", "--all", "--message=and the rest")
     child.sendline("b")
     drive(child, (COPY, "a"))
     code, out = closing(child)

@@ -174,4 +174,4 @@ def test_an_existing_snapshot_needs_no_question_about_submodules(
     freeze(nested)
     fake_git(nested, monkeypatch, f'echo x >> "{nested}"/../calls')
     freeze(nested)
-    assert (nested.parent / "calls").read_text() == "x\n" * 2
+    assert (nested.parent / "calls").read_text() == "x\n" * 3  # rev-parse, status, ls-files
