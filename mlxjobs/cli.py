@@ -359,3 +359,8 @@ def main() -> None:
     except MLXJobsError as error:
         note(f"error: {error}")
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        note(f"error: {error.filename}: {error.strerror}")
+        sys.exit(MLXJobsError.exit_code)

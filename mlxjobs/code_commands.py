@@ -43,7 +43,8 @@ def env(
     """Print what was installed where a run was launched, as pip and uv take it: mlxjobs env 5 > old.txt"""
     from mlxjobs import environment, frozen_code
 
-    recorded = frozen_code.version_of(frozen_code.facts_of(_run(run, logs)))
+    one = _run(run, logs)
+    recorded = frozen_code.version_of(frozen_code.facts_of(one))
     lines, facts = recorded.get("requirements"), recorded.get("environment") or {}
     if not lines:
         raise RunError(
@@ -51,7 +52,7 @@ def env(
             "+mlxpy.version_manager.compute_requirements=true, which configs/mlxpy.yaml can hold"
         )
     if as_json:
-        say(json.dumps({"id": int(run), "requirements": lines, "environment": facts}))
+        say(json.dumps({"id": one.log_id, "requirements": lines, "environment": facts}))
         return
     text = environment.as_conda(facts) if conda else None
     if conda and text is None:
@@ -189,7 +190,7 @@ def _find(users: snapshots.Users) -> list[snapshots.Snapshot]:
     options, file = settings.defaults(), Path("configs") / settings.FILE_NAME
     if file.exists():
         settings.merge(options, settings.read_file(file), str(file))
-    own = Path(options["version_manager"]["parent_work_dir"]).expanduser().absolute()
+    own = settings.folder(options["version_manager"]["parent_work_dir"]).absolute()
     return snapshots.find({Path(os.path.normpath(parent)) for parent in (own, *users.parents())})
 
 

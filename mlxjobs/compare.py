@@ -163,7 +163,7 @@ def command_in(facts: Mapping[str, Any], code: Code, folder: Path) -> str:
         (path for top in (code.root, code.repo) if (path := repository.relative(work_dir, top))), "."
     )
     place = folder / inside
-    words = [word for word in shlex.split(str(facts.get("cmd") or "")) if not _VERSIONED.match(word)]
+    words = [word for word in _split(str(facts.get("cmd") or "")) if not _VERSIONED.match(word)]
     for top in (code.root, code.repo):
         if words and Path(words[0]).is_relative_to(top):
             words[0] = os.path.relpath(folder / Path(words[0]).relative_to(top), place)
@@ -171,6 +171,13 @@ def command_in(facts: Mapping[str, Any], code: Code, folder: Path) -> str:
     return (
         f"cd {shlex.quote(str(place))} && {shlex.join([python, *words, '+mlxpy.use_version_manager=false'])}"
     )
+
+
+def _split(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # MLXP has written words side by side, as they were
+        return command.split()
 
 
 # -- for people ----------------------------------------------------------------------------------

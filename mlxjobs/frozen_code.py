@@ -74,8 +74,10 @@ def commit_of(facts: Mapping[str, Any]) -> Code | None:
     commit, root, repo = (str(version.get(key) or "") for key in ("commit_hash", "snapshot", "repo_path"))
     if not repo or re.fullmatch(r"[0-9a-f]{40,64}", commit) is None:
         return None
-    root = root or str(NOWHERE)
-    return Code(commit, Path(root), Path(repo), tuple(map(str, version.get("link") or ())))
+    links = version.get("link")
+    return Code(
+        commit, Path(root or NOWHERE), Path(repo), tuple(map(str, links if isinstance(links, list) else ()))
+    )
 
 
 def live_edits(facts: Mapping[str, Any]) -> str | None:

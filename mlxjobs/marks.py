@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,9 +59,11 @@ def marks_of(root: Path) -> list[Mark]:
         except FileNotFoundError:  # removed meanwhile
             continue
         try:
-            said = json.loads(path.read_bytes())
-            logs, repo, host = Path(said["logs"]), Path(said["repo"]), str(said["host"])
-        except (OSError, ValueError, TypeError, KeyError):
+            # others may leave what they like: a pipe, say, that nobody ever writes to
+            said = json.loads(path.read_bytes() if stat.S_ISREG(about.st_mode) else b"")
+            place, repo, host = Path(said["logs"]), Path(said["repo"]), str(said["host"])
+            logs = place if place.is_absolute() else None
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             logs, repo, host = None, Path(), ""
         found.append(Mark(path, about.st_mtime, about.st_uid, logs, repo, host))
     return found

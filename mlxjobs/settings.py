@@ -165,9 +165,23 @@ def read_file(path: Path) -> Any:
     return {} if content is None else content
 
 
+def folder(value: str) -> Path:
+    """Return the folder that a setting names, which may begin with `~`.
+
+    Raises:
+        InvalidConfigFileError: there is no such user.
+    """
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise InvalidConfigFileError(
+            f"{value!r} is in no home folder that is known: give its whole path"
+        ) from error
+
+
 def log_dir(options: Mapping[str, Any]) -> Path:
     """Return the absolute folder of the runs."""
-    return Path(options["logger"]["parent_log_dir"]).expanduser().absolute()
+    return folder(options["logger"]["parent_log_dir"]).absolute()
 
 
 def as_lines(value: str | list[str]) -> list[str]:

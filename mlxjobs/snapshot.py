@@ -109,7 +109,7 @@ def find_code(launch: Launch) -> tuple[Path | None, Commit, Path]:
     if program is not None:  # a committed link to a script runs as the link it is
         program = program.parent.resolve() / program.name
     commit = repository.find_commit(launch.work_dir.resolve() if program is None else program.parent)
-    parent_work_dir = (launch.work_dir / launch.parent_work_dir.expanduser()).absolute()
+    parent_work_dir = (launch.work_dir / launch.parent_work_dir).absolute()
     return program, commit, parent_work_dir / (commit.top.name or "root")
 
 

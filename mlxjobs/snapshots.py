@@ -153,7 +153,10 @@ def asked(snapshot: Snapshot, logs: Path) -> list[Path]:
 
 def real(path: Path) -> Path:
     """Return a path by which the same folder is known again; it may be missing."""
-    return Path(os.path.realpath(path))
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:  # no path at all, in a mark or a record that somebody planted
+        return path
 
 
 # -- words ---------------------------------------------------------------------------------------

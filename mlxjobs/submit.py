@@ -286,7 +286,7 @@ def freeze_code(
     launch = Launch(
         work_dir=program.work_dir,
         program=program.script,
-        parent_work_dir=Path(given["parent_work_dir"]),
+        parent_work_dir=settings.folder(given["parent_work_dir"]),
         compute_requirements=given["compute_requirements"],
         ignore=(settings.log_dir(options),),
         include=given["include"],

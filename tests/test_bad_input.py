@@ -82,6 +82,11 @@ def test_nobody_heard_the_answer(slurm_stub: Slurm, mode: str) -> None:
         ),
         (["+mlxp.scheduler.nam=x"], ["the command line: unknown key 'scheduler.nam'", "'scheduler.name'"]),
         (["mlxpy.use_logger=3"], ["'use_logger' must be true or false, not 3"]),
+        (["mlxpy.logger.parent_log_dir='~nobody.here/x'"], ["'~nobody.here/x' is in no home folder"]),
+        (
+            ["mlxpy.use_version_manager=true", "mlxpy.version_manager.parent_work_dir='~nobody.here/x'"],
+            ["'~nobody.here/x' is in no home folder"],
+        ),
         (["no_such_key=1"], ["Could not override 'no_such_key'", "+no_such_key=1"]),
         (["optimizer.lr=[1"], ["optimizer.lr=[1: no viable alternative at input '[1'"]),
         (["--config-name=nowhere"], ["Cannot find primary config 'nowhere'"]),
@@ -219,6 +224,13 @@ def test_a_project_that_cannot_be_written_runs_with_the_defaults(nobody: Project
     (nobody.folder / "configs" / "config.yaml").unlink()
     (nobody.folder / "configs").chmod(0o555)
     assert_one_message(nobody.run(code=2), "configs cannot be created", "Permission denied")
+
+
+def test_a_folder_that_may_not_be_looked_into_is_one_message(nobody: Project) -> None:
+    closed = nobody.folder / ".workdir"
+    write(nobody, {".workdir/file": "x"})
+    closed.chmod(0o444)
+    assert_one_message(nobody.mlxjobs("snapshots", code=2), ".workdir/file: Permission denied")
 
 
 def test_the_log_directory_cannot_be_written(nobody: Project) -> None:

@@ -126,15 +126,19 @@ def test_a_run_that_was_not_frozen_is_compared_by_its_commit(project: Project) -
     first = project.commit()
     second = edit(project)
     about = {"executable": sys.executable, "cmd": "main.py lr=0.3"}
+    said = "main.py note=it's"  # MLXP quotes nothing
     for log_id, commit_hash in enumerate((first, second), 1):  # as MLXP records it, and as `b here` does
         facts = {"commit_hash": commit_hash, "repo_path": str(project.folder), "dirty": log_id == 2}
         folder = project.logs / str(log_id) / "metadata"
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text("lr: 0.1\n")
-        (folder / "info.yaml").write_text(json.dumps({"version_manager": facts, **about}))
+        (folder / "info.yaml").write_text(
+            json.dumps({"version_manager": facts, **about, **({"cmd": said} if log_id == 1 else {})})
+        )
     done = project.mlxjobs("diff", "1", "2")
     assert "\n+def main(ctx): print('second'" in done.stdout
     assert f"run 2 ran from {project.folder} itself, with edits that no commit holds" in done.stderr
+    assert """ main.py 'note=it'"'"'s' """ in project.mlxjobs("checkout", "1", "before").stdout
     done = project.mlxjobs("checkout", "2", "out")
     assert "they are not there" in done.stderr
     assert "second 0.3" in project.command("bash", "-c", done.stdout.partition("again: ")[2]).stdout

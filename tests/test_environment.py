@@ -81,6 +81,8 @@ def test_a_run_that_recorded_none_says_how_to_have_it(tmp_path: Path) -> None:
     project.run()
     assert RECORD in project.mlxjobs("env", "1", code=2).stderr
     assert "has no run 7" in project.mlxjobs("env", "7", code=2).stderr
+    project.run(RECORD)
+    assert json.loads(project.mlxjobs("env", "2-2", "--json").stdout)["id"] == 2
 
 
 @pytest.mark.parametrize(

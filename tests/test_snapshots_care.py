@@ -96,6 +96,19 @@ def test_a_file_that_snapshots_share_is_counted_apart(tmp_path: Path) -> None:
     assert two.shared == 0
 
 
+def test_snapshots_in_the_home_folder_are_listed_and_what_is_no_record_does_not_hide_them(
+    project: Project, tmp_path: Path
+) -> None:
+    head = project.commit()
+    project.env["HOME"] = str(tmp_path / "home")
+    project.run(*FROZEN, "+mlxpy.version_manager.parent_work_dir='~/snaps'")
+    assert (tmp_path / "home" / "snaps" / "proj" / head / "main.py").exists()
+    for log_id, facts in (("7", {"snapshot": "a\0b"}), ("8", {"snapshot": "/x", "link": 5})):
+        about = {"version_manager": {"commit_hash": head, "repo_path": "/x", **facts}}
+        write(project.logs, {f"{log_id}/metadata/info.yaml": json.dumps(about)})
+    assert project.mlxjobs("snapshots").stdout.splitlines()[1].split()[0] == f"proj/{head[:12]}"
+
+
 # ---- what is kept ----
 
 
@@ -150,6 +163,16 @@ def test_what_cannot_be_known_keeps_a_snapshot(tmp_path: Path) -> None:
         assert f"{place}, whose runs use it, is not there now; it was used on {host}" in why()
     mark.path.write_text("{torn")
     assert "launched from" in why()
+    no_folder = json.dumps({"logs": "logs", "repo": "/x", "host": here})
+    for content in ("{torn", "[" * 100_000, no_folder):
+        mark.path.write_text(content)
+        os.utime(mark.path, (LONG_AGO, LONG_AGO))
+        assert "who uses it is not known" in why()
+    mark.path.write_text(no_folder.replace(': "logs"', ': "/a\\u0000b"'))
+    os.utime(mark.path, (LONG_AGO, LONG_AGO))
+    why()  # is no traceback
+    mark.path.unlink()
+    os.mkfifo(mark.path)  # nobody ever writes to it
     os.utime(mark.path, (LONG_AGO, LONG_AGO))
     assert "who uses it is not known" in why()
     mark.path.unlink()
