@@ -14,10 +14,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from mlxjobs import repository, watch
+from mlxjobs import references, watch
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.frozen_code import code_of
 from mlxjobs.marks import Mark, marks_of
+from mlxjobs.repository import Commit
 from mlxjobs.snapshots import MARK, Snapshot, Usage, age, asked, real
 from mlxjobs.store import runs_in
 from mlxjobs.trust import stranger
@@ -103,15 +104,12 @@ class Pruning:
             SnapshotError: it cannot be removed, or not whole.
         """
         root = snapshot.root
-        token = f"{os.uname().nodename}.{os.getpid()}.{os.urandom(4).hex()}"
-        aside = root.with_name(f".{root.name}.{token}.tmp")  # as `copying` names what may be cleared away
+        aside = _name_aside(root)
         try:
             aside.mkdir()
             _move(_beside(root), aside)
             root.rename(aside / root.name)
-            if {(mark.path, mark.time) for mark in marks_of(root)} - {
-                (m.path, m.time) for m in snapshot.marks
-            }:
+            if _has_new_mark(root, snapshot):
                 _move([aside / root.name, *aside.iterdir()], root.parent)
                 shutil.rmtree(aside)  # what a launch has made anew meanwhile stays
                 return None
@@ -123,35 +121,37 @@ class Pruning:
             shutil.rmtree(aside, ignore_errors=True)
             return None
         except OSError as error:
-            raise SnapshotError(
-                f"{error.filename or root} cannot be removed: {error.strerror or error}"
-            ) from error
+            raise _refused(root, error) from error
 
-    def forget(self, snapshot: Snapshot, known: Iterable[Snapshot]) -> bool:
-        """Drop what keeps the commit of a removed snapshot, unless a run names it; True: it was dropped.
+    def forget(self, snapshot: Snapshot, known: Iterable[Snapshot]) -> None:
+        """Drop what keeps the commit of a removed snapshot, and of its submodules, unless a run names it.
 
         While a run names it, `mlxjobs diff`, `checkout` and `requeue` make the code again from the commit.
 
         Args:
             snapshot: the snapshot.
             known: all that were found; another one may be of the same commit, with other links or elsewhere.
+
+        Raises:
+            SnapshotError: git gives no answer, or cannot put back what a launch needs at this moment.
         """
         root = snapshot.root
         if snapshot.exists or not snapshot.marks or self.why_kept(snapshot) is not None:
-            return False
+            return
         for place in asked(snapshot, self._logs):
             seen = self._look(place)
             if isinstance(seen, str) or any(_uses(one, snapshot) for one in seen):
-                return False
+                return
         commit = root.name.partition("-")[0]
-        others = [one for one in known if one.root.name.startswith(commit) and one.root != root]
-        is_last = not any(one.exists or marks_of(one.root) for one in others)
-        for mark in snapshot.marks:
-            if is_last and mark.owner == os.geteuid() and mark.repo.is_dir():  # another's names what it likes
-                with suppress(SnapshotError):
-                    repository.run(mark.repo, "update-ref", "-d", f"refs/mlxjobs/{commit}")
-            mark.path.unlink(missing_ok=True)
-        return True
+        folders = {one.root.parent for one in known}
+        # another user's mark names what it likes
+        for repo in {mark.repo for mark in snapshot.marks if mark.owner == os.geteuid()}:
+            if repo.is_dir() and not _is_used(commit, snapshot, folders):
+                own = references.find_kept(Commit(repo, commit, None))
+                references.drop(commit, own)
+                if _is_used(commit, snapshot, folders):  # launched from meanwhile
+                    references.keep(commit, own)
+        _remove_marks(snapshot)
 
 
 def _unknown(mark: Mark) -> str | None:
@@ -170,6 +170,45 @@ def _unknown(mark: Mark) -> str | None:
 def _uses(one: watch.Seen, snapshot: Snapshot) -> bool:
     code = code_of(one.state.facts)
     return code is not None and real(code.root) == real(snapshot.root)
+
+
+def _is_used(commit: str, snapshot: Snapshot, folders: Iterable[Path]) -> bool:
+    """Tell whether a snapshot of a commit is there, or a mark besides those known of this one."""
+    for path in (path for folder in folders for path in folder.glob(f"*{commit}*")):
+        mark = MARK.fullmatch(path.name)
+        if mark and _has_new_mark(path.with_name(mark[1]), snapshot):
+            return True
+        if path.name.startswith(commit) and path.is_dir():
+            return True
+    return False
+
+
+def _has_new_mark(root: Path, snapshot: Snapshot) -> bool:
+    known = {(mark.path.name, mark.time) for mark in snapshot.marks}
+    return any((mark.path.name, mark.time) not in known for mark in marks_of(root))
+
+
+def _remove_marks(snapshot: Snapshot) -> None:
+    """Remove the known marks, and none that a launch leaves in their place at this moment."""
+    root = snapshot.root
+    aside = _name_aside(root)
+    try:
+        aside.mkdir()
+        _move((mark.path for mark in snapshot.marks), aside)
+        if _has_new_mark(aside / root.name, snapshot):
+            _move(aside.iterdir(), root.parent)
+        shutil.rmtree(aside)
+    except OSError as error:
+        raise _refused(root, error) from error
+
+
+def _name_aside(root: Path) -> Path:
+    token = f"{os.uname().nodename}.{os.getpid()}.{os.urandom(4).hex()}"
+    return root.with_name(f".{root.name}.{token}.tmp")  # as `copying` names what may be cleared away
+
+
+def _refused(root: Path, error: OSError) -> SnapshotError:
+    return SnapshotError(f"{error.filename or root} cannot be removed: {error.strerror or error}")
 
 
 def _beside(root: Path) -> list[Path]:

@@ -51,11 +51,13 @@ class Taken:
         hash: the commit that holds it; HEAD's if nothing differs, or nothing else is wanted.
         dirty: whether tracked files differ from HEAD.
         left_out: files and folders that are not in it as they are.
+        own: the commits of ours in it, which no branch knows: itself, then those in submodules.
     """
 
     hash: str
     dirty: bool
     left_out: list[str]
+    own: tuple[Commit, ...] = ()
 
 
 def run(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import flushing, repository
+from mlxjobs import flushing, references, repository
 from mlxjobs.copying import is_usable, make_snapshot
 from mlxjobs.errors import SnapshotError
 from mlxjobs.links import find_links, suffix
@@ -63,7 +63,7 @@ class GitVM(VersionManager):
 
             taken = worktree.take(head, launch.include, launch.max_untracked_mb, ignore)
             commit = replace(head, hash=taken.hash)
-            root = _have(launch, commit, folder, wanted, links)
+            root = _have(launch, commit, folder, wanted, links, taken.own)
         flushing.finish_later(root)  # not before: git would wait for the disk
         facts = self._facts(launch, head, taken, root)
         if links:
@@ -120,28 +120,40 @@ def not_missed(launch: Launch, folder: Path) -> list[Path]:
     return [folder, *(launch.work_dir / path for path in (*launch.ignore, *map(Path, launch.link)))]
 
 
-def _have(launch: Launch, commit: Commit, folder: Path, wanted: list[Path], links: Mapping[str, str]) -> Path:
+def _have(
+    launch: Launch,
+    commit: Commit,
+    folder: Path,
+    wanted: list[Path],
+    links: Mapping[str, str],
+    own: Sequence[Commit] = (),
+) -> Path:
     """Return the snapshot of a commit, made if it is not there yet, with what should run in it."""
     root = folder / f"{commit.hash}{suffix(links)}"
     _check_owner(root)
     if not is_usable(root):
         _check_held(commit, launch.include, wanted, partial(_is_promised, commit))
+        references.keep(commit.hash, own)  # a copy takes its time
         make_snapshot(commit, root, links)
-    _note_use(launch, commit, root, links)
+    _note_use(launch, commit, root, links, own)
     _check_held(commit, launch.include, wanted, lambda path: os.path.lexists(root / path))
     return root
 
 
-def _note_use(launch: Launch, commit: Commit, root: Path, links: Mapping[str, str]) -> None:
-    """Keep the snapshot from being pruned; it is made again if that happened before."""
-    while launch.log_dir is not None:
+def _note_use(
+    launch: Launch, commit: Commit, root: Path, links: Mapping[str, str], own: Sequence[Commit]
+) -> None:
+    """Keep the snapshot and its commits from being pruned; what was pruned before is made again."""
+    while True:
         try:
-            leave_mark(root, launch.log_dir, commit.top)
+            if launch.log_dir is not None:
+                leave_mark(root, launch.log_dir, commit.top)
         except OSError as error:
             raise SnapshotError(
                 f"That runs use the snapshot {show(root)} cannot be noted beside it: {error.strerror};\n"
                 "without that it may be removed. Set version_manager.parent_work_dir to a folder of your own."
             ) from error
+        references.keep(commit.hash, own)  # not before the mark is there
         if root.is_dir():
             return
         make_snapshot(commit, root, links)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +67,18 @@ def find_parts(commit: Commit, path: str = "") -> tuple[list[Part], list[str]]:
             parts += more
             unwanted += also_unwanted
     return parts, unwanted
+
+
+def find_there(commit: Commit) -> Iterator[Commit]:
+    """Yield a commit, and those of its submodules at any depth whose repositories are on this machine."""
+    yield commit
+    with suppress(SnapshotError):  # git has not the commit any more
+        wishes = _read_wishes(commit)
+        for link in repository.list_tree(commit)[1]:
+            with suppress(SnapshotError):
+                found = _find(commit, link, link, wishes.get(link, _Wish(link)))
+                if found is not None:
+                    yield from find_there(found)
 
 
 def _read_wishes(commit: Commit) -> dict[str, _Wish]:

@@ -3,7 +3,7 @@
 git collects the files, into a private copy of the user's index: that one knows which files are unchanged,
 so only the others are read, and it is right in linked worktrees, sparse checkouts and amid a conflict.
 The commit's parent is HEAD, and its author, date and text follow from HEAD, so the same tree gives the
-same hash wherever it is launched. A reference of its own keeps it from `git gc`. Chosen over
+same hash wherever it is launched. Whoever takes it keeps it from `git gc` (`references`). Chosen over
 `git stash create`, which takes no untracked files, drops what is hidden by bits of the index, and has the
 user's name and the time in its hash.
 """
@@ -16,7 +16,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mlxjobs import repository, untracked
@@ -26,8 +26,7 @@ from mlxjobs.repository import Commit, Taken, show
 # The private index is whole and by itself, and no setting of the user's makes git skip or refuse a file.
 _SETTINGS = ("core.splitIndex=false", "core.sparseCheckout=false", "core.untrackedCache=false",
              "core.ignoreStat=false", "core.safecrlf=false", "add.ignoreErrors=false",
-             "advice.addEmbeddedRepo=false", "i18n.commitEncoding=UTF-8", "core.logAllRefUpdates=false",
-             "core.filesRefLockTimeout=10000")  # fmt: skip
+             "advice.addEmbeddedRepo=false", "i18n.commitEncoding=UTF-8")  # fmt: skip
 _TAKE_S = 3600  # large files through a filter, on a slow network file system
 _WHO = "mlxjobs"
 # git says so, takes the file for unchanged or the folder for empty, and exits with 0
@@ -36,7 +35,7 @@ _GAP = re.compile(_FAILED, re.MULTILINE)
 _GAP_IN_FOLDER = re.compile(_FAILED + rb"|^warning: could not open directory ", re.MULTILINE)
 # a line of `ls-files` that is no plain file: each but "H 100644 <hash> 0<tab><path>" and the like
 _ODD = re.compile(r"(?<![^\0])(?!H 1[02])(.) (\d+) [0-9a-f]+ \d\t([^\0]+)")
-_UNWRITABLE = ("repository database", "unable to write", "unable to create temporary", "cannot lock ref")
+_UNWRITABLE = ("repository database", "unable to write", "unable to create temporary")
 
 
 @dataclass
@@ -87,7 +86,9 @@ def take(head: Commit, include: str, max_untracked_mb: int, ignore: Sequence[Pat
                 left_out = []
                 added = [prefix + path for prefix, tree in trees for path in tree.untracked]
                 untracked.check(head.top, added, max_untracked_mb)
-            return Taken(_commit(whole), any(tree.dirty for _, tree in trees), left_out)
+            own: list[Commit] = []
+            made = _commit(whole, own)
+            return Taken(made, any(tree.dirty for _, tree in trees), left_out, tuple(reversed(own)))
     except OSError as error:
         hint = "Make it readable, or ignore it if it is untracked; if it was removed meanwhile, try again."
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -188,9 +189,9 @@ def _find_inner(top: Path) -> Commit:
     return inner
 
 
-def _commit(tree: _Tree) -> str:
-    """Return the commit that holds the tree: HEAD if nothing differs, else one of ours."""
-    links = "".join(f"160000 {_commit(inner)}\t{path}\0" for path, inner in tree.inner.items())
+def _commit(tree: _Tree, own: list[Commit]) -> str:
+    """Return the commit that holds the tree: HEAD if nothing differs, else one of ours, added to `own`."""
+    links = "".join(f"160000 {_commit(inner, own)}\t{path}\0" for path, inner in tree.inner.items())
     if links:
         _git(tree, "update-index", "-z", "--index-info", stdin=links)
     if tree.untracked:
@@ -203,13 +204,11 @@ def _commit(tree: _Tree) -> str:
     if written == tree.head_tree:
         return head
     date = _git(tree, "rev-list", "-1", "--format=%ct", head).split("\n")[1]
-    own = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in
+    env = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in
            (("NAME", _WHO), ("EMAIL", f"{_WHO}@localhost"), ("DATE", f"@{date} +0000"))}  # fmt: skip
     message = f"The working tree of {head}"
-    made = _git(tree, "commit-tree", "--no-gpg-sign", "-p", head, "-m", message, written, env=own)[:-1]
-    reference = f"refs/mlxjobs/{made}"
-    if repository.run(tree.head.top, "rev-parse", "--quiet", "--verify", reference).returncode:
-        _git(tree, "update-ref", reference, made)
+    made = _git(tree, "commit-tree", "--no-gpg-sign", "-p", head, "-m", message, written, env=env)[:-1]
+    own.append(replace(tree.head, hash=made))
     return made
 
 

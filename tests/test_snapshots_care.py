@@ -7,16 +7,20 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mlxjobs import flushing, sharing, snapshot
+from mlxjobs import flushing, pruning, repository, sharing, snapshot
+from mlxjobs.copying import make_snapshot
 from mlxjobs.errors import SnapshotError
 from mlxjobs.marks import leave_mark, marks_of
 from mlxjobs.pruning import Pruning, remove_tree
+from mlxjobs.repository import Commit
 from mlxjobs.snapshots import Snapshot, Usage, find
 from tests.project import Project
 from tests.test_snapshot import _git_of_its_own, commit, contents, freeze, git, new_repo, write
+from tests.test_worktree import add_submodule
 
 __all__ = ["_git_of_its_own"]
 
@@ -250,6 +254,118 @@ def test_a_launch_that_cannot_note_its_use_is_refused(
     monkeypatch.setattr(snapshot, "leave_mark", refuse)
     with pytest.raises(SnapshotError, match="cannot be noted beside it: Permission denied"):
         freeze(new_repo(tmp_path / "proj"), log_dir=tmp_path / "logs")
+
+
+# ---- what keeps commits of our own ----
+
+
+@pytest.fixture
+def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with edits in a submodule."""
+    monkeypatch.setattr(flushing, "finish_later", lambda root: None)  # it would write beside what is removed
+    repo = new_repo(tmp_path / "proj")
+    add_submodule(repo, new_repo(tmp_path / "low"), "sub")
+    write(repo, {"sub/main.py": "edited"})
+    return repo
+
+
+def launch(repo: Path) -> Path:
+    return freeze(repo, include="tracked", log_dir=repo.parent / "logs").root
+
+
+def prune(root: Path) -> None:
+    """Remove a snapshot that no run names, as if it were of 40 days ago, and forget its commits."""
+    known = find([root.parent.parent])
+    (mark,) = next(one for one in known if one.root == root).marks
+    os.utime(mark.path, (LONG_AGO, LONG_AGO))
+    known = find([root.parent.parent])
+    one = next(one for one in known if one.root == root)
+    pruner = Pruning(root.parent.parent / "no logs", 0)
+    assert pruner.why_kept(one) is None
+    assert pruner.remove(one) is not None
+    pruner.forget(one, known)
+
+
+def collect(repo: Path) -> None:
+    for place in repo / "sub", repo:
+        git(place, "gc", "-q", "--prune=now")
+
+
+def assert_kept(repo: Path, root: Path) -> None:
+    """The code can be made again, whatever git collects."""
+    collect(repo)
+    folder = repo.parent / "again" / root.name
+    make_snapshot(Commit(repo, root.name, None), folder)
+    assert (folder / "sub" / "main.py").read_text() == "edited"
+
+
+def references(repo: Path) -> str:
+    return git(repo, "for-each-ref", "refs/mlxjobs") + git(repo / "sub", "for-each-ref", "refs/mlxjobs")
+
+
+def test_the_edits_of_a_submodule_are_kept_as_long_as_a_snapshot_has_them(edited: Path) -> None:
+    one = launch(edited)
+    write(edited, {"main.py": "edited too"})
+    other = launch(edited)
+    prune(one)
+    assert one.name not in references(edited)
+    assert_kept(edited, other)
+    prune(other)
+    assert references(edited) == ""
+    assert list(other.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_collected", [False, True])
+def test_a_launch_keeps_the_commits_that_are_forgotten_under_it(
+    is_collected: bool, edited: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = launch(edited)
+    removed: list[Path] = []
+
+    def late(*mark: Path) -> None:
+        if not removed:  # it has seen the snapshot and the references, and has left no mark
+            removed.append(root)
+            prune(root)
+            if is_collected:
+                collect(edited)
+        leave_mark(*mark)
+
+    monkeypatch.setattr(snapshot, "leave_mark", late)
+    if is_collected:
+        with pytest.raises(SnapshotError, match="Launch again"):
+            launch(edited)
+    assert launch(edited) == root
+    assert removed
+    assert_kept(edited, root)
+
+
+@pytest.mark.parametrize("moment", ["before the references go", "before the marks go"])
+def test_what_a_launch_needs_is_not_forgotten_that_comes_meanwhile(
+    moment: str, edited: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = launch(edited)
+    again: list[Path] = []
+    run, remove_marks = repository.run, pruning._remove_marks
+
+    def come(is_now: bool) -> None:
+        if is_now and not again:
+            again.append(root)
+            assert launch(edited) == root
+
+    def slow_run(*arguments: Any, **more: Any) -> Any:
+        come("-d" in arguments and moment == "before the references go")
+        return run(*arguments, **more)
+
+    def slow_remove(one: Snapshot) -> None:
+        come(moment == "before the marks go")
+        remove_marks(one)
+
+    monkeypatch.setattr(repository, "run", slow_run)
+    monkeypatch.setattr(pruning, "_remove_marks", slow_remove)
+    prune(root)
+    assert again
+    assert len(marks_of(root)) == 1
+    assert_kept(edited, root)
 
 
 # ---- what goes, and comes back ----

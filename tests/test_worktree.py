@@ -285,7 +285,9 @@ def test_submodules_are_taken_as_they_are_at_any_depth(repo: Path, tmp_path: Pat
         low_hash = git(repo / "libs/mid", "rev-parse", f"{mid_hash}:low")
         assert git(repo / "libs/mid/low", "cat-file", "-p", f"{low_hash}:low.py") == "edited"
         assert ("new.py" in git(repo / "libs/mid/low", "ls-tree", "--name-only", low_hash)) == new
-        assert git(repo / "libs/mid/low", "rev-parse", f"refs/mlxjobs/{low_hash}") == low_hash
+        assert (
+            git(repo / "libs/mid/low", "rev-parse", f"refs/mlxjobs/{frozen.root.name}-{low_hash}") == low_hash
+        )
     assert contents(whole.root) == on_disk(repo)
     assert contents(tracked.root) == on_disk(repo, "libs/mid/low/new.py")
     assert "libs/mid/low/new.py" in tracked.warnings[0]
@@ -459,6 +461,13 @@ def test_what_is_kept_already_needs_no_right_to_write(repo: Path) -> None:
     root = freeze(repo).root
     write(repo, {f".git/refs/mlxjobs/{root.name}.lock": ""})  # as a git that was killed leaves it
     assert freeze(repo).root == root
+
+
+def test_a_reference_that_cannot_be_written_is_told(repo: Path) -> None:
+    write(repo, {"main.py": "edited", ".git/refs/mlxjobs": "in the way"})
+    with pytest.raises(SnapshotError, match=r"(?s)cannot be written.*clone of your own.*git: .*lock ref"):
+        freeze(repo)
+    assert not (repo / ".workdir").exists()
 
 
 def test_a_damaged_index_is_told(repo: Path) -> None:
