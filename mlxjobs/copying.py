@@ -98,8 +98,10 @@ def _make(parts: list[Part], empty: list[str], root: Path, links: Mapping[str, s
             sharing.share(part, how, source, place, index)
             # Files that are read-only at once need no second visit; a filter would have that mask too.
             umask = current_umask() | 0o222 if how.is_plain else -1
-            _check_out(part.commit, place, index, filters, umask)
-            if not how.is_plain:
+            _check_out_surely(part.commit, place, index, filters, umask)
+            if (
+                not how.is_plain or index.stat().st_mode & 0o222
+            ):  # a default ACL of the folder overrules masks
                 _protect(place)
         make_links(aside, links)
         _publish(aside, root, Made(recipes, empty))
@@ -111,13 +113,9 @@ def _mend(parts: list[Part], root: Path) -> None:
     """Write what is not as in the commit anew, and leave the rest alone: others may be running it."""
     for number, part in enumerate(parts):
         index, filters = beside(root, f"{number}.index"), lfs.settings(part.commit)
-        try:
+        with suppress(OSError):  # lost itself: without it git writes everything
             os.utime(index, (1, 1))  # older than all files, so git looks into them
-            _check_out(part.commit, root / part.path, index, filters)
-        except (OSError, SnapshotError):  # lost or damaged itself: without it git writes everything
-            for path in index, index.with_name(f"{index.name}.lock"):
-                path.unlink(missing_ok=True)
-            _check_out(part.commit, root / part.path, index, filters)
+        _check_out_surely(part.commit, root / part.path, index, filters)
     _protect(root)
     flushing.finish(root)
 
@@ -138,6 +136,21 @@ def _hide_from_git(folder: Path) -> None:
         if all(ours.fullmatch(path.name) for path in place.iterdir()):
             create_file(place / ".gitignore", "*\n")
             return
+
+
+def _check_out_surely(
+    commit: Commit, folder: Path, index: Path, filters: tuple[str, ...], umask: int = -1
+) -> None:
+    """As `_check_out`; an index that is there may be damaged itself, and without it git writes everything."""
+    is_known = index.exists()
+    try:
+        _check_out(commit, folder, index, filters, umask)
+    except SnapshotError:
+        if not is_known:
+            raise
+        for path in index, index.with_name(f"{index.name}.lock"):
+            path.unlink(missing_ok=True)
+        _check_out(commit, folder, index, filters, umask)
 
 
 def _check_out(commit: Commit, folder: Path, index: Path, filters: tuple[str, ...], umask: int = -1) -> None:

@@ -70,7 +70,7 @@ def encode(made: Made) -> bytes:
 
 def read_made(root: Path) -> Made | None:
     """Return how a snapshot was made; None: it is not known, as of one that was copied here."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         known = json.loads(beside(root, "made").read_bytes())
         return Made(dict(known["recipes"]), list(known["empty"]))
     return None
@@ -90,7 +90,7 @@ def find_recipe(part: Part, settings: tuple[str, ...]) -> Recipe:
     if not info.parent.is_dir():  # a linked work tree, or a submodule
         words = ("--path-format=absolute", "--git-path", "info/attributes")
         info = Path(repository.ask(top, "rev-parse", *words)[:-1])
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"))  # noqa: PTH111
     files = [info, config / "git" / "attributes", Path("/etc/gitattributes")]
     for entry in os.fsdecode(said).split("\0"):
         if entry.startswith("core.attributesfile\n"):
@@ -106,9 +106,10 @@ def newest_other(root: Path) -> Path | None:
     """Return the snapshot that was made last beside this one; None if there is none that is ours."""
     found = []
     for note in root.parent.glob(".*.made"):
-        other = root.with_name(note.name[1 : -len(".made")])
-        if other != root and other.is_dir() and not is_doubtful(other):
-            found.append((note.stat().st_mtime_ns, other))
+        with suppress(OSError, ValueError):  # it is pruned at this moment, or no name of ours
+            other = root.with_name(note.name[1 : -len(".made")])
+            if other != root and other.is_dir() and not is_doubtful(other):
+                found.append((note.stat().st_mtime_ns, other))
     for _, other in sorted(found, reverse=True):
         return None if stranger(other, beside(other, "made")) else other
     return None

@@ -120,6 +120,35 @@ def test_nothing_is_shared_when_files_are_written_in_another_way(
     assert (second / "pkg" / "part.py").read_bytes() == b"x = 1\r\n"
 
 
+@pytest.mark.parametrize("content", [b"", b"DIRC garbage"])
+def test_a_damaged_index_beside_the_older_snapshot_costs_only_time(repo: Path, content: bytes) -> None:
+    first = freeze(repo).root
+    before = contents(first)
+    index = first.with_name(f".{first.name}.0.index")
+    index.chmod(0o644)
+    index.write_bytes(content)
+    commit(repo, {"main.py": "later"})
+    second = freeze(repo).root
+    assert contents(second) == contents(repo)
+    assert contents(first) == before
+    commit(repo, {"main.py": "last"})
+    third = freeze(repo).root
+    assert shared(second, third) == {"pkg/part.py"}
+
+
+def test_what_is_no_note_of_a_snapshot_is_passed_over(repo: Path) -> None:
+    first = freeze(repo).root
+    (first.parent / "..made").touch()
+    (first.parent / f"{'0' * 40}").mkdir()
+    (first.parent / f".{'0' * 40}.made").symlink_to("nowhere")  # as if it were pruned at this moment
+    commit(repo, {"main.py": "later"})
+    second = freeze(repo).root
+    assert shared(first, second) == {"pkg/part.py"}
+    second.with_name(f".{second.name}.made").write_text("[" * 100_000)
+    commit(repo, {"main.py": "last"})
+    assert contents(freeze(repo).root) == contents(repo)
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
 def test_nothing_is_shared_with_the_snapshot_of_a_stranger(repo: Path) -> None:
     first = freeze(repo).root

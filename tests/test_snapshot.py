@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import stat
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -206,6 +207,26 @@ def test_no_file_of_a_snapshot_can_be_written(repo: Path) -> None:
     files = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
     assert len(files) == 3
     assert [path for path in files if path.stat().st_mode & 0o222] == []
+
+
+def test_where_the_folders_own_rules_of_access_overrule_masks_neither(repo: Path, tmp_path: Path) -> None:
+    parent = tmp_path / "shared"
+    parent.mkdir()
+    entries = ((1, 7), (4, 7), (0x20, 5))  # user::rwx, group::rwx, other::r-x
+    rules = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", tag, may, 2**32 - 1) for tag, may in entries)
+    try:
+        os.setxattr(parent, "system.posix_acl_default", rules)
+    except OSError:
+        pytest.skip("this file system has no default ACLs")
+    root = freeze(repo, parent=str(parent)).root
+    assert [path for path in root.rglob("*") if path.is_file() and path.stat().st_mode & 0o222] == []
+
+
+def test_who_has_no_home_and_no_name_has_snapshots(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")  # as in a container, under a number that it does not know
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    assert contents(freeze(repo).root) == contents(repo)
 
 
 def test_a_program_may_leave_files_beside_its_code(repo: Path) -> None:
