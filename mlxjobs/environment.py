@@ -25,6 +25,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from mlxjobs import repository
 from mlxjobs.errors import SnapshotError
 
+# what a torn or odd file of an installer leads to
+_ODD = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 _DRIVER = Path("/proc/driver/nvidia/version")
 # git@host:owner/lib.git, which is no URL
 _SSH = re.compile(r"(?:([\w.-]+)@)?([\w.-]+):(?!/)(.+)")
@@ -61,16 +63,19 @@ def _installed() -> Iterator[tuple[str, str, str, bool]]:
         place = getattr(distribution, "_path", None)
         if place is not None and place.name.startswith("~"):  # what an interrupted pip leaves behind
             continue
-        if "Name" in distribution.metadata:  # and this
-            key = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
-            found.setdefault(key, distribution)
+        with suppress(*_ODD):
+            if "Name" in distribution.metadata:  # and this
+                key = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
+                found.setdefault(key, distribution)
     for key in sorted(found):
         distribution = found[key]
         name = distribution.metadata["Name"]
-        installer = (distribution.read_text("INSTALLER") or "").strip()
-        # conda leaves the folder of the machine that built the package as its origin
-        origin = {} if installer == "conda" else _origin(distribution)
-        line, is_dirty = _requirement(name, distribution.version, origin)
+        installer, line, is_dirty = "", f"{name}=={distribution.version}", False
+        with suppress(*_ODD):
+            installer = (distribution.read_text("INSTALLER") or "").strip()
+            # conda leaves the folder of the machine that built the package as its origin
+            origin = {} if installer == "conda" else _origin(distribution)
+            line, is_dirty = _requirement(name, distribution.version, origin)
         yield name, line, installer, is_dirty
 
 

@@ -29,8 +29,10 @@ _SETTINGS = ("core.splitIndex=false", "core.sparseCheckout=false", "core.untrack
              "advice.addEmbeddedRepo=false", "i18n.commitEncoding=UTF-8")  # fmt: skip
 _TAKE_S = 3600  # large files through a filter, on a slow network file system
 _WHO = "mlxjobs"
-# git says so, takes the file for unchanged or the folder for empty, and exits with 0
-_FAILED = rb"^(?!warning: ).*: (Permission denied|Input/output error|Stale file handle|Too many levels .*)$"
+# git says so, takes the file for unchanged or the folder for empty, and exits with 0; what it ignores has a
+# name that might be another one of .git, as `git~1` and `.git ` are on some file systems
+_FAILED = (rb"^(?!warning: ).*: (Permission denied|Input/output error|Stale file handle|Too many levels .*)$"
+           rb"|^Ignoring path ")  # fmt: skip
 _GAP = re.compile(_FAILED, re.MULTILINE)
 _GAP_IN_FOLDER = re.compile(_FAILED + rb"|^warning: could not open directory ", re.MULTILINE)
 # a line of `ls-files` that is no plain file: each but "H 100644 <hash> 0<tab><path>" and the like

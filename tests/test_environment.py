@@ -117,6 +117,27 @@ def test_a_folder_with_its_own_egg_info_is_editable(tmp_path: Path, monkeypatch:
     assert recorded(tmp_path, monkeypatch)["requirements"] == [f"-e {tmp_path}"]
 
 
+@pytest.mark.parametrize(
+    "origin",
+    [
+        b"[1]",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"url": "file:///x", "dir_info": 5}',
+        b'{"url": "git+x", "vcs_info": 5}',
+        b'{"url": "file:///x\\u0000", "dir_info": {"editable": true}}',
+    ],
+)
+def test_odd_files_of_an_installer_do_not_keep_a_run_from_its_start(
+    origin: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = "Metadata-Version: 2.1\nName: tool\nVersion: 1\n"
+    write(tmp_path, {"tool-1.dist-info/METADATA": about, "old-1.dist-info/METADATA": ""})
+    (tmp_path / "tool-1.dist-info" / "direct_url.json").write_bytes(origin)
+    (tmp_path / "old-1.dist-info" / "METADATA").write_bytes(b"Name: old\nVersion: 1\nAuthor: \xe9\n")
+    assert recorded(tmp_path, monkeypatch)["requirements"] == ["tool==1"]
+
+
 def test_a_conda_environment_can_be_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prefix, channel = tmp_path / "envs" / "torch", "https://conda.anaconda.org/t/tk-123/my-lab/linux-64"
     for name, where in (("numpy", "https://conda.anaconda.org/conda-forge/linux-64"), ("ours", channel)):

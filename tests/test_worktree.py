@@ -435,6 +435,13 @@ def test_what_git_only_mumbles_about_is_told(
             assert freeze(repo, include).root.is_dir()
 
 
+@pytest.mark.parametrize("name", ["git~1", "pkg/.git /x"])  # what may be .git on another file system
+def test_an_untracked_file_whose_name_git_refuses_is_told(repo: Path, name: str) -> None:
+    write(repo, {name: "x"})
+    with pytest.raises(SnapshotError, match=f"git: Ignoring path {name}"):
+        freeze(repo, "all")
+
+
 @pytest.mark.skipif(os.getuid() == 0, reason="root may read anything")
 def test_a_submodule_that_cannot_be_read_is_told(repo: Path, tmp_path: Path) -> None:
     add_submodule(repo, new_repo(tmp_path / "low"), "sub")
