@@ -51,13 +51,8 @@ def record() -> dict[str, Any]:
     return {"requirements": [line for _, line, _, _ in found], "environment": facts}
 
 
-def requirements() -> list[str]:
-    """List the installed distributions, each name once: the one that `import` finds; sorted."""
-    return [line for _, line, _, _ in _installed()]
-
-
 def _installed() -> Iterator[tuple[str, str, str, bool]]:
-    """Yield name, requirement, installer, and whether it has edits that no commit holds."""
+    """Yield name, requirement, installer, and whether it has edits that no commit holds; sorted by name."""
     found: dict[str, metadata.Distribution] = {}
     for distribution in metadata.distributions():
         place = getattr(distribution, "_path", None)

@@ -117,7 +117,8 @@ def not_missed(launch: Launch, folder: Path) -> list[Path]:
     """Return what nobody misses in a snapshot: the snapshots themselves, the runs, and what is linked."""
     while not folder.parent.is_dir():  # the highest of those that will be made
         folder = folder.parent
-    return [folder, *(launch.work_dir / path for path in (*launch.ignore, *map(Path, launch.link)))]
+    parent = [folder.parent] if folder.parent.is_symlink() else []  # to where there is room
+    return [folder, *parent, *(launch.work_dir / path for path in (*launch.ignore, *map(Path, launch.link)))]
 
 
 def _have(

@@ -17,6 +17,8 @@ from mlxjobs import repository
 from mlxjobs.errors import SnapshotError
 from mlxjobs.repository import Commit, show
 
+_FALSE = ("false", "no", "off", "0")  # as git reads them
+
 
 @dataclass(frozen=True)
 class Part:
@@ -101,7 +103,7 @@ def _read_wishes(commit: Commit) -> dict[str, _Wish]:
 def _find(commit: Commit, link: str, where: str, wish: _Wish) -> Commit | None:
     """Return the submodule's commit in a repository that has it; None if the user does not want it."""
     is_checked_out = (commit.top / link / ".git").exists()
-    if wish.active in ("false", "no", "off", "0") or (wish.update == "none" and not is_checked_out):
+    if (wish.active or "").lower() in _FALSE or (wish.update == "none" and not is_checked_out):
         return None
     wanted = repository.read_tree(commit)[link].split(" ")[2]
     places = [commit.top / link] if is_checked_out else []

@@ -178,7 +178,7 @@ def test_what_another_user_planted_as_a_requirement_is_a_comment() -> None:
 
 
 def test_pip_finds_nothing_to_do_where_the_same_is_installed(tmp_path: Path) -> None:
-    lines = [line for line in environment.requirements() if "==" in line]
+    lines = [line for line in environment.record()["requirements"] if "==" in line]
     (tmp_path / "old.txt").write_text(environment.as_requirements("here", lines, {}))
     argv = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--dry-run", "-r", "old.txt"]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from mlxjobs import copying, flushing, repository
-from mlxjobs.environment import requirements
+from mlxjobs.environment import record
 from mlxjobs.errors import SnapshotError
 from mlxjobs.snapshot import GitVM
 from mlxjobs.version_manager import Frozen, Launch, VersionManager
@@ -574,6 +574,13 @@ def test_the_folder_of_snapshots_is_never_seen_as_untracked(repo: Path) -> None:
     assert freeze(repo).warnings == ()
 
 
+def test_a_link_to_the_folder_of_snapshots_is_no_part_of_them(repo: Path, tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (repo / ".workdir").symlink_to(tmp_path / "scratch")
+    assert freeze(repo).warnings == ()
+    assert freeze(repo, include="all").facts["commit_hash"] == git(repo, "rev-parse", "HEAD")
+
+
 def test_a_gitignore_that_is_there_is_kept(repo: Path) -> None:
     write(repo, {".workdir/.gitignore": "proj\n"})
     commit(repo, {})
@@ -852,7 +859,7 @@ def test_requirements_name_versions_and_origins(tmp_path: Path, monkeypatch: pyt
     install("b", "vcs", {"url": "https://h/r.git", "vcs_info": vcs, "subdirectory": "py"})
     write(tmp_path, {"b/broken-1.0.dist-info/METADATA": "\n"})
     monkeypatch.setattr(sys, "path", [str(tmp_path / "a"), str(tmp_path / "b")])
-    assert requirements() == [
+    assert record()["requirements"] == [
         "-e /src/edit",
         "my-pkg==1.0",
         "vcs @ git+https://h/r.git@abc#subdirectory=py",

@@ -140,7 +140,7 @@ def test_a_submodule_that_is_not_there_is_an_error_with_both_ways_out(
     with pytest.raises(SnapshotError, match=expected):
         freeze(clone)
     assert not (clone / ".workdir").exists()
-    git(clone, "config", "submodule.the.libs/sub ü.active", "false")
+    git(clone, "config", "submodule.the.libs/sub ü.active", "False")
     for _ in range(2):
         frozen = freeze(clone)
         assert "libs/sub ü." in frozen.warnings[0]
