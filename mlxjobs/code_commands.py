@@ -15,6 +15,7 @@ import typer
 from mlxjobs.console import note, say
 from mlxjobs.errors import RunError, SnapshotError
 from mlxjobs.log_dir import from_ranges
+from mlxjobs.metric_values import json_object
 from mlxjobs.store import Run
 
 if TYPE_CHECKING:  # what other commands would import for nothing
@@ -74,7 +75,8 @@ def diff(
     one, two = _run(old, logs), _run(new, logs)
     found = compare.compare(one, two, options=(*colour, *(("--stat",) if stat else ())))
     if as_json:
-        say(json.dumps({"runs": [one.log_id, two.log_id], **vars(found)}, default=str))
+        text = json.dumps({"runs": [one.log_id, two.log_id], **vars(found)}, default=str)
+        say(json.dumps(json_object(json.loads(text))))  # NaN is no JSON
         return
     for text in found.notes:
         note(text)

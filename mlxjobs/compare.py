@@ -82,7 +82,9 @@ def diff_config(old: Run, new: Run) -> Pairs:
     Secrets are shown as they are stored, masked; they are told if they differ.
     """
     one, two = ({**flat(run.read_yaml("config")), "": None} for run in (old, new))
-    changed = {key: (one.get(key), two.get(key)) for key in {**one, **two} if one.get(key) != two.get(key)}
+    pairs = {key: (one.get(key), two.get(key)) for key in {**one, **two}}
+    # as they are written: 1 is neither 1.0 nor true for a program, and NaN is NaN
+    changed = {key: pair for key, pair in pairs.items() if repr(pair[0]) != repr(pair[1])}
     secrets = old.read_secrets(), new.read_secrets()
     hidden = {key for key in {*secrets[0], *secrets[1]} if secrets[0].get(key) != secrets[1].get(key)}
     return changed | {key: (one[key], two[key]) for key in sorted(hidden) if key in one and key in two}

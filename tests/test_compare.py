@@ -66,6 +66,19 @@ def test_a_difference_is_that_of_code_configuration_and_environment(project: Pro
     assert same == "code: the same\nconfiguration: the same\nenvironment: the same\n"
 
 
+def test_values_differ_as_they_are_written(project: Project) -> None:
+    for log_id, text in (
+        (1, "a: .nan\nb: .nan\nc: 1\nd: 1\ne: 1"),
+        (2, "a: .nan\nb: 2\nc: true\nd: 1.0\ne: 1"),
+    ):
+        folder = project.logs / str(log_id) / "metadata"
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(text)
+        (folder / "info.yaml").write_text("{}")
+    said = json.loads(project.mlxjobs("diff", "1", "2", "--json").stdout, parse_constant=pytest.fail)
+    assert said["config"] == {"b": ["NaN", 2], "c": [1, True], "d": [1, 1.0]}
+
+
 def test_snapshots_are_compared_where_the_repository_is_gone(project: Project) -> None:
     first = project.commit()
     project.run(*FROZEN)
