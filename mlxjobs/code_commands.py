@@ -193,7 +193,7 @@ def _find(users: snapshots.Users) -> list[snapshots.Snapshot]:
     if file.exists():
         settings.merge(options, settings.read_file(file), str(file))
     own = settings.folder(options["version_manager"]["parent_work_dir"]).absolute()
-    return snapshots.find({Path(os.path.normpath(parent)) for parent in (own, *users.parents())})
+    return snapshots.find({snapshots.real(parent) for parent in (own, *users.parents())})
 
 
 @snapshots_app.command()
