@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import functools
 import getpass
 import inspect
@@ -10,6 +11,7 @@ import os
 import shlex
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -113,7 +115,8 @@ class _Launch:
             self.project.prepare()
             self._compose(typed, arguments, quiet=True, run=lambda composed: None)
             return
-        inherited = json.loads(os.environ.pop(_SNAPSHOT, "null"))
+        packed = os.environ.pop(_SNAPSHOT, "")
+        inherited = json.loads(zlib.decompress(binascii.a2b_base64(packed))) if packed else None
         # a job's command line says it all: what the project says today is none of its business
         project = None if command_line.names_run(given) else self.project.read_settings(given)
         options = typed if project is None else project
@@ -201,7 +204,9 @@ class _Launch:
         all_settings = f"mlxpy={command_line.quote_dict(options)}"
         command = [*program.interpreter, program.target, all_settings, *arguments]
         environment = with_python_path(program.python_path, os.environ)
-        os.execve(command[0], command, {**environment, _SNAPSHOT: json.dumps(inherited)})  # noqa: S606
+        # a variable takes 128 KiB at most, and the requirements of a large environment are more
+        packed = binascii.b2a_base64(zlib.compress(json.dumps(inherited).encode()), newline=False).decode()
+        os.execve(command[0], command, {**environment, _SNAPSHOT: packed})  # noqa: S606
 
     def _submit_new(self, options: dict[str, Any], arguments: Sequence[str]) -> None:
         from mlxjobs.submit import Submission, freeze_code, this_program

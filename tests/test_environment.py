@@ -76,6 +76,16 @@ def test_what_a_run_was_launched_with_is_what_pip_would_install(tmp_path: Path) 
     assert "in no conda environment" in project.mlxjobs("env", "1", "--conda", code=2).stderr
 
 
+def test_an_environment_of_any_size_is_handed_on_to_the_snapshot(tmp_path: Path) -> None:
+    url = "https://host.org/" + "x" * 2**17  # more than a variable takes, as are thousands of distributions
+    install(tmp_path / "site", "large", {"url": url})
+    project = Project(tmp_path / "proj", main=QUICK)
+    project.commit()
+    frozen = ("+mlxpy.use_version_manager=true", "+mlxpy.interactive_mode=false")
+    project.run(*frozen, RECORD, env={"PYTHONPATH": str(tmp_path / "site")})
+    assert f"large @ {url}" in project.info()["version_manager"]["requirements"]
+
+
 def test_a_run_that_recorded_none_says_how_to_have_it(tmp_path: Path) -> None:
     project = Project(tmp_path / "proj", main=QUICK)
     project.run()
