@@ -42,6 +42,8 @@ def python_path(facts: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
     first = None if getattr(sys.flags, "safe_path", False) else os.path.realpath(folder)
     found: dict[str, None] = {}
     for entry in (*sys.path, *_roots_of_finders()):
+        if not isinstance(entry, str):  # python passes over it, too
+            continue
         place = os.path.realpath(entry)
         if place == first or not _is_live(place, repo, snapshot):
             continue
@@ -72,7 +74,7 @@ def live_files(facts: Any) -> list[str]:
     found = set()
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__dict__", {}).get("__file__")  # not asked for: some would import then
-        if not isinstance(file, str):
+        if not (isinstance(file, str) and isinstance(name, str)):
             continue
         if "/site-packages/" in file or "/dist-packages/" in file:
             if "." in name:

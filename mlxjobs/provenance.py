@@ -97,8 +97,11 @@ def _distributions(folders: Iterable[str]) -> dict[str, str]:
     """Return name -> version of what is installed, by the names of folders: metadata are slow to read."""
     found: dict[str, str] = {}
     for folder in dict.fromkeys(folders):
+        if not isinstance(folder, str):  # python passes over it, too
+            continue
         try:
-            names = os.listdir(folder)  # noqa: PTH208 - texts
+            # texts, without what is none in UTF-8: they are written to files
+            names = [os.fsencode(name).decode(errors="replace") for name in os.listdir(folder)]  # noqa: PTH208
         except (FileNotFoundError, NotADirectoryError):
             continue
         for entry in sorted(names):
@@ -196,8 +199,8 @@ class Proof:
         ):
             try:
                 found += compare()
-            except OSError as error:
-                note(f"run {self._run.log_id}: {what} is not checked: {error}")
+            except Exception as error:  # noqa: BLE001 - a program may put anything into sys.modules
+                note(f"run {self._run.log_id}: {what} is not checked: {type(error).__name__}: {error}")
         return [one for one in found if one not in self._known]
 
     def _compare_files(self) -> list[str]:

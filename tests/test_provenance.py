@@ -297,6 +297,31 @@ def test_what_cannot_be_checked_is_said_and_no_failure(project: Project) -> None
     assert (project.info()["status"], project.info()["tainted"]) == ("COMPLETE", [])
 
 
+ODD = """
+import os, sys, types
+import mlxpy
+
+os.makedirs(b"site/od\\xffd-1.dist-info", exist_ok=True)
+sys.path += [None, b"bytes", os.path.abspath("site")]  # of which python passes over the first two
+
+@mlxpy.launch(config_path="./configs")
+def train(ctx):
+    for name, file in {(5, "/site-packages/x.py"), ("odd", "a\\0b/c.py")}:
+        sys.modules[name] = types.ModuleType("odd")
+        sys.modules[name].__file__ = file
+
+train()
+"""
+
+
+def test_whatever_a_program_does_to_its_imports_it_completes(tmp_path: Path) -> None:
+    project = Project(tmp_path / "proj", ODD, "lr: 1\n")
+    project.commit()
+    done = project.run(VM, "+mlxpy.interactive_mode=false")
+    assert "run 1: where it imports from is not checked: ValueError: embedded null byte" in done.stderr
+    assert (project.info()["status"], project.info()["tainted"]) == ("COMPLETE", [])
+
+
 # ---- how an attempt leaves ----
 
 
