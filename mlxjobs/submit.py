@@ -38,7 +38,8 @@ class Program:
 
     Attributes:
         interpreter: python and its options: `["/usr/bin/python3", "-u"]`, `[..., "-m"]`.
-        target: the script's absolute path, or the module's name after `-m`.
+        target: the absolute path of the script, or of the folder of a `__main__.py`; or the module's name
+            after `-m`.
         work_dir: where it runs.
         python_path: folders that python has to look into first.
     """
@@ -55,8 +56,10 @@ class Program:
 
     @property
     def folder(self) -> Path:
-        """The folder of the modules that it imports: that of its file, or with `-m` where it runs."""
-        return self.work_dir if self.script is None else self.script.parent
+        """The folder of the modules that it imports: that of its file, itself, or with `-m` where it runs."""
+        if self.script is None:
+            return self.work_dir
+        return self.script if self.script.is_dir() else self.script.parent
 
 
 def this_program() -> Program:
@@ -68,9 +71,12 @@ def this_program() -> Program:
     main = sys.modules["__main__"]
     interpreter = [sys.executable, *_interpreter_options(sys.orig_argv[1:])]
     spec = getattr(main, "__spec__", None)
-    if spec is not None:
+    is_folder = spec is not None and spec.name == "__main__"  # `python FOLDER`, or an archive
+    if spec is not None and not is_folder:
         return Program([*interpreter, "-m"], spec.name.removesuffix(".__main__"), Path.cwd())
     file = getattr(main, "__file__", None)
+    if file is not None and is_folder:
+        file = Path(file).parent
     if file is None or not Path(file).exists():
         raise RunError("only a program in a file can be started again: save it as main.py and start that")
     return Program(interpreter, str(Path(file).absolute()), Path.cwd())

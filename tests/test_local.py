@@ -151,6 +151,24 @@ def test_code_and_configuration_are_frozen_while_the_job_waits(project: Project)
 NO_CHECKPOINT = MAIN.replace("logger.log_checkpoint", "dict").replace("logger.load_checkpoint()", "[][0]")
 
 
+def test_a_folder_that_is_a_program_runs_here_and_in_jobs_from_a_snapshot(tmp_path: Path) -> None:
+    project = Project(tmp_path / "proj")
+    app = project.folder / "app"
+    app.mkdir()
+    (app / "part.py").write_text("WORD = 'committed'\n")
+    (app / "__main__.py").write_text(
+        "import mlxpy, part\n@mlxpy.launch(config_path='../configs')\ndef f(ctx): print(part.WORD)\nf()\n"
+    )
+    project.commit()
+    (app / "part.py").write_text("WORD = 'edited'\n")
+    frozen = (project.python, "app", "+mlxpy.use_version_manager=true", "+mlxpy.interactive_mode=false")
+    assert project.command(*frozen).stdout == "committed\n"
+    project.command(*frozen, "+mlxpy.use_scheduler=true", "+mlxpy.scheduler.name=LocalScheduler")
+    project.await_status("COMPLETE", log_id=2)
+    assert "committed\n" in project.stdout(2)
+    assert project.info(1)["tainted"] == project.info(2)["tainted"] == []
+
+
 def test_a_task_that_never_checkpoints_starts_again_and_says_so(tmp_path: Path, project: Project) -> None:
     (project.folder / "main.py").write_text(NO_CHECKPOINT)
     project.env["MLXJOBS_LOCAL_GRACE"] = "0.2"
