@@ -88,8 +88,7 @@ def find_recipe(part: Part, settings: tuple[str, ...]) -> Recipe:
     said = repository.run(top, "config", "-z", "--get-regexp", _SETTINGS).stdout
     info = top / ".git" / "info" / "attributes"
     if not info.parent.is_dir():  # a linked work tree, or a submodule
-        words = ("--path-format=absolute", "--git-path", "info/attributes")
-        info = Path(repository.ask(top, "rev-parse", *words)[:-1])
+        info = top / repository.ask(top, "rev-parse", "--git-path", "info/attributes")[:-1]
     config = Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"))  # noqa: PTH111
     files = [info, config / "git" / "attributes", Path("/etc/gitattributes")]
     for entry in os.fsdecode(said).split("\0"):

@@ -126,6 +126,7 @@ def _kept(commit: Commit, name: str) -> list[Path]:
     """Find where git keeps the repository of a submodule that is not checked out now."""
     # In a linked work tree (`git worktree`) the two differ, and either may have it.
     words = ("--git-dir", "--git-common-dir")
-    said = (repository.ask(commit.top, "rev-parse", "--path-format=absolute", word)[:-1] for word in words)
-    places = dict.fromkeys(Path(folder, "modules", name) for folder in said)
+    # relative to where it is asked, or not: git before 2.31 cannot be told
+    said = (repository.ask(commit.top, "rev-parse", word)[:-1] for word in words)
+    places = dict.fromkeys(commit.top / folder / "modules" / name for folder in said)
     return [place for place in places if (place / "HEAD").is_file()]

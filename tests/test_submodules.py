@@ -103,6 +103,8 @@ def test_a_submodule_that_is_not_checked_out_now_comes_from_where_git_keeps_it(
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "cautious"))
     git(nested, "worktree", "add", "-q", str(tmp_path / "wt"))
     shutil.rmtree(nested / "libs")
+    before_2_31 = 'case " $*" in *" --path-format"*) exit 129;; esac'
+    fake_git(tmp_path / "x", monkeypatch, before_2_31)
     assert contents(freeze(nested).root) == expected
     assert contents(freeze(tmp_path / "wt").root).keys() >= {"libs/sub ü/in/inner.py"}
 
