@@ -107,7 +107,7 @@ class _Launch:
 
     def run(self, argv: Sequence[str]) -> None:
         """Do what the command line asks for."""
-        command_line.check_text([*argv, os.getcwd()])  # noqa: PTH109 - a str
+        command_line.check_text([*sys.argv[:1], *argv, os.getcwd()])  # noqa: PTH109 - a str
         given, arguments = command_line.split_arguments(argv)
         typed = settings.defaults()
         settings.merge(typed, given, "the command line")  # before anything else is done

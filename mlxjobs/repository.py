@@ -35,7 +35,7 @@ class Commit:
     Attributes:
         top: the top of the user's work tree, without symbolic links.
         hash: the commit's full hash.
-        branch: the branch that is checked out; None: detached.
+        branch: the branch that is checked out, as text, whatever its bytes are; None: detached.
     """
 
     top: Path
@@ -161,7 +161,8 @@ def find_commit(place: Path) -> Commit:
             f"The repository of {show(place)} says that its files are in {show(top)} (core.worktree), "
             "so what is here is in no version.\nLaunch from there, or run `git config --unset core.worktree`."
         )
-    return Commit(top, commit, None if ref == "HEAD" else ref.removeprefix("refs/heads/"))
+    branch = os.fsencode(ref.removeprefix("refs/heads/")).decode(errors="replace")
+    return Commit(top, commit, None if ref == "HEAD" else branch)
 
 
 @lru_cache(maxsize=2)  # a commit never changes, and a launch asks for the same one again

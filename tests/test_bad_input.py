@@ -172,6 +172,22 @@ ODD = [
 ]
 
 
+def test_names_that_are_no_text_are_told_and_a_branch_may_have_one(project: Project, tmp_path: Path) -> None:
+    project.commit()
+    project.git("checkout", "-q", "-b", os.fsdecode(b"odd\xff"))
+    project.run("mlxpy.use_version_manager=true", "num_epoch=1")
+    assert project.info()["version_manager"]["branch"] == "odd\N{REPLACEMENT CHARACTER}"
+    odd = project.folder.rename(tmp_path / os.fsdecode(b"odd\xff"))
+    (tmp_path / "link").symlink_to(odd)
+    project.folder = tmp_path
+    for path, words in (
+        (odd, r"odd\xff/main.py' is no valid UTF-8"),
+        (tmp_path / "link", "is no valid UTF-8, as"),
+    ):
+        command = (project.python, str(path / "main.py"), "+mlxpy.use_version_manager=true")
+        assert_one_message(project.command(*command, code=2), words)
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_a_work_directory_may_have_any_name(tmp_path: Path, name: str) -> None:
     project = Project(tmp_path / name)
