@@ -143,9 +143,14 @@ def check_out(code: Code, folder: Path) -> None:
 
 
 def _copy(code: Code, aside: Path) -> Path:
-    # files that the runs left beside the code are theirs, but what python compiled is nobody's
-    ignore = shutil.ignore_patterns("__pycache__")
-    return Path(shutil.copytree(code.root, aside / code.hash, symlinks=True, ignore=ignore))
+    return Path(shutil.copytree(code.root, aside / code.hash, symlinks=True, ignore=_not_copied))
+
+
+def _not_copied(folder: str, names: list[str]) -> list[str]:
+    """Files that runs left beside the code are theirs, but nobody's are what python compiled, and sockets."""
+    copied = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
+    kinds = {name: stat.S_IFMT(Path(folder, name).lstat().st_mode) for name in names}
+    return [name for name, kind in kinds.items() if name == "__pycache__" or kind not in copied]
 
 
 def _make_writable(folder: Path) -> None:

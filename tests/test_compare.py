@@ -113,6 +113,7 @@ def test_the_code_of_a_run_is_checked_out_to_be_edited_and_run(project: Project,
     root = Path(project.info()["version_manager"]["snapshot"])
     if kept:
         (root / "main.py").chmod(0o6777)  # by another user, perhaps
+        os.mkfifo(root / "pipe")  # left there by a run
     else:
         shutil.rmtree(root)
 
