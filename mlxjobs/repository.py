@@ -1,6 +1,6 @@
-"""What git says of a repository: asked without hooks, without questions, and without writing a thing.
+"""Git, called as a program: without hooks or questions, and never on the user's index, branch or files.
 
-`change` alone writes, and only what the user has said yes to.
+`change` alone, and what takes it back (`put_back`), touch those, and only where the user has said yes.
 """
 
 from __future__ import annotations
