@@ -54,8 +54,13 @@ def finish(root: Path) -> None:
             _mark(root).unlink(missing_ok=True)
 
 
+def doubt(root: Path) -> None:
+    """Have a snapshot compared with its commit before it is used again."""
+    replace_file(_mark(root), "", durable=False)
+
+
 def is_doubtful(root: Path) -> bool:
-    """Tell whether a power failure may have emptied files of a snapshot."""
+    """Tell whether a power failure, say, may have taken files of a snapshot."""
     try:
         return _mark(root).read_text(errors="replace") != _life()
     except FileNotFoundError:

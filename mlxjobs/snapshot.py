@@ -139,7 +139,15 @@ def _have(
         references.keep(commit.hash, own)  # a copy takes its time
         make_snapshot(commit, root, links)
     _note_use(launch, commit, root, links, own)
-    _check_held(commit, launch.include, wanted, lambda path: os.path.lexists(root / path))
+
+    def is_there(path: str) -> bool:
+        return os.path.lexists(root / path)
+
+    if _lacking(commit, wanted, is_there):
+        _check_held(commit, launch.include, wanted, partial(_is_promised, commit))
+        flushing.doubt(root)  # whoever tidies up scratch disks has been there
+        make_snapshot(commit, root, links)
+        _check_held(commit, launch.include, wanted, is_there)
     return root
 
 
@@ -182,13 +190,21 @@ def _leave(head: Commit, ignore: list[Path]) -> Taken:
 def _check_held(commit: Commit, include: str, wanted: list[Path], is_held: Callable[[str], bool]) -> None:
     """Raise if what should run is not in the snapshot; say what puts it there."""
     where, way = _LACKS[include]
+    path = _lacking(commit, wanted, is_held)
+    if path is not None:
+        raise SnapshotError(
+            f"{show(path)} is not {where} ({commit.hash[:12]}) of {show(commit.top)}.\n"
+            f"{way}, or set use_version_manager=false."
+        )
+
+
+def _lacking(commit: Commit, wanted: list[Path], is_held: Callable[[str], bool]) -> Path | None:
+    """Return the first that is in the repository's folder and not held; what is elsewhere stays there."""
     for path in wanted:
         inside = relative(path, commit.top)
         if inside is not None and not is_held(inside):
-            raise SnapshotError(
-                f"{show(path)} is not {where} ({commit.hash[:12]}) of {show(commit.top)}.\n"
-                f"{way}, or set use_version_manager=false."
-            )
+            return path
+    return None
 
 
 def _is_promised(commit: Commit, path: str) -> bool:

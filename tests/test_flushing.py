@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +64,16 @@ def test_what_a_power_failure_took_is_there_again(
     if lost != "0.index":
         assert (root / "main.py").stat().st_ino == whole  # others may be running it
     assert freeze(repo).warnings == ()
+
+
+def test_a_snapshot_whose_program_was_tidied_away_is_mended_where_it_is(repo: Path) -> None:
+    root = freeze(repo).root
+    other = (root / "main.py").stat().st_ino
+    shutil.rmtree(root / "pkg")
+    assert contents(freeze(repo, "pkg/part.py").root) == contents(repo)
+    assert (root / "pkg" / "part.py").stat().st_mode & 0o222 == 0
+    assert (root / "main.py").stat().st_ino == other  # others may be running it
+    assert not note(root).exists()
 
 
 def test_nothing_is_shared_with_a_snapshot_that_may_be_damaged(repo: Path) -> None:
