@@ -110,8 +110,6 @@ def find_code(launch: Launch) -> tuple[Path | None, Commit, Path]:
         program = program.parent.resolve() / program.name
     commit = repository.find_commit(launch.work_dir.resolve() if program is None else program.parent)
     parent_work_dir = (launch.work_dir / launch.parent_work_dir).absolute()
-    if os.fsencode(commit.top).decode(errors="replace") != str(commit.top):
-        raise SnapshotError(f"{show(commit.top)} is no valid UTF-8, as what is recorded has to be; rename it")
     return program, commit, parent_work_dir / (commit.top.name or "root")
 
 

@@ -310,6 +310,7 @@ def freeze_code(
         note(warning)
     target = program.target if copy.program is None else str(copy.program)
     facts = dict(copy.facts)
+    command_line.check_text([fact for fact in facts.values() if isinstance(fact, str)])  # as behind a link
     if given["compute_requirements"] and not facts.get("requirements"):  # one of the user's own left it to us
         from mlxjobs.environment import record
 

@@ -182,7 +182,7 @@ def test_names_that_are_no_text_are_told_and_a_branch_may_have_one(project: Proj
     project.folder = tmp_path
     for path, words in (
         (odd, r"odd\xff/main.py' is no valid UTF-8"),
-        (tmp_path / "link", "is no valid UTF-8, as"),
+        (tmp_path / "link", r"odd\xff' is no valid UTF-8"),
     ):
         command = (project.python, str(path / "main.py"), "+mlxpy.use_version_manager=true")
         assert_one_message(project.command(*command, code=2), words)
