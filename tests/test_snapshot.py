@@ -448,10 +448,8 @@ def test_an_existing_snapshot_is_found_with_three_questions_to_git(
     root = freeze(repo).root
     before = root.stat()
     fake_git(
-        repo,
-        monkeypatch,
-        f'for word; do printf "%s " "$word"; done >> "{repo}"/../calls; echo >> "{repo}"/../calls',
-    )
+        repo, monkeypatch, f'printf "%s\\n" "$*" >> "{repo}"/../calls'
+    )  # at once: two are asked together
     assert freeze(repo).root == root
     calls = (repo.parent / "calls").read_text().splitlines()
     asked = ("rev-parse", "status", "ls-files")
