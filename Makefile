@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml
 demo: setup  ## show the main job: a sweep, a preemption, a resumption
 	@$(BIN)/python examples/demo.py
 
+# The clusters keep one process waiting while the other runs the rest.
 test: setup  ## run all tests (as root: on a real Slurm too, which is installed and started)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 soak: setup  ## 200 runs on a real Slurm that is tormented for ten minutes (root); SOAK_RUNS=20 SOAK_SECONDS=60 SOAK_SEED=1
 	$(BIN)/python -m tests.soak --runs $(SOAK_RUNS) --seconds $(SOAK_SECONDS) $(SOAK_SEED:%=--seed %)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,17 @@ __all__ = [
     "torch_python",
     "user_dir",
 ]
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each file to one process, and all files of the clusters to the same: they share them."""
+    from xdist.scheduler import LoadFileScheduling
+
+    scheduling = LoadFileScheduling(config, log)
+    name = scheduling._split_scope
+    scheduling._split_scope = lambda test: "clusters" if test.startswith("tests/clusters/") else name(test)
+    return scheduling
 
 
 @pytest.fixture
