@@ -143,18 +143,20 @@ def share(part: Part, how: Recipe, source: Path | None, folder: Path, index: Pat
     tree = repository.read_tree(part.commit)
     names = sorted(path for path, what in tree.items() if " blob " in what)
     with suppress(FileNotFoundError):  # it was pruned meanwhile: without an index git writes everything
-        _link(names, source / part.path, folder)
-        # A copy, whose time is now: git looks into files that are not older than its index.
+        _link(names, source / part.path, folder, beside(source, "made").stat().st_mtime_ns)
+        # A copy, whose time is now: else git looks into all files that are of the second of its index.
         shutil.copyfile(old_index, index)
 
 
-def _link(names: list[str], source: Path, folder: Path) -> None:
+def _link(names: list[str], source: Path, folder: Path, made_ns: int) -> None:
+    """Link what has not been written since the snapshot was made; git itself compares only whole seconds."""
     olds, news = os.open(source, os.O_RDONLY), os.open(folder, os.O_RDONLY)
 
     def link(name: str) -> None:
         # What is not there, or has too many links, or may not have another, is written by git.
         with suppress(OSError):
-            os.link(name, name, src_dir_fd=olds, dst_dir_fd=news, follow_symlinks=False)
+            if os.stat(name, dir_fd=olds, follow_symlinks=False).st_mtime_ns <= made_ns:
+                os.link(name, name, src_dir_fd=olds, dst_dir_fd=news, follow_symlinks=False)
 
     try:
         _for_each(link, names)

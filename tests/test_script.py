@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlxjobs import adapters, settings
+from mlxjobs import adapters, settings, submit
 from mlxjobs.errors import InvalidConfigFileError
 from mlxjobs.scheduler import Job
 from mlxjobs.script import render
@@ -41,6 +41,10 @@ def on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             (tmp_path / command).write_text("#!/bin/sh\n")
             (tmp_path / command).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    # of the tests themselves there may be none: pytest-xdist starts them from a pipe
+    monkeypatch.setattr(
+        submit, "this_program", lambda: Program(["python"], str(tmp_path / "main.py"), tmp_path)
+    )
 
 
 def make(name: str, case: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,27 @@ def test_a_file_that_was_changed_in_the_older_snapshot_is_not_passed_on(
     commit(repo, {"main.py": "later"})
     assert contents(freeze(repo).root) == contents(repo)
     assert contents(first) == spoilt  # nothing was written through a link
+
+
+def test_an_edit_within_the_second_in_which_the_snapshot_was_made_is_seen(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = freeze(repo).root
+    path = first / "pkg" / "part.py"
+    second = path.stat().st_mtime_ns // 10**9
+    path.chmod(0o644)
+    path.write_text("y" * path.stat().st_size)
+    os.utime(path, ns=(0, second * 10**9 + 999_999_999))
+    os.utime(first.with_name(f".{first.name}.made"), (second, second))
+    commit(repo, {"main.py": "later"})
+    copyfile = shutil.copyfile
+
+    def copy_later(source: Path, target: Path) -> None:
+        copyfile(source, target)
+        os.utime(target, (second + 5, second + 5))
+
+    monkeypatch.setattr(shutil, "copyfile", copy_later)
+    assert contents(freeze(repo).root) == contents(repo)
 
 
 def test_what_a_run_left_in_a_snapshot_stays_there(repo: Path) -> None:

@@ -238,12 +238,12 @@ def test_a_snapshot_is_whole_whose_files_were_shared_with_one_that_is_removed(
     commit(repo, {"new.py": "x\n"})
     link = sharing._link
 
-    def slow(names: list[str], source: Path, folder: Path) -> None:
+    def slow(*arguments: Any) -> None:
         if moment == "after it":
-            link(names, source, folder)
+            link(*arguments)
         removals.append(Pruning(tmp_path / "own", 0).remove(one))
         if moment != "after it":
-            link(names, source, folder)
+            link(*arguments)
 
     monkeypatch.setattr(sharing, "_link", slow)
     assert contents(freeze(repo).root) == contents(repo)
