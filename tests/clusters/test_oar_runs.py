@@ -265,7 +265,7 @@ def test_a_job_that_meets_a_dead_node_waits_for_it_under_a_new_id(remote: OarPro
         return cluster.job_states([job]).get(job), cluster.node_states()["node2"]
 
     ends = {"Error", ("Waiting", "Suspected")}
-    for log_id in range(1, 6):
+    for log_id in range(1, 21):
         cluster.node_down("node2")
         remote.run("mlxpy.scheduler.option_cmd=['-p host=\\'node2\\'']")
         old = remote.job(log_id)
