@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -140,23 +141,36 @@ def share(part: Part, how: Recipe, source: Path | None, folder: Path, index: Pat
     old_index = beside(source, f"{list(made.recipes).index(part.path)}.index")
     if stranger(old_index) or not old_index.is_file():
         return
+    from concurrent.futures import ThreadPoolExecutor  # with logging, only when it is needed
+
     tree = repository.read_tree(part.commit)
     names = sorted(path for path, what in tree.items() if " blob " in what)
     with suppress(FileNotFoundError):  # it was pruned meanwhile: without an index git writes everything
-        _link(names, source / part.path, folder, beside(source, "made").stat().st_mtime_ns)
+        with ThreadPoolExecutor(1) as pool:
+            written = pool.submit(_written_since, beside(source, "made"), source / part.path)
+            _link(names, source / part.path, folder)
+        for name in written.result().intersection(names):
+            (folder / name).unlink(missing_ok=True)
         # A copy, whose time is now: else git looks into all files that are of the second of its index.
         shutil.copyfile(old_index, index)
 
 
-def _link(names: list[str], source: Path, folder: Path, made_ns: int) -> None:
-    """Link what has not been written since the snapshot was made; git itself compares only whole seconds."""
+def _written_since(made: Path, folder: Path) -> set[str]:
+    """List the files that were written after another one: git itself compares no more than the seconds."""
+    with suppress(OSError):  # there is no `find`
+        argv = ["find", ".", "-type", "f", "-newer", str(made), "-print0"]
+        said = subprocess.run(argv, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True)
+        return {path.removeprefix("./") for path in os.fsdecode(said.stdout).split("\0")}
+    return set()
+
+
+def _link(names: list[str], source: Path, folder: Path) -> None:
     olds, news = os.open(source, os.O_RDONLY), os.open(folder, os.O_RDONLY)
 
     def link(name: str) -> None:
         # What is not there, or has too many links, or may not have another, is written by git.
         with suppress(OSError):
-            if os.stat(name, dir_fd=olds, follow_symlinks=False).st_mtime_ns <= made_ns:
-                os.link(name, name, src_dir_fd=olds, dst_dir_fd=news, follow_symlinks=False)
+            os.link(name, name, src_dir_fd=olds, dst_dir_fd=news, follow_symlinks=False)
 
     try:
         _for_each(link, names)
