@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mlxjobs import flushing, repository
-from mlxjobs.copying import is_usable, make_snapshot
+from mlxjobs.copying import is_usable, lacking, make_snapshot
 from mlxjobs.errors import RunError, SnapshotError
 from mlxjobs.links import find_links
 from mlxjobs.marks import leave_mark, marks_of
@@ -116,8 +117,13 @@ def _remake(code: Code, root: Path, links: Mapping[str, str]) -> None:
     make_snapshot(Commit(code.repo, code.hash, None), root, links)
 
 
+@lru_cache  # many runs that start again have the same code
+def _has_gaps(code: Code) -> bool:
+    return code.is_committed and bool(lacking(code.root, code.repo))
+
+
 def bring_back(run: Run) -> None:
-    """Have the snapshot of a run that is to start again, which may have been pruned, and keep it from that.
+    """Have the snapshot of a run that is to start again, whole, and keep it from being pruned.
 
     Raises:
         RunError: it is gone for good.
@@ -133,6 +139,10 @@ def bring_back(run: Run) -> None:
                 return
             if stranger(code.root.parent, code.root):  # nobody but its owner removes it
                 return
+            if _has_gaps(code):  # whoever tidies up scratch disks has been there
+                flushing.doubt(code.root)
+                _remake(code, code.root, _find_links(code))
+                _has_gaps.cache_clear()
             leave_mark(code.root, run.path.parent, code.repo)
             if is_usable(code.root):
                 flushing.finish(code.root)  # a job may start after a power failure

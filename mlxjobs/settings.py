@@ -169,8 +169,10 @@ def folder(value: str) -> Path:
     """Return the folder that a setting names, which may begin with `~`.
 
     Raises:
-        InvalidConfigFileError: there is no such user.
+        InvalidConfigFileError: there is no such user, or no path can be that.
     """
+    if "\0" in value:
+        raise InvalidConfigFileError(f"{value!r} is no path: none holds a NUL character")
     try:
         return Path(value).expanduser()
     except RuntimeError as error:

@@ -74,3 +74,8 @@ def test_a_file_cannot_build_objects(tmp_path: Path) -> None:
 def test_commands_may_be_a_string_or_a_list() -> None:
     assert settings.as_lines("module purge\nmodule load x\n") == ["module purge", "module load x"]
     assert settings.as_lines(["a", "", "b\nc"]) == ["a", "b", "c"]
+
+
+def test_a_folder_that_no_path_can_be_is_told() -> None:
+    with pytest.raises(InvalidConfigFileError, match="is no path"):
+        settings.folder("a\0b")

@@ -407,6 +407,21 @@ def test_a_run_whose_snapshot_was_pruned_has_it_again_when_it_is_requeued(
     assert "launched from" in project.mlxjobs("snapshots", "prune", "--older-than", "0s").stdout
 
 
+def test_a_run_whose_code_was_tidied_away_has_it_again_when_it_is_requeued(
+    project: Project, tmp_path: Path
+) -> None:
+    project.commit()
+    (tmp_path / "flag").touch()
+    project.submit(*FROZEN)
+    project.await_status("FAILED")
+    root = root_of(project)
+    (root / "main.py").unlink()  # by its age, as scratch disks do
+    (tmp_path / "flag").unlink()
+    project.mlxjobs("requeue", "1")
+    project.await_status("COMPLETE")
+    assert (root / "main.py").read_text() == (project.folder / "main.py").read_text()
+
+
 def test_a_run_whose_code_is_gone_for_good_is_not_requeued(project: Project, tmp_path: Path) -> None:
     project.commit()
     (tmp_path / "flag").touch()
