@@ -265,11 +265,16 @@ def test_a_job_that_meets_a_dead_node_waits_for_it_under_a_new_id(remote: OarPro
         return cluster.job_states([job]).get(job), cluster.node_states()["node2"]
 
     ends = {"Error", ("Waiting", "Suspected")}
-    for log_id in range(1, 21):
-        cluster.node_down("node2")
-        remote.run("mlxpy.scheduler.option_cmd=['-p host=\\'node2\\'']")
+    for log_id in range(1, 6):
+        remote.run("mlxpy.scheduler.option_cmd=['--hold','-p host=\\'node2\\'']")
         old = remote.job(log_id)
-        # OAR looks at its nodes every few seconds: where it has seen this one first, it launches nothing
+        # OAR looks at its nodes every few seconds, and where it has seen this one first it launches nothing:
+        # so the node dies anew just after such a look
+        cluster.node_down("node2")
+        cluster.wait_for(cluster.node_states, 30, until=lambda now: now["node2"] == "Suspected")
+        cluster.node_up("node2")
+        cluster.node_down("node2")
+        remote.command("oarresume", old)
         said = cluster.wait_for(partial(seen, old), 90, until=lambda now: now[0] in ends or now in ends)
         if said[0] == "Error":
             break
