@@ -99,9 +99,8 @@ def _make(parts: list[Part], empty: list[str], root: Path, links: Mapping[str, s
             # Files that are read-only at once need no second visit; a filter would have that mask too.
             umask = current_umask() | 0o222 if how.is_plain else -1
             _check_out_surely(part.commit, place, index, filters, umask)
-            if (
-                not how.is_plain or index.stat().st_mode & 0o222
-            ):  # a default ACL of the folder overrules masks
+            # A default ACL of the folder overrules masks, of git's index too.
+            if not how.is_plain or index.stat().st_mode & 0o222:
                 _protect(place)
         make_links(aside, links)
         _publish(aside, root, Made(recipes, empty))
