@@ -119,7 +119,10 @@ def _remake(code: Code, root: Path, links: Mapping[str, str]) -> None:
 
 @lru_cache  # many runs that start again have the same code
 def _has_gaps(code: Code) -> bool:
-    return code.is_committed and bool(lacking(code.root, code.repo))
+    try:
+        return code.is_committed and bool(lacking(code.root, code.repo))
+    except SnapshotError:  # what is known of it is damaged, which mending mends too
+        return True
 
 
 def bring_back(run: Run) -> None:

@@ -407,8 +407,9 @@ def test_a_run_whose_snapshot_was_pruned_has_it_again_when_it_is_requeued(
     assert "launched from" in project.mlxjobs("snapshots", "prune", "--older-than", "0s").stdout
 
 
+@pytest.mark.parametrize("damaged", [False, True])
 def test_a_run_whose_code_was_tidied_away_has_it_again_when_it_is_requeued(
-    project: Project, tmp_path: Path
+    project: Project, tmp_path: Path, damaged: bool
 ) -> None:
     project.commit()
     (tmp_path / "flag").touch()
@@ -416,6 +417,8 @@ def test_a_run_whose_code_was_tidied_away_has_it_again_when_it_is_requeued(
     project.await_status("FAILED")
     root = root_of(project)
     (root / "main.py").unlink()  # by its age, as scratch disks do
+    if damaged:
+        root.with_name(f".{root.name}.0.index").write_bytes(b"DIRC")
     (tmp_path / "flag").unlink()
     project.mlxjobs("requeue", "1")
     project.await_status("COMPLETE")
