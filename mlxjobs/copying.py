@@ -84,7 +84,7 @@ def is_usable(root: Path) -> bool:
 
 
 def _make(parts: list[Part], empty: list[str], root: Path, links: Mapping[str, str]) -> None:
-    aside = _name_aside(root)
+    aside = name_aside(root)
     try:
         aside.mkdir()
         source = sharing.newest_other(root)
@@ -123,7 +123,8 @@ def _index(aside: Path, number: int) -> Path:
     return aside.with_name(f"{aside.name}.{number}.index")
 
 
-def _name_aside(root: Path) -> Path:
+def name_aside(root: Path) -> Path:
+    """Return a new name beside a snapshot; what is left there by a process that died may be cleared away."""
     owner = f"{os.uname().nodename}.{os.getpid()}"  # and a token, for two threads of this process
     return root.parent / f".{root.name}.{owner}.{os.urandom(4).hex()}.tmp"
 
@@ -230,7 +231,7 @@ def remove_abandoned(root: Path) -> None:
     for path in abandoned(root.parent):
         # Renamed first: if its owner lives after all (another container with this host's name), it
         # fails to publish, where it could have published what is half removed.
-        claimed = _name_aside(root)
+        claimed = name_aside(root)
         with suppress(OSError):  # another launch was faster
             path.rename(claimed)
             _remove_aside(claimed)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlxjobs import references, watch
+from mlxjobs.copying import name_aside
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.frozen_code import code_of
 from mlxjobs.marks import Mark, marks_of
@@ -104,7 +105,7 @@ class Pruning:
             SnapshotError: it cannot be removed, or not whole.
         """
         root = snapshot.root
-        aside = _name_aside(root)
+        aside = name_aside(root)
         try:
             aside.mkdir()
             _move(_beside(root), aside)
@@ -191,7 +192,7 @@ def _has_new_mark(root: Path, snapshot: Snapshot) -> bool:
 def _remove_marks(snapshot: Snapshot) -> None:
     """Remove the known marks, and none that a launch leaves in their place at this moment."""
     root = snapshot.root
-    aside = _name_aside(root)
+    aside = name_aside(root)
     try:
         aside.mkdir()
         _move((mark.path for mark in snapshot.marks), aside)
@@ -200,11 +201,6 @@ def _remove_marks(snapshot: Snapshot) -> None:
         shutil.rmtree(aside)
     except OSError as error:
         raise _refused(root, error) from error
-
-
-def _name_aside(root: Path) -> Path:
-    token = f"{os.uname().nodename}.{os.getpid()}.{os.urandom(4).hex()}"
-    return root.with_name(f".{root.name}.{token}.tmp")  # as `copying` names what may be cleared away
 
 
 def _refused(root: Path, error: OSError) -> SnapshotError:
