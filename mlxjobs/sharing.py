@@ -17,6 +17,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,8 +142,6 @@ def share(part: Part, how: Recipe, source: Path | None, folder: Path, index: Pat
     old_index = beside(source, f"{list(made.recipes).index(part.path)}.index")
     if stranger(old_index) or not old_index.is_file():
         return
-    from concurrent.futures import ThreadPoolExecutor  # with logging, only when it is needed
-
     tree = repository.read_tree(part.commit)
     names = sorted(path for path, what in tree.items() if " blob " in what)
     with suppress(FileNotFoundError):  # it was pruned meanwhile: without an index git writes everything
@@ -181,7 +180,6 @@ def _link(names: list[str], source: Path, folder: Path) -> None:
 
 def _for_each(work: Callable[[str], None], paths: list[str]) -> None:
     """Do the same with many paths, in a few threads."""
-    from concurrent.futures import ThreadPoolExecutor  # with logging, only when it is needed
 
     def work_all(some: list[str]) -> None:
         for path in some:
