@@ -127,6 +127,15 @@ class Preemption:
     def _note_signal(self, number: int, _frame: FrameType | None) -> None:
         self._signal = signal.Signals(number)
 
+    @contextmanager
+    def _deaf(self) -> Iterator[None]:
+        """Keep warnings from the commands that this thread starts: those for a whole job, or a process group."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, self._cluster.scheduler.warning_signals)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
     def _watch(self, reader: int) -> None:
         warnings = self._cluster.scheduler.warning_signals
         while True:
@@ -140,7 +149,7 @@ class Preemption:
             if heard:
                 self._signal = signal.Signals(heard[-1])
                 if self._here.rank == 0:
-                    with self._lock:
+                    with self._lock, self._deaf():
                         self._answer(at_safe_point=False)
             if _DRAIN in received:
                 self._drained.set()
@@ -154,7 +163,7 @@ class Preemption:
 
     def _leave_at_the_end(self) -> None:
         """Let the job come back although no safe point was reached, where its end comes without a signal."""
-        with self._lock:
+        with self._lock, self._deaf():
             if self._leaving is not None:
                 return  # it has reached one at the last moment
             self._come_back(_TIME_LIMIT, wait=False)
@@ -179,7 +188,7 @@ class Preemption:
         """
         if not self.requested or self._here.rank != 0:
             return
-        with self._lock:  # the thread may be asking at this moment
+        with self._lock, self._deaf():  # the thread may be asking at this moment
             if self._leaving is None:
                 self._answer(at_safe_point=True)
             leaving = self._leaving
@@ -246,8 +255,9 @@ class Preemption:
 
     def _come_back(self, reason: str, *, wait: bool) -> None:
         state = self._run.state()
-        if state.attempt is not None and state.attempt.number > self._attempt:
-            return  # it has come back already, and this process was given up
+        given_up = state.attempt is not None and state.attempt.number > self._attempt
+        if given_up or self._leaving is not None:
+            return  # it has come back already: Grid Engine warns twice, and a soft limit is followed by a hard one
         done, words = state.interruptions, with_progress(self._run, reason)
         if done >= self._max_requeues:
             stop = f"{words}; requeued {done} times, scheduler.max_requeues is {self._max_requeues}"

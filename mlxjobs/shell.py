@@ -30,7 +30,7 @@ class CommandTimeout(SchedulerError):
 
 
 class CommandMissing(SchedulerError):
-    """A command is not there to run."""
+    """A command is not there, or cannot be started."""
 
 
 def missing(commands: Sequence[str]) -> list[str]:
@@ -54,7 +54,7 @@ def run(
         cwd: its working directory; None: this process'.
 
     Raises:
-        CommandMissing: there is no such program, or it may not be executed.
+        CommandMissing: there is no such program, or it cannot be started.
         CommandTimeout: it did not end in `timeout_s`.
     """
     try:
@@ -71,8 +71,8 @@ def run(
             f"'{argv[0]}' was not found on the PATH ({os.environ.get('PATH', '')}); "
             "is this a machine of the cluster, and is its module loaded?"
         ) from error
-    except PermissionError as error:
-        raise CommandMissing(f"'{argv[0]}' may not be executed: {error}") from error
+    except OSError as error:  # it may not be executed; this user may start no more processes
+        raise CommandMissing(f"'{argv[0]}' cannot be started: {error}") from error
     try:
         out, err = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired as error:

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from mlxjobs import shell
 from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.history import Preempted, RunStatus
 from mlxjobs.preemption import Preemption
@@ -35,7 +36,10 @@ class FakeCluster:
     resubmits: bool = False
     name: str = "Fake"
     path: str = "fake:Fake"
+    command: tuple[str, ...] = ()
     requeued: list[str] = field(default_factory=list)
+    submitted: list[str] = field(default_factory=list)
+    results: list[shell.Result] = field(default_factory=list)
     asked: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -50,10 +54,16 @@ class FakeCluster:
         )
 
     def status(self, job_ids: list[str]) -> dict[str, JobStatus]:
+        if self.command:
+            self.results.append(shell.run(self.command, timeout_s=30))
         self.asked.set()
         if self.silent:
             raise SchedulerError("nobody answers")
         return dict.fromkeys(job_ids, JobStatus(JobState.RUNNING, "RUNNING"))
+
+    def submit(self, script: Path, known: Collection[str], after: str) -> str:
+        self.submitted.append(str(58 + len(self.submitted)))
+        return self.submitted[-1]
 
     def requeue(self, job_id: str) -> None:
         if self.refuses:
@@ -152,6 +162,35 @@ def test_a_run_that_cannot_come_back_goes_on(
         with pytest.raises(Preempted):  # the next safe point tries again
             one.at_safe_point(nothing)
     assert "requeue is disabled" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("resubmits", [False, True])
+def test_a_second_warning_makes_no_second_job(run: Run, resubmits: bool) -> None:
+    """Grid Engine warns twice (measured), and a soft limit is followed by a hard one."""
+    cluster = FakeCluster(Fate.TIME_LIMIT, resubmits=resubmits)
+    one = preemption(run, cluster)
+    with one.listen():
+        warn(cluster)
+        await_value(lambda: run.state().attempts[0].end, "the record")
+        cluster.asked.clear()
+        warn(cluster, signal.SIGTERM)
+        with pytest.raises(Preempted):
+            one.at_safe_point(nothing)
+    assert len(cluster.requeued + cluster.submitted) == 1
+    assert run.state().status is RunStatus.PREEMPTED
+
+
+def test_a_warning_does_not_end_the_commands_that_ask(run: Run) -> None:
+    """The signal of a whole job, or of a process group, reaches them too."""
+    cluster = FakeCluster(command=("sh", "-c", "kill -USR2 $$; kill -TERM $$; echo alive"))
+    one = preemption(run, cluster)
+    with one.listen():
+        warn(cluster)
+        with pytest.raises(Preempted):
+            one.at_safe_point(nothing)
+        assert [result.out for result in cluster.results] == ["alive\n", "alive\n"]
+        cluster.asked.clear()
+        warn(cluster)  # this thread takes signals as before
 
 
 def test_a_silent_scheduler_does_not_keep_a_run_from_coming_back(run: Run) -> None:
