@@ -216,7 +216,7 @@ def alike(runs: Iterable[Run]) -> Iterator[tuple[Cluster, Mapping[str, Any], lis
 def _submit(runs: Sequence[Run], cluster: Cluster, given: Mapping[str, Any]) -> list[str]:
     """Hand in runs as one job, or as one array; return the ids of their jobs."""
     if len(runs) == 1:
-        return [cluster.submit(runs[0].script.absolute(), runs[0].state().job_ids)]
+        return [cluster.submit(runs[0].script.absolute(), runs[0].state().known_jobs)]
     script = _write_array(runs, cluster, given)
     try:
         return cluster.submit_array(script, len(runs))

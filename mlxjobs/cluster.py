@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +74,7 @@ class Cluster:
                 "is this a login node of the cluster, and is its module loaded?"
             )
 
-    def submit(self, script: Path, known: Sequence[str] = (), after: str | None = None) -> str:
+    def submit(self, script: Path, known: Collection[str] = (), after: str | None = None) -> str:
         """Hand a script to the scheduler, once.
 
         Args:

@@ -12,7 +12,7 @@ from mlxjobs import shell
 from mlxjobs.cause import of_job, with_progress
 from mlxjobs.cluster import Cluster
 from mlxjobs.console import note
-from mlxjobs.errors import JobSubmissionError, SchedulerError
+from mlxjobs.errors import JobSubmissionError, SchedulerError, UnknownSubmissionError
 from mlxjobs.history import RunState, RunStatus, iso
 from mlxjobs.metrics import seals
 from mlxjobs.scheduler import EX_TEMPFAIL, Here, JobStatus
@@ -47,7 +47,7 @@ def hand_in(
         MLXJobsError: what `check` raises.
     """
     run.check_owner()
-    known = run.state().job_ids
+    known = run.state().known_jobs
     number = claim(run, cluster, check)
     try:
         if prepare is not None:
@@ -86,6 +86,8 @@ def refuse(run: Run, number: int, error: BaseException, attempt: int | None = No
     """Record that a submission failed, or was interrupted; return the error that says so."""
     reason = (str(error) or "interrupted while it was submitted").splitlines()[0]
     event = {"event": "refused", "submission": number, "reason": reason, "attempt": attempt}
+    if isinstance(error, (UnknownSubmissionError, KeyboardInterrupt)):
+        event["unknown"] = True  # there may be a job
     try:
         run.record(lambda state: event)
     except OSError as unrecorded:

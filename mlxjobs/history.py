@@ -94,7 +94,9 @@ class RunState:
         scheduler: `name`, `class`, `job_id` and `submitted` of its newest submission, or nothing.
         first_job_id: the id that its newest submission was given at first.
         before: the submission before the newest, as `scheduler`.
+        known_jobs: the ids of all jobs that were made for it, as far as it was told of them.
         submissions: how often it was handed to a scheduler.
+        unanswered: how many of these may have made a job that it was not told of.
         submitter: `host`, `pid` and `process_key` of the process that did so last.
         attempts: its executions, oldest first.
         frozen: what was noted of its configuration and environment when it was made or handed in.
@@ -108,7 +110,9 @@ class RunState:
     scheduler: dict[str, Any] = field(default_factory=dict)
     first_job_id: str | None = None
     before: dict[str, Any] = field(default_factory=dict)
+    known_jobs: set[str] = field(default_factory=set)
     submissions: int = 0
+    unanswered: int = 0
     submitter: dict[str, Any] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     frozen: dict[str, Any] = field(default_factory=dict)
@@ -124,18 +128,6 @@ class RunState:
         """The scheduler's id of the newest job of this run."""
         job_id = self.scheduler.get("job_id")
         return None if job_id is None else str(job_id)
-
-    @property
-    def job_ids(self) -> list[str]:
-        """The ids of the jobs that its attempts ran in."""
-        return [attempt.job_id for attempt in self.attempts if attempt.job_id]
-
-    @property
-    def known_jobs(self) -> set[str]:
-        """The ids of all jobs that were ever made for this run, as far as it was told of them."""
-        ids = {id_ for one in self.attempts for id_ in (one.job_id, one.first_job_id)}
-        ids |= {self.job_id, self.first_job_id, self.before.get("job_id")}
-        return {str(id_) for id_ in ids if id_}
 
     @property
     def interruptions(self) -> int:
@@ -195,8 +187,21 @@ def _kept(state: RunState, event: Event) -> None:
     state.facts = {**state.facts, **event.get("facts", {})}
 
 
+def _answered(state: RunState) -> None:
+    state.unanswered = max(0, state.unanswered - 1)  # a job that was submitted by hand answers nothing
+
+
+def _know(state: RunState, *ids: str | None) -> None:
+    """Take notice of a job under all its ids; one that is new is that of a submission."""
+    told = {job_id for job_id in ids if job_id}
+    if told and told.isdisjoint(state.known_jobs):
+        _answered(state)
+    state.known_jobs |= told
+
+
 def _submitting(state: RunState, event: Event) -> None:
     state.submissions += 1
+    state.unanswered += 1
     state.before, state.first_job_id = state.scheduler, None
     state.scheduler = {
         "name": event["scheduler"],
@@ -209,6 +214,7 @@ def _submitting(state: RunState, event: Event) -> None:
 
 
 def _submitted(state: RunState, event: Event) -> None:
+    _know(state, event["job_id"])
     if event["submission"] == state.submissions:
         state.first_job_id = event["job_id"]
         # unless it has already been started, and perhaps started again under another id
@@ -218,17 +224,22 @@ def _submitted(state: RunState, event: Event) -> None:
 
 def _waiting(state: RunState, event: Event) -> None:
     """The queue had no room for it; it was not handed in."""
+    _answered(state)
     if event["submission"] == state.submissions and state.status is RunStatus.SUBMITTED:
         state.status, state.reason = RunStatus.WAITING, event["reason"]
 
 
 def _moved(state: RunState, event: Event) -> None:
     """The scheduler started the job again, under a new id."""
+    _know(state, event["from"])
+    _know(state, event["job_id"])
     if state.job_id == event["from"]:
         state.scheduler["job_id"] = event["job_id"]
 
 
 def _refused(state: RunState, event: Event) -> None:
+    if not event.get("unknown"):
+        _answered(state)
     # a job that started all the same has spoken louder than the scheduler's refusal
     if event["submission"] != state.submissions or state.status is not RunStatus.SUBMITTED:
         return
@@ -254,6 +265,7 @@ def _started(state: RunState, event: Event) -> None:
             restarts=event.get("restarts", 0),
         )
     )
+    _know(state, event.get("job_id"), event.get("first_job_id"))
     if event.get("job_id") is not None:
         state.scheduler["job_id"] = event["job_id"]
     typed = {key: fact for key, fact in state.facts.items() if key in ("cmd", "launch_dir")}

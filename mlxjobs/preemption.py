@@ -129,7 +129,7 @@ class Preemption:
 
     @contextmanager
     def _deaf(self) -> Iterator[None]:
-        """Keep warnings from the commands that this thread starts: those for a whole job, or a process group."""
+        """Keep from the commands that this thread starts what warns the whole job, or its process group."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, self._cluster.scheduler.warning_signals)
         try:
             yield
@@ -257,7 +257,7 @@ class Preemption:
         state = self._run.state()
         given_up = state.attempt is not None and state.attempt.number > self._attempt
         if given_up or self._leaving is not None:
-            return  # it has come back already: Grid Engine warns twice, and a soft limit is followed by a hard one
+            return  # it has come back already; Grid Engine warns twice, and a hard limit follows a soft one
         done, words = state.interruptions, with_progress(self._run, reason)
         if done >= self._max_requeues:
             stop = f"{words}; requeued {done} times, scheduler.max_requeues is {self._max_requeues}"

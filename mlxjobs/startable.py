@@ -109,7 +109,8 @@ def check_startable(run: Run, state: RunState, place: Place, cluster: Cluster | 
     last = state.attempt
     resumed = last is not None and not ours.isdisjoint({last.job_id, last.first_job_id})
     # of several jobs one has completed it, and the others come back: who submits it again makes a new one
-    if state.status is RunStatus.COMPLETE and not ours.isdisjoint(state.known_jobs):
+    is_made_by_us = state.unanswered > 0 or not ours.isdisjoint(state.known_jobs)
+    if state.status is RunStatus.COMPLETE and ours and is_made_by_us:
         raise AlreadyComplete
     if state.status.ended:
         return

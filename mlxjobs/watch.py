@@ -13,7 +13,13 @@ from mlxjobs.adapters import known
 from mlxjobs.arrays import alike, hand_in_all
 from mlxjobs.cause import of_job, with_progress
 from mlxjobs.cluster import Cluster
-from mlxjobs.errors import DamagedHistoryError, MLXJobsError, RunError, SchedulerError
+from mlxjobs.errors import (
+    DamagedHistoryError,
+    MLXJobsError,
+    RunError,
+    SchedulerError,
+    UnknownSubmissionError,
+)
 from mlxjobs.hand_in import end_attempt, follow, hand_in, refuse
 from mlxjobs.history import Attempt, RunState, RunStatus
 from mlxjobs.scheduler import JobState, JobStatus
@@ -114,7 +120,7 @@ def _check_submitter(one: Seen) -> None:
         one.doubt = f"is being handed in by process {process['pid']} on {process['host']}, or was"
     if alive is False:
         # if there is a job all the same, it starts all the same
-        gone = RunError("its submission was interrupted: the process is gone")
+        gone = UnknownSubmissionError("its submission was interrupted: the process is gone")
         refuse(one.run, one.state.submissions, gone)
         one.state = one.run.state()
 

@@ -35,6 +35,7 @@ case ${mode:-ok} in
     mute-lost) echo "thank you" ;;
     interrupt) kill -INT $PPID; exec sleep 60 ;;
     kill) kill -KILL $PPID ;;
+    kill-taken) take; kill -KILL $PPID ;;
 esac
 """
 SQUEUE = """#!/bin/bash

@@ -45,6 +45,23 @@ def test_a_refusal_does_not_unmake_a_job_that_started() -> None:
     assert fold([CREATED, SUBMITTING, refused, started(1)]).status is RunStatus.STARTING
 
 
+def test_a_submission_without_answer_stays_one_until_a_new_job_is_heard_of() -> None:
+    unknown = event("refused", submission=1, reason="timed out", unknown=True)
+    second = event("submitted", submission=2, job_id="58")
+    for events, unanswered, known in [
+        ([SUBMITTING, ACCEPTED, started(1), event("moved", job_id="60", **{"from": "57"})], 0, {"57", "60"}),
+        ([SUBMITTING, started(1), ACCEPTED], 0, {"57"}),
+        ([SUBMITTING, event("refused", submission=1, reason="no such queue")], 0, set()),
+        ([SUBMITTING, event("waiting", submission=1, reason="full")], 0, set()),
+        ([SUBMITTING, unknown, SUBMITTING, second], 1, {"58"}),
+        ([SUBMITTING, unknown, SUBMITTING, second, started(1, "58"), started(2, "57")], 0, {"57", "58"}),
+        ([SUBMITTING, SUBMITTING, second], 1, {"58"}),  # the first one was killed
+        ([SUBMITTING, ACCEPTED, started(1), started(2, "99")], 0, {"57", "99"}),  # by hand
+    ]:
+        state = fold([CREATED, *events])
+        assert (state.unanswered, state.known_jobs) == (unanswered, known), events
+
+
 def test_what_an_older_attempt_adds_is_ignored() -> None:
     state = fold([CREATED, started(1), started(2), event("running", attempt=2), ended(1, "FAILED", "zombie")])
     assert state.status is RunStatus.RUNNING

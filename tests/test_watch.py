@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from mlxjobs.history import RunStatus
-from tests.project import Project
-from tests.slurm_stub import Slurm
+from tests.project import MAIN, Project
+from tests.slurm_stub import IMPATIENT, Slurm
 from tests.test_arrays import run_task
+from tests.test_launch import write
 
 
 def preempted(slurm: Slurm, restarts: int = 0) -> Project:
@@ -100,3 +101,21 @@ def test_a_command_that_repeats_its_signal_is_ended_before_it_does(slurm_stub: S
     # where the controller hangs, nobody knows whether the signal was sent
     scancel.write_text(f"{scancel.read_text().replace('exec', 'touch down; exec')}")
     assert "Unable to contact slurm controller" in project.mlxjobs("preempt", "1", code=3).stderr
+
+
+@pytest.mark.parametrize(("mode", "code"), [("timeout-taken", 3), ("kill-taken", -9)])
+def test_a_job_that_nobody_knew_of_does_nothing_once_the_run_is_complete(
+    slurm_stub: Slurm, mode: str, code: int
+) -> None:
+    project = slurm_stub.project
+    write(project, {"main.py": IMPATIENT + MAIN})
+    (slurm_stub.folder / "down").touch()
+    slurm_stub.submit(mode, code=code)
+    (slurm_stub.folder / "down").unlink()
+    project.mlxjobs("ls")
+    assert project.state().status is RunStatus.FAILED
+    project.mlxjobs("requeue", "1")
+    run_task(slurm_stub, "2")
+    assert project.state().status is RunStatus.COMPLETE
+    assert "run 1 is complete: nothing to do" in run_task(slurm_stub, "1").stderr
+    assert len(project.state().attempts) == 1

@@ -112,6 +112,7 @@ def test_the_time_limit(remote: SgeProject, limit: str) -> None:
     (remote.folder / "main.py").write_text(WAITS_FOR_WARNING)
     old = remote.start(OPTIONS.format(limit))
     state = assert_whole(remote, old)
+    assert state.submissions == 2  # one job follows, although Grid Engine signals twice (measured)
     assert state.job_id != old  # a job that exits with 99 after its h_rt is not started again
     assert state.attempts[0].reason == "TIME_LIMIT at epoch 2, requeued 1 of 100"
     assert "Starting from epoch: 3" in remote.stdout()
@@ -123,6 +124,7 @@ def test_the_time_limit_without_a_safe_point(remote: SgeProject) -> None:
     assert remote.cluster.records(old)[-1]["failed"].startswith("37")
     remote.let_pass(10)
     state = assert_whole(remote, old)
+    assert state.submissions == 2
     assert state.attempts[0].reason == "TIME_LIMIT at epoch 2, requeued 1 of 100"
 
 
