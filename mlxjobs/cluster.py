@@ -144,7 +144,7 @@ class Cluster:
             raise JobSubmissionError(str(error)) from error
         if result.code != 0:
             words = f"{command[0]}: {result.words()}"
-            if self.scheduler.may_have_submitted(result.words()):
+            if result.code < 0 or self.scheduler.may_have_submitted(result.words()):  # < 0: it was killed
                 return self._look_for(found, words)
             full = self.scheduler.is_full(result.words())
             raise (QueueFullError if full else JobSubmissionError)(f"the scheduler refused the job: {words}")

@@ -31,6 +31,8 @@ case ${mode:-ok} in
     hang-lost) exec sleep 60 ;;
     timeout-taken) take; echo "sbatch: error: Socket timed out on send/recv operation" >&2; exit 1 ;;
     timeout-lost) echo "sbatch: error: Socket timed out on send/recv operation" >&2; exit 1 ;;
+    killed-taken) take; kill -KILL $$ ;;
+    killed-lost) kill -KILL $$ ;;
     mute-taken) take; echo "thank you" ;;
     mute-lost) echo "thank you" ;;
     interrupt) kill -INT $PPID; exec sleep 60 ;;

@@ -95,7 +95,7 @@ def test_the_second_array_is_refused(slurm_stub: Slurm) -> None:
     assert statuses(project) == ["SUBMITTED"] * 5
 
 
-@pytest.mark.parametrize("mode", ["hang", "timeout", "mute"])
+@pytest.mark.parametrize("mode", ["hang", "timeout", "killed", "mute"])
 def test_nobody_heard_the_answer(slurm_stub: Slurm, mode: str) -> None:
     project = slurm_stub.project
     write(project, {"main.py": IMPATIENT + MAIN})

@@ -36,7 +36,7 @@ def test_sbatch_refuses(slurm_stub: Slurm) -> None:
     assert slurm_stub.project.state().reason is None
 
 
-@pytest.mark.parametrize("mode", ["hang", "timeout", "mute"])
+@pytest.mark.parametrize("mode", ["hang", "timeout", "killed", "mute"])
 def test_nobody_heard_the_answer(slurm_stub: Slurm, mode: str) -> None:
     write(slurm_stub.project, {"main.py": IMPATIENT + MAIN})
     # it went through: submitted once, and the id is found by the script's path
