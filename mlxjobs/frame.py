@@ -23,6 +23,7 @@ from mlxjobs.maps import (
     by_value,
     together,
 )
+from mlxjobs.metric_values import plain
 from mlxjobs.pandas_frames import frame_of, grouped_frame, indexed, shown_table
 from mlxjobs.row_list import RowList
 from mlxjobs.rows import DataDict, hashable
@@ -64,6 +65,8 @@ class DataFrame(RowList):
             return self._matching(filter_map)
         if callable(filter_map):
             return DataFrame(row for row in self if filter_map(row))
+        if not self:
+            return self
         rows, reducing = self._as_rows(together(filter_map, self.column))
         if reducing or len(rows.keys()) != 1:
             raise InvalidMapError(
@@ -77,28 +80,30 @@ class DataFrame(RowList):
         rows = list(self)
 
         def column(name: str, positions: Sequence[int]) -> list[Any]:
-            values = [rows[position].shown(name) for position in positions]
-            return [row_value if row_value != LAZYDATA else MISSING for row_value in values]
+            shown = DataFrame(rows[position] for position in positions).shown(name)
+            return [MISSING if value is LAZYDATA else plain(value) for value in shown]
 
         if rows:
             keys = self.keys()
-            series = {key for key in keys if any(row.shown(key) == LAZYDATA for row in rows)}
-            more = {
-                field.name for field in parsed.fields() if any(field.name in row for row in rows)
-            } - series
+            series = {key for key in keys if any(row.is_series(key) for row in rows)}
+            names = {field.name for field in parsed.fields()} - {*keys, *series}
+            # a statistic of a series is not worked out before the query asks for it
+            others = {name for name in names if name.rpartition(".")[0] not in series}
+            more = {name for name in others if any(name in row for row in rows)}
             query.check_fields(parsed, {*keys, *more} - series, series)
         return DataFrame(rows[position] for position in matching.select(parsed, len(rows), column))
 
     def sort(self, by: Keys, ascending: bool = True) -> DataFrame:  # type: ignore[override]
-        """Return the rows sorted by one column or several; what has no value comes last."""
+        """Return the rows sorted by one column or several; what has no value, or NaN, comes last."""
         keys = _list(by)
         self.check(keys)
         places = list(range(len(self)))
         for key in reversed(keys):
-            values = self._load(key)
+            values = [plain(value) for value in self._load(key)]
             order = [_sort_key(value) for value in values]
             places.sort(key=order.__getitem__, reverse=not ascending)
-            places.sort(key=[value is MISSING or value is None for value in values].__getitem__)
+            # NaN too, or the largest first would begin with what diverged
+            places.sort(key=[v is MISSING or v is None or v != v for v in values].__getitem__)
         return DataFrame(self[place] for place in places)
 
     def merge(self, new_df: Sequence[DataDict]) -> DataFrame:
@@ -127,10 +132,12 @@ class DataFrame(RowList):
         Raises:
             InvalidKeyError: no row has a key.
         """
+        return self._grouped(group_keys, hashable)
+
+    def _grouped(self, group_keys: Keys, name: Callable[[Any], Any]) -> GroupedDataFrame:
         keys = _list(group_keys)
-        if self:
-            self.check(keys)
-        columns = [[hashable(value) for value in self._shown(key)] for key in keys]
+        self.check(keys)
+        columns = [[name(value) for value in self._shown(key)] for key in keys]
         groups: dict[tuple[Any, ...], list[DataDict]] = {}
         for place, row in enumerate(self):
             groups.setdefault(tuple(column[place] for column in columns), []).append(row)
@@ -138,16 +145,13 @@ class DataFrame(RowList):
 
     def _shown(self, key: str) -> list[Any]:
         """A column as values to group by; series are not loaded."""
-        values = (
-            self._load(key) if not any(row.shown(key) == LAZYDATA for row in self) else [LAZYDATA] * len(self)
-        )
+        is_series = any(row.is_series(key) for row in self)
+        values = [LAZYDATA] * len(self) if is_series else self._load(key)
         return [None if value is MISSING else value for value in values]
 
     def groupBy(self, list_group_keys: Keys) -> GroupedDataFrame:
         """Group as `groupby`, but the names of the groups are texts, as in MLXP 0.1."""
-        grouped = self.groupby(list_group_keys)
-        texts = {tuple(map(str, key)): group for key, group in grouped.items()}
-        return GroupedDataFrame(grouped.group_keys, texts)
+        return self._grouped(list_group_keys, lambda value: str(hashable(value)))
 
     # -- maps ---------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxjobs.errors import InvalidMapError
+from mlxjobs.metric_values import plain
 
 MAP_TYPES = ("Generic", "Columnwise", "Rowwise", "Pointwise")
 
@@ -65,7 +66,8 @@ def run_map(one: AggregationMap, data: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _series(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) or hasattr(value, "tolist") else [value]
+    value = plain(value)
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 class Last(AggregationMap):
@@ -134,8 +136,8 @@ class AvgStd(AggregationMap):
         """Return {"key_avg": ..., "key_std": ...}, arrays for series and numbers for values."""
         found = {}
         for key in self.keys:
-            column = [row[key] for row in data]
-            single = not any(isinstance(value, (list, tuple)) or hasattr(value, "tolist") for value in column)
+            column = [plain(row[key]) for row in data]
+            single = not any(isinstance(value, (list, tuple)) for value in column)
             try:
                 mean, deviation = _mean_and_deviation([_series(value) for value in column])
             except (TypeError, ValueError) as error:

@@ -30,6 +30,11 @@ def unwrap(value: Any) -> Any:
     return plain
 
 
+def plain(value: Any) -> Any:
+    """Return a numpy or torch scalar as a number, and an array as a list; all else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def json_object(metrics: Mapping[Any, Any], inside: str = "") -> dict[str, Any]:
     """Return `metrics` with only what JSON has, NaN and infinities as texts.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from mlxjobs import query
@@ -10,6 +10,7 @@ from mlxjobs.columns import MISSING
 from mlxjobs.errors import InvalidKeyError, InvalidMapError
 from mlxjobs.pandas_frames import frame_of, shown_table
 from mlxjobs.rows import DataDict
+from mlxjobs.table import RunTable
 
 if TYPE_CHECKING:
     import pandas
@@ -57,9 +58,20 @@ class RowList(list[DataDict]):
             self.check([key])
         return [None if value is MISSING else value for value in values]
 
+    def shown(self, key: str) -> list[Any]:
+        """Return a column as it is shown, which loads nothing; MISSING where a row does not have it."""
+        own = [MISSING if row.is_series(key) else row.own.get(key, MISSING) for row in self]
+        return self._filled(own, lambda table, positions: table.cells(positions, key))
+
     def _load(self, key: str) -> list[Any]:
-        """A column, of the runs in one go; MISSING where a row has none."""
-        values = [row.own.get(key, MISSING) for row in self]
+        """A column, loaded; MISSING where a row does not have it."""
+        own = [row.own.get(key, MISSING) for row in self]
+        return self._filled(own, lambda table, positions: table.load(positions, key))
+
+    def _filled(
+        self, values: list[Any], ask: Callable[[RunTable, Sequence[int]], Sequence[Any]]
+    ) -> list[Any]:
+        """The values, with those of the runs where one is MISSING; the runs are asked in one go."""
         wanted: dict[int, list[int]] = {}
         for place, row in enumerate(self):
             if values[place] is MISSING and row.source is not None:
@@ -68,18 +80,18 @@ class RowList(list[DataDict]):
             source = self[places[0]].source
             assert source is not None  # noqa: S101 - as chosen above
             positions = [self[place].source[1] for place in places]  # type: ignore[index]
-            for place, value in zip(places, source[0].load(positions, key), strict=True):
+            for place, value in zip(places, ask(source[0], positions), strict=True):
                 values[place] = value
         return values
 
     def check(self, keys: Iterable[str]) -> None:
-        """Refuse keys that no row has.
+        """Refuse keys that no row has; where there are no rows, none is refused.
 
         Raises:
             InvalidKeyError: there is one; it says what is near.
         """
-        for key in keys:
-            if not any(key in row for row in self):
+        for key in keys if self else ():
+            if all(value is MISSING for value in self.shown(key)):
                 raise InvalidKeyError(f"no row has the key {key!r}{query.near(key, self.keys())}")
 
     def keys(self) -> list[str]:
@@ -109,8 +121,9 @@ class RowList(list[DataDict]):
         found = []
         for key in self.keys():
             if key.startswith(start_key):
-                shown = [row.shown(key) for row in self]
-                if any(value is MISSING or value != shown[0] for value in shown):
+                # as they are written: 1 is neither 1.0 nor true for a program, and NaN is NaN
+                shown = set(map(repr, self.shown(key)))
+                if len(shown) > 1:
                     found.append(key)
         return found
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlxjobs.columns import MISSING
 from mlxjobs.errors import InvalidKeyError
+from mlxjobs.metric_values import plain
 from mlxjobs.table import RunTable
 
 
@@ -70,15 +72,15 @@ class DataDict(Mapping[str, Any]):
 
     def shown(self, key: str) -> Any:
         """Return what is shown for a key, which loads nothing; MISSING if the row does not have it."""
-        if (
-            self._own is not None
-            and key in self._own
-            and (self._table is None or key not in self._table.series)
-        ):
+        if self._own is not None and key in self._own and not self.is_series(key):
             return self._own[key]
         if self._table is None:
             return MISSING
         return self._table.cells([self._position], key)[0]
+
+    def is_series(self, key: str) -> bool:
+        """Tell whether a key is a series of the row's run, or of others beside it."""
+        return self._table is not None and key in self._table.series
 
     def flattened(self) -> dict[str, Any]:
         """Return the row as a plain dictionary that loads nothing: LAZYDATA for series."""
@@ -135,9 +137,10 @@ class DataDict(Mapping[str, Any]):
 
 
 def hashable(value: Any) -> Any:
-    """Return a value that can name a group: lists become tuples."""
+    """Return a value that can name a group: lists become tuples, and each NaN is the same."""
+    value = plain(value)
     if isinstance(value, (list, tuple)):
         return tuple(hashable(one) for one in value)
     if isinstance(value, dict):
         return tuple((key, hashable(one)) for key, one in value.items())
-    return value
+    return math.nan if isinstance(value, float) and value != value else value

@@ -193,11 +193,38 @@ def test_rows_are_sorted_with_what_has_no_value_last(results: DataFrame) -> None
     assert results.sort("config.lr")[:]["config.seed"] == [3, 4, 1, 2]
     assert results.sort("train.loss.last")[:]["config.seed"] == [1, 3, 4, 2]
     odd = DataFrame(DataDict({"a": value}) for value in [None, "x", 2, float("nan"), 1, [3]])
-    assert [repr(v) for v in odd.sort("a")[:]["a"]] == ["1", "2", "nan", "'x'", "[3]", "None"]
-    assert odd.sort("a", ascending=False)[-1]["a"] is None
+    assert [repr(v) for v in odd.sort("a")[:]["a"]] == ["1", "2", "'x'", "[3]", "nan", "None"]
+    backwards = odd.sort("a", ascending=False)[:]["a"]
+    assert [repr(v) for v in backwards] == ["[3]", "'x'", "2", "1", "None", "nan"]
     assert (
         results.groupby("config.lr").sort("config.seed", ascending=False, ungroup=True)[0]["config.seed"] == 2
     )
+
+
+def test_what_numpy_worked_out_is_filtered_sorted_and_grouped() -> None:
+    best = DataFrame(DataDict({"best": value}) for value in np.array([10, 9, 100]))
+    assert best.sort("best")[:]["best"] == [9, 10, 100]
+    assert best.filter("best < 50")[:]["best"] == [10, 9]
+    assert best.aggregate([AvgStd("best")])[0]["best_avg"] == pytest.approx(119 / 3)
+    curves = DataFrame(DataDict({"lr": lr, "curve": np.array([lr, 1.0])}) for lr in (0.1, 0.2))
+    assert curves.filter("lr < 0.15")[:]["lr"] == [0.1]
+    assert len(curves.groupby("curve")) == 2
+
+
+def test_no_row_is_lost_where_two_values_read_the_same() -> None:
+    values = [None, "None", 1, "1", float("nan"), -float("nan")]
+    odd = DataFrame(DataDict({"x": value}) for value in values)
+    assert {key: len(rows) for key, rows in odd.groupBy("x").items()} == {
+        ("None",): 2, ("1",): 2, ("nan",): 2
+    }  # fmt: skip
+    assert [len(rows) for rows in odd.groupby("x").grouped_dict.values()] == [1, 1, 1, 1, 2]
+
+
+def test_an_empty_result_stays_one() -> None:
+    none = DataFrame()
+    for found in (none.sort("a"), none.select("a"), none.filter((list, "a")), none.groupby("a").ungroup()):
+        assert isinstance(found, DataFrame)
+        assert not found
 
 
 def test_rows_are_merged_and_columns_selected(results: DataFrame) -> None:
@@ -215,6 +242,7 @@ def test_rows_are_merged_and_columns_selected(results: DataFrame) -> None:
 def test_diff_names_what_is_not_the_same(results: DataFrame) -> None:
     assert results.diff() == results.config_diff() == ["config.layers", "config.lr", "config.seed"]
     assert results[:1].diff() == []
+    assert DataFrame(DataDict({"config.a": float("nan")}) for _ in range(2)).diff() == []
     assert "info.process_id" in results.diff("info")
 
 
