@@ -76,16 +76,24 @@ class Snapshot:
         return self._columns[key]
 
     def _stored(self, key: str) -> list[Any]:
-        cells = self._ask(lambda file: file.column(key))
+        cells = self._ask(lambda file: self._cells(file, key))
         values: list[Any] = []
         for number, size in self._sizes:
             values += cells.get(number) or [MISSING] * size
         return values
 
+    def _cells(self, file: ColumnFile, key: str) -> dict[int, list[Any]]:
+        cells = file.column(key)
+        for number, size in self._sizes:
+            if len(cells.get(number, ())) not in (0, size):
+                raise ValueError(f"the column {key} is not as long as its block")
+        return cells
+
     def _ask(self, question: Callable[[ColumnFile], Any]) -> Any:
         try:
             return question(self._file)
-        except sqlite3.Error:  # the file was replaced on another machine, and NFS has forgotten the old one
+        # damaged, or the file was replaced on another machine, and NFS has forgotten the old one
+        except (sqlite3.Error, ValueError):
             self._file = ColumnFile()
             self._file.write([_read_again(self.logs, number, block) for number, block in self.blocks.items()])
             return question(self._file)
@@ -297,5 +305,8 @@ def _places(logs: Path, folder: Path | None) -> list[Path]:
     if folder is not None:
         folder = folder.absolute()
         return [folder / (FILE_NAME if folder == logs else name)]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [logs / FILE_NAME, cache / "mlxjobs" / "index" / name]
+    places = [logs / FILE_NAME]
+    with suppress(RuntimeError):  # a user without a home, as in a container
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        places.append(cache / "mlxjobs" / "index" / name)
+    return places

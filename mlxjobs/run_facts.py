@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -108,16 +109,23 @@ def read_facts(path: str, mark: list[int]) -> Facts:
         for name, (mtime, size) in zip(_METADATA, ((mark[0], mark[1]), (mark[3], mark[4])), strict=True):
             if mtime:
                 content = _metadata(f"{path}/metadata", name, mtime, size)
-                if name == "info" and content.get("status") not in ENDED:
+                if name == "info" and str(content.get("status")) not in ENDED:
                     content = _latest(Run(Path(path)), content)
                 _flatten(name, content, values)
     except RunError as error:
-        return Facts({}, kept, None, str(error))
+        # what cannot be opened now may be the next time, or by somebody else, and no mark tells
+        unsure = isinstance(error.__cause__, OSError) and -1 not in mark
+        return Facts({}, [] if unsure else kept, None, str(error))
+    except RecursionError:
+        return Facts({}, kept, None, f"the metadata in {path} hold themselves")
     if "info.log_id" not in values and "info.logger.log_id" not in values:
         values["info.log_id"] = int(path.rpartition("/")[2])
     live = None if str(values.get("info.status")) in ENDED else live_mark_of(path)
-    values.update(_series(f"{path}/metrics"))
-    values.update(_artifacts(f"{path}/artifacts"))
+    for read, folder in ((_series, "metrics"), (_artifacts, "artifacts")):
+        try:
+            values.update(read(f"{path}/{folder}"))
+        except OSError:
+            kept = []
     return Facts(values, kept, live)
 
 
@@ -222,21 +230,25 @@ def _plain(value: Any) -> Any:
 # -- metrics and artifacts ------------------------------------------------------------------------
 
 
-def _series(folder: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    try:
-        names = sorted(os.listdir(f"{folder}/.keys"))  # noqa: PTH208
-    except OSError:
-        return _unregistered(folder)
-    for name in names:
-        if name.endswith(".yaml") and not name.startswith("."):
-            try:
-                with open(f"{folder}/.keys/{name}", "rb", buffering=0) as stream:
-                    text = stream.readall()
-            except OSError:
-                continue
-            found.update(_registered(name.removesuffix(".yaml"), text))
+def _series(folder: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in _names(f"{folder}/.keys", ".yaml"):
+        with suppress(FileNotFoundError), open(f"{folder}/.keys/{name}.yaml", "rb", buffering=0) as stream:
+            found.update(_registered(name, stream.readall()))
     return found or _unregistered(folder)
+
+
+def _names(folder: str, end: str) -> list[str]:
+    """The files with this end, without it; those whose names are no text are not ours."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(
+        name.removesuffix(end)
+        for name in names
+        if name.endswith(end) and name[0] != "." and name.encode(errors="ignore").decode() == name
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -262,27 +274,20 @@ def _registered(log_name: str, text: bytes) -> tuple[tuple[str, str], ...]:
 def _unregistered(folder: str) -> dict[str, str]:
     """The keys of the first lines, for a run whose registry is lost."""
     found: dict[str, str] = {}
-    try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))  # noqa: PTH208
-    except OSError:
-        return found
-    for name in names:
-        try:
-            with open(f"{folder}/{name}", "rb") as stream:
-                line = orjson.loads(stream.readline())
-        except (OSError, ValueError):
-            continue
-        if isinstance(line, dict):
-            found.update({f"{name[:-5]}.{key}": f"{len(name) - 5}:" for key in line})
+    for name in _names(folder, ".json"):
+        with suppress(FileNotFoundError, ValueError), open(f"{folder}/{name}.json", "rb") as stream:
+            line = orjson.loads(stream.readline())
+            if isinstance(line, dict):
+                found.update({f"{name}.{key}": f"{len(name)}:" for key in line})
     return found
 
 
-def _artifacts(folder: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+def _artifacts(folder: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     try:
         with os.scandir(folder) as entries:
             kinds = sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_dir())
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return found
     for kind in kinds:
         _artifact_files(f"{folder}/{kind}", f"artifact.{kind}.", found)

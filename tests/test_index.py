@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
+import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlxjobs import columns
+from mlxjobs import columns, run_facts
 from mlxjobs.columns import MISSING, ColumnFile, decode, encode
 from mlxjobs.index import FILE_NAME, Index
+from mlxjobs.reader import UnreadableRunWarning
 from tests.run_trees import write_run
 
 
@@ -105,7 +109,8 @@ def test_names_that_are_no_text_do_not_stop_the_index(tmp_path: Path) -> None:
     folder = run / "artifacts" / os.fsdecode(b"bad\xff")
     folder.mkdir()
     (folder / os.fsdecode(b"file\xff")).touch()
-    assert len(mlxpy.Reader(tmp_path).filter("config.seed == 1")) == 1
+    (run / "metrics" / ".keys" / os.fsdecode(b"bad\xff.yaml")).write_text("x: ''\n")
+    assert len(mlxpy.Reader(tmp_path, reload=True).filter("config.seed == 1")) == 1
 
 
 @pytest.mark.parametrize("damage", [b"", b"no database", b"SQLite format 3\0" + b"x" * 4096, None])
@@ -117,6 +122,44 @@ def test_a_damaged_index_is_made_again(tmp_path: Path, damage: bytes | None) -> 
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
     assert mlxpy.Reader(tmp_path).filter()[:]["config.seed"] == [1, 2]
+
+
+@pytest.mark.parametrize("content", [b"oxx", b"o[[1],[]]", b"o[[1,2,3],[]]"])
+def test_a_damaged_column_is_read_from_the_runs(tmp_path: Path, content: bytes) -> None:
+    for log_id in (1, 2):
+        write_run(tmp_path, log_id, {"seed": log_id})
+    mlxpy.Reader(tmp_path)
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as index, index:
+        index.execute("UPDATE cells SET content = ? WHERE key = 'config.seed'", (content,))
+    assert mlxpy.Reader(tmp_path).filter("config.seed > 0")[:]["config.seed"] == [1, 2]
+
+
+def test_a_run_that_cannot_be_opened_for_a_while_is_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path, 1, {"seed": 1}, generation="mlxp-1.0")
+    write_run(tmp_path, 2, {"seed": 2}, generation="mlxp-1.0")
+
+    def refuse(path: str, mode: str, **options: Any) -> Any:
+        if path.startswith((f"{tmp_path}/1/metadata", f"{tmp_path}/2/metrics")):
+            raise OSError(errno.EMFILE, "Too many open files", path)
+        return open(path, mode, **options)
+
+    with monkeypatch.context() as full:
+        full.setattr(run_facts, "open", refuse, raising=False)
+        with pytest.warns(UnreadableRunWarning, match="Too many open"):
+            mlxpy.Reader(tmp_path)
+    assert mlxpy.Reader(tmp_path).filter()[:]["train.epoch"] == [[0, 1, 2]] * 2
+
+
+def test_a_user_without_a_home_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    write_run(tmp_path, 1, {"seed": 1})
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", unknown)
+    assert len(mlxpy.Reader(tmp_path)) == 1
 
 
 def test_an_index_of_another_version_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
