@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -45,6 +46,9 @@ _TOKEN = re.compile(
     |(?P<symbol>{"|".join(map(re.escape, _SYMBOLS))})""",
     re.VERBOSE | re.DOTALL,
 )
+
+# what has to be written so between quotes
+_ESCAPE = re.compile(r"\\([\\'\"])")
 
 
 @dataclass(frozen=True)
@@ -251,6 +255,13 @@ def read_date(word: str) -> date:
     return date.fromisoformat(word)
 
 
+def _read_text(word: str) -> Any:
+    """What Python says a text is between these quotes, and nothing else; \\d is no mistake."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.literal_eval(word)
+
+
 def _read_number(word: str) -> Any:
     return float(word) if word[1:] == "inf" else ast.literal_eval(word)
 
@@ -258,7 +269,7 @@ def _read_number(word: str) -> Any:
 _READ: dict[str, Callable[[str], Any]] = {
     "date": read_date,
     "number": _read_number,
-    "text": ast.literal_eval,  # a text between quotes, and nothing else
+    "text": _read_text,
 }
 
 
@@ -329,18 +340,22 @@ class _Parser:
             token = self._next
             right = self._operand()
             if operator.endswith("matches") and isinstance(right, Literal):
-                self._check_expression(right.value, token)
+                right = Literal(self._expression(right.value, token))
             parts.append(Compare(left, operator, right))
             left = right
         if not parts:
             return Truth(left)
         return Both("&", tuple(parts)) if len(parts) > 1 else parts[0]
 
-    def _check_expression(self, value: Any, token: Token) -> None:
+    def _expression(self, value: Any, token: Token) -> Any:
+        """The regular expression, whose own escapes, as of \\b, are not those of a text."""
+        if token.kind == "value" and isinstance(value, str):
+            value = _ESCAPE.sub(r"\1", self._text[token.start + 1 : token.end - 1])
         try:
             re.compile(value)
         except (re.error, TypeError) as error:
             raise self._error(f"this is no regular expression: {error}", token) from error
+        return value
 
     def _operator(self) -> str | None:
         if self._take("not"):
@@ -366,12 +381,15 @@ class _Parser:
         return Literal(self._literal())
 
     def _literal(self) -> Any:
-        token = self._next
+        token, is_list = self._next, self._next.value == "[" or self._is_list()
         self._at += 1
         if token.kind == "value":
             return token.value
         if token.kind == "symbol" and token.value in ("[", "("):
-            return self._list("]" if token.value == "[" else ")", token)
+            values = self._list("]" if token.value == "[" else ")", token)
+            last = self._tokens[self._at - 2]
+            is_list = is_list or len(values) != 1 or (last.kind, last.value) == ("symbol", ",")
+            return values if is_list else values[0]  # (1) is 1, and (1,) a list
         if token.kind == "name":
             raise self._error(
                 f"a list holds values only; a text is written in quotes: {token.value!r}", token
