@@ -234,7 +234,7 @@ class Reader:
 
         Raises:
             InvalidQueryError: the query cannot be parsed.
-            InvalidKeyError: no run has a field of the query, or the series.
+            InvalidKeyError: no run has a field of the query, the series, or the step.
             MLXJobsError: there is no such format, or its package is not installed.
         """
         if result_format not in _METRICS_FORMATS:
@@ -243,6 +243,10 @@ class Reader:
         table = self._current()
         if key not in table.series and len(table):
             raise InvalidKeyError(f"no run has the series {key!r}{query.near(key, table.series)}")
+        if step is not None and len(table):
+            series = f"{table.log_of(key)}.{step}"
+            if series not in table.series:
+                raise InvalidKeyError(f"no run has the series {series!r}{query.near(series, table.series)}")
         long = Long(attempt=[] if superseded else None)
         self._fill(long, table, self._select(table, query_string), key, step)
         return _converted(long.columns(), result_format)

@@ -85,14 +85,17 @@ class RunTable:
     @cached_property
     def series(self) -> frozenset[str]:
         """The columns with series."""
-        return frozenset(key for key in self.keys if not key.startswith(("config.", "info.", "artifact.")))
+        return frozenset(
+            key for key in self.keys if not key.startswith(("config.", "info.")) and not _is_artifact(key)
+        )
 
     @cached_property
     def values(self) -> frozenset[str]:
         """The columns that a query can compare as they are."""
         plain = [key for key in self.keys if key not in self.series]
         short = [key.rstrip(".") for key in plain if key.endswith(".")]
-        return frozenset([*plain, *short, *(ALIASES[key] for key in plain if key in ALIASES), *GUARDS])
+        guards = (key for key in GUARDS if key not in self.series)
+        return frozenset([*plain, *short, *(ALIASES[key] for key in plain if key in ALIASES), *guards])
 
     def types(self) -> dict[str, str]:
         """Return the type of each column: a Python type, LAZYDATA or Artifact."""
@@ -100,7 +103,7 @@ class RunTable:
         for key in self.keys:
             if key in self.series:
                 found[key] = LAZYDATA
-            elif key.startswith("artifact."):
+            elif _is_artifact(key):
                 found[key] = "Artifact"
             else:
                 kinds = {type(value) for value in self.snapshot.column(key) if value is not MISSING}
@@ -111,7 +114,7 @@ class RunTable:
 
     def column(self, name: str, positions: Sequence[int]) -> Sequence[Any]:
         """Return the values of a column for some runs, as a query compares them."""
-        if name in GUARDS:
+        if name in GUARDS and name not in self.series:
             return _pick(self._guard(name), positions)
         if name not in self.values and (found := summary_of(name)) is not None and found[0] in self.series:
             return self._statistic(*found, positions)
@@ -122,15 +125,13 @@ class RunTable:
         return name not in self.values
 
     def _stored(self, name: str) -> str:
-        return f"{name}." if name.startswith("artifact.") and name not in self.keys else name
+        return f"{name}." if name.startswith("artifact.") and f"{name}." in self.keys else name
 
     def cells(self, positions: Sequence[int], key: str) -> Sequence[Any]:
         """Return what rows show: values, or LAZYDATA or LAZYARTIFACT; MISSING where one has none."""
         values = self.column(key, positions)
-        if key in self.series or key.startswith("artifact."):
-            lazy = LAZYDATA if key in self.series else LAZYARTIFACT
-            return [value if value is MISSING else lazy for value in values]
-        return values
+        lazy = LAZYDATA if key in self.series else LAZYARTIFACT if _is_artifact(self._stored(key)) else None
+        return values if lazy is None else [value if value is MISSING else lazy for value in values]
 
     def load(self, positions: Sequence[int], key: str) -> list[Any]:
         """Return the values of a column for some runs, loaded; MISSING where a run has none."""
@@ -140,9 +141,9 @@ class RunTable:
                 value if value is MISSING else self._load_series(position, key, value)
                 for position, value in zip(positions, cells, strict=True)
             ]
-        if key.startswith("artifact."):
+        if _is_artifact(key := self._stored(key)):
             return [
-                value if value is MISSING else self._handles(position, self._stored(key), value)
+                value if value is MISSING else self._handles(position, key, value)
                 for position, value in zip(positions, cells, strict=True)
             ]
         return list(cells)
@@ -154,7 +155,10 @@ class RunTable:
     def _handles(self, position: int, key: str, names: list[str]) -> dict[str, StoredArtifact]:
         kind, _, rest = key.removeprefix("artifact.").partition(".")
         base = Path(self.path(position)) / "artifacts"
-        folder = base.joinpath(kind, *self._folders(base / kind, rest))
+        try:
+            folder = base.joinpath(kind, *self._folders(base / kind, rest))
+        except InvalidKeyError:  # removed since: `load()` says so
+            folder = base / kind / rest.removeprefix(".")
         return {name: StoredArtifact(name, folder, kind, base) for name in names}
 
     def _folders(self, base: Path, dotted: str) -> list[str]:
@@ -177,6 +181,10 @@ class RunTable:
 
     def _metrics(self, position: int, log_name: str) -> str:
         return f"{self.path(position)}/metrics/{log_name}.json"
+
+    def log_of(self, key: str) -> str:
+        """Return the log that a series is in, as the first run says that has it."""
+        return split(key, next(cell for cell in self.snapshot.column(key) if cell is not MISSING))[0]
 
     def source(self, position: int, key: str) -> tuple[Source, str] | None:
         """Return the metrics file of a series of a run, and the key in it; None if it has no such series."""
@@ -263,6 +271,11 @@ class RunTable:
             sources = [self.snapshot.column(f"info.{key}") for key in worked_out[1]]
             self._guards[name] = [worked_out[0](*cells) for cells in zip(*sources, strict=True)]
         return self._guards[name]
+
+
+def _is_artifact(key: str) -> bool:
+    """Tell the artifacts of a type, `artifact.numpy.` or `artifact.numpy..folder`, from a log named so."""
+    return key.startswith("artifact.") and (key.endswith(".") or ".." in key)
 
 
 def split(key: str, cell: str) -> tuple[str, str, str]:

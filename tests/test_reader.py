@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlxjobs.errors import InvalidArtifactError, InvalidKeyError, MLXJobsError, RunError
+from mlxjobs.errors import (
+    ArtifactNotFoundError,
+    InvalidArtifactError,
+    InvalidKeyError,
+    MLXJobsError,
+    RunError,
+)
 from mlxjobs.index import FILE_NAME
 from mlxjobs.logger import DefaultLogger
 from mlxjobs.reader import UnreadableRunWarning
@@ -148,6 +155,7 @@ def test_a_missing_log_directory_is_said(tmp_path: Path) -> None:
         ("- 1\n", "no keys and values"),
         ("\x00", "is no YAML"),
         ("a: *b", "is no YAML"),
+        ("a: &a\n  b: *a\n", "hold themselves"),
     ],
 )
 def test_a_broken_run_is_reported_and_the_others_are_served(tmp_path: Path, text: str, said: str) -> None:
@@ -163,6 +171,12 @@ def test_a_broken_run_is_reported_and_the_others_are_served(tmp_path: Path, text
         mlxpy.Reader(tmp_path)
     (tmp_path / "2" / "metadata" / "config.yaml").write_text("seed: 22\n")
     assert mlxpy.Reader(tmp_path).filter()[:]["config.seed"] == [1, 22, 3]
+
+
+def test_a_status_that_is_none_hides_no_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path, 1, {"seed": 1})
+    (run / "metadata" / "info.yaml").write_text("status: [1]\n")
+    assert mlxpy.Reader(tmp_path).filter()[:]["info.status"] == [[1]]
 
 
 def test_a_run_without_permission_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +249,17 @@ def test_artifacts_and_checkpoints_load_by_name(tmp_path: Path) -> None:
     assert "ARTIFACT" in repr(row)
     assert row["artifact.numpy..best"]["weights"].load()["w"].tolist() == [0, 1, 2]
     assert row["artifact.Checkpoint."]["last_ckpt.pkl"].load() == {"epoch": 3}
+
+
+def test_artifacts_that_were_removed_do_not_hide_the_run(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, 1, {"seed": 1}) / "artifacts" / "numpy" / "best"
+    folder.mkdir(parents=True)
+    (folder / "x.npy").touch()
+    mlxpy.Reader(tmp_path)
+    shutil.rmtree(folder.parent)
+    frame = mlxpy.Reader(tmp_path).filter("", "pandas")
+    with pytest.raises(ArtifactNotFoundError):
+        frame["artifact.numpy..best"][0]["x.npy"].load()
 
 
 def test_artifacts_of_mlxp_load_and_unknown_types_run_nothing(tmp_path: Path) -> None:

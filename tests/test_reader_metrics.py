@@ -81,6 +81,22 @@ def test_texts_that_were_logged_as_texts_stay_texts(tmp_path: Path) -> None:
     assert len(reader.filter("notes.word.last == 'Infinity'")) == 1
 
 
+def test_a_step_that_no_run_has_is_said(tmp_path: Path) -> None:
+    write_run(tmp_path, 1, {"seed": 1})
+    with pytest.raises(InvalidKeyError, match=r"no run has the series 'train\.epcoh'; near: train\.epoch"):
+        mlxpy.Reader(tmp_path).metrics("", "train.loss", step="epcoh")
+
+
+def test_logs_may_be_named_as_other_columns_are(tmp_path: Path) -> None:
+    logger = DefaultLogger(write_run(tmp_path, 1, {"seed": 1}))
+    for name in ("artifact", "guard"):
+        logger.log_metrics({"code": 1.5}, name)
+    reader = mlxpy.Reader(tmp_path)
+    (row,) = reader.filter("artifact.code.last == 1.5 & guard.code.last == 1.5")
+    assert row["artifact.code"] == row["guard.code"] == [1.5]
+    assert reader.filter("", "pandas")["guard.code"].tolist() == [[1.5]]
+
+
 def test_a_torn_last_line_is_left_out_and_reported(tmp_path: Path) -> None:
     run = write_run(tmp_path, 1, {})
     write_run(tmp_path, 2, {})
