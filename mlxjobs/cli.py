@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +25,7 @@ from mlxjobs.history import RunState, RunStatus
 from mlxjobs.log_dir import from_ranges
 from mlxjobs.metric_values import json_object
 from mlxjobs.metrics import last_lines
-from mlxjobs.store import Run
+from mlxjobs.store import Run, runs_in
 
 app = typer.Typer(
     help="""Look at runs, end them, and make them come back.
@@ -90,15 +92,16 @@ def ls(
 
     With a query, as in mlxjobs ls 'config.lr > 0.01 & train.loss.last < 1', only the runs that match.
     """
-    if what and (Path(what).is_dir() or not _QUERY.search(what)):
+    if what and (os.path.isdir(what) or not _QUERY.search(what)):  # noqa: PTH112 - a query may be too long for a name
         logs, what = Path(what), ""
     if what or sort or columns:
         _ls_query(logs, what, sort, columns, as_json=as_json)
         return
     rows = list_rows(watch.look(logs))
+    _note_others(logs)
     if as_json:
         for row in rows:
-            say(json.dumps(row, default=str))
+            say(json.dumps(json_object(json.loads(json.dumps(row, default=str)))))  # NaN is no JSON
         return
     if not rows:
         say(f"no runs in {logs.absolute()}")
@@ -107,6 +110,14 @@ def ls(
     for row in rows:
         if row["doubt"]:
             note(f"run {row['id']}: {row['doubt']}")
+
+
+def _note_others(logs: Path) -> None:
+    """Say that there are runs which are not shown: those of MLXP have no history that could be checked."""
+    infos = [run.metadata / "info.yaml" for run in runs_in(logs) if not run.history_dir.is_dir()]
+    if count := sum(info.is_file() for info in infos):
+        again = f"mlxjobs ls 'info.log_id > 0' --logs {logs}"
+        note(f"{count} runs of MLXP are not shown, as they have no history to check: {again}")
 
 
 def _ls_query(logs: Path, query: str, sort: str, columns: str, *, as_json: bool) -> None:
@@ -123,7 +134,7 @@ def _ls_query(logs: Path, query: str, sort: str, columns: str, *, as_json: bool)
         return
     shown = Table(box=None, header_style="bold", pad_edge=False)
     for key in table:
-        shown.add_column(key.removeprefix("config.").removeprefix("info."))
+        shown.add_column(_cell(key.removeprefix("config.").removeprefix("info.")))
     for row in rows:
         shown.add_row(*map(_cell, row.values()))
     _print(shown)
@@ -179,7 +190,7 @@ def _read(run: Run, name: str) -> Any:
 
 def _clock(state: RunState) -> str:
     start = state.attempts[0].start if state.attempts else None
-    return datetime.fromisoformat(start).strftime("%d/%m %H:%M") if start else ""
+    return datetime.fromisoformat(start).astimezone().strftime("%d/%m %H:%M") if start else ""
 
 
 def _last_metrics(run: Run) -> dict[str, Any]:
@@ -200,7 +211,7 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
     for name in ("id", "status", "attempts", "job", "started"):
         table.add_column(name, justify="right" if name in ("id", "attempts", "job") else "left", no_wrap=True)
     for name in (*keys, *metrics):
-        table.add_column(name.rpartition(".")[2] if keys.count(name) else name, justify="right")
+        table.add_column(_cell(name.rpartition(".")[2] if keys.count(name) else name), justify="right")
     table.add_column("reason", overflow="fold")
     for row in rows:
         status = row["status"]
@@ -209,7 +220,7 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
             str(row["id"]),
             f"[{_COLOURS.get(status, 'default')}]{shown}[/]",
             str(row["attempts"]),
-            row["job"] or "",
+            _cell(row["job"]),
             row["started"],
             *(_cell(row["config"].get(key)) for key in keys),
             *(_cell(row["metrics"].get(key)) for key in metrics),
@@ -224,7 +235,7 @@ def _reason(row: dict[str, Any]) -> str:
 
 
 def _print(table: Table) -> None:
-    console = Console()
+    console = Console(emoji=False)  # 0:100:5 is a text
     if not console.is_terminal:
         console.width = 10_000  # a pipe has no width to fit into
     console.print(table)
@@ -354,6 +365,8 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Show the vers
 def main() -> None:
     """Run the command line; errors of ours become one line and an exit code."""
     warnings.showwarning = lambda message, *_: note(f"warning: {message}")
+    if isinstance(sys.stdout, TextIOWrapper):  # what the terminal has no sign for is shown all the same
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except MLXJobsError as error:

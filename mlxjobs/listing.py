@@ -16,7 +16,6 @@ from mlxjobs.errors import InvalidKeyError, MLXJobsError
 from mlxjobs.frame import DataFrame
 from mlxjobs.metric_values import json_object
 from mlxjobs.reader import Reader, UncertainRunWarning
-from mlxjobs.table import LAZYDATA
 
 # column -> values
 Table = dict[str, list[Any]]
@@ -45,7 +44,7 @@ def list_runs(reader: Reader, query: str, *, sort: str | None, columns: Sequence
     Args:
         reader: the runs.
         query: which of them.
-        sort: the column to sort by; with a "-" before it, the largest first.
+        sort: the column to sort by, of a series the last value; with a "-" before it, the largest first.
         columns: which columns; none: number, status, what differs in the configuration, and the
             last value of each series.
 
@@ -53,35 +52,32 @@ def list_runs(reader: Reader, query: str, *, sort: str | None, columns: Sequence
         MLXJobsError: the query, or a column, is wrong; it says what.
     """
     rows: DataFrame = reader.filter(query)
+    series = [key for key in rows.keys() if rows[0].is_series(key)]  # noqa: SIM118 - a list, no dictionary
     if sort:
-        rows = rows.sort(sort.removeprefix("-"), ascending=not sort.startswith("-"))
-    keys = rows.keys()
-    series = [key for key in keys if rows[0].source and key in rows[0].source[0].series]
+        key = sort.removeprefix("-")
+        rows = rows.sort(f"{key}.last" if key in series else key, ascending=not sort.startswith("-"))
     wanted = [key.strip() for key in columns if key.strip()]
     if not wanted:
         wanted = ["info.log_id", "info.status", *rows.diff(), *(f"{key}.last" for key in series)]
     wanted = [f"{key}.last" if key in series else key for key in wanted]
-    if rows:
-        rows.check(wanted)
-    return {key: [_none(row.shown(key)) for row in rows] for key in wanted}
+    rows.check(wanted)
+    return {key: _nones(rows.shown(key)) for key in wanted}
 
 
 def all_fields(reader: Reader, query: str) -> Table:
     """Return all fields of the runs that match; of series the last value."""
     rows: DataFrame = reader.filter(query)
     table: Table = {}
-    keys = rows.keys()
-    for key in keys:
-        cells = [row.shown(key) for row in rows]
-        if LAZYDATA in cells:
-            table[f"{key}.last"] = [_none(row.shown(f"{key}.last")) for row in rows]
+    for key in rows.keys():  # noqa: SIM118 - a list, not a dictionary
+        if rows[0].is_series(key):
+            table[f"{key}.last"] = _nones(rows.shown(f"{key}.last"))
         elif not key.startswith("artifact."):
-            table[key] = [_none(cell) for cell in cells]
+            table[key] = _nones(rows.shown(key))
     return table
 
 
-def _none(value: Any) -> Any:
-    return None if value is MISSING else value
+def _nones(values: Sequence[Any]) -> list[Any]:
+    return [None if value is MISSING else value for value in values]
 
 
 def export(reader: Reader, query: str, series: str | None, form: str, target: str) -> int:
@@ -102,6 +98,8 @@ def export(reader: Reader, query: str, series: str | None, form: str, target: st
     table = all_fields(reader, query) if series is None else dict(_arrays(reader, query, series))
     try:
         {"csv": _csv, "json": _json, "parquet": _parquet}[form](table, target)
+    except BrokenPipeError:  # whoever read it has seen enough
+        raise
     except OSError as error:
         raise MLXJobsError(f"{target} cannot be written: {error.strerror or error}") from error
     return len(next(iter(table.values()), []))
@@ -134,7 +132,8 @@ def _json(table: Table, target: str) -> None:
         for row in zip(*table.values(), strict=True):
             # NaN and infinities as texts, as in the metrics files
             line = json_object(dict(zip(table, row, strict=True)))
-            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            # a terminal need not be UTF-8
+            stream.write(json.dumps(line, ensure_ascii=target == "-") + "\n")
 
 
 def _parquet(table: Table, target: str) -> None:

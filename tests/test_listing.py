@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from mlxjobs import listing
+from mlxjobs.columns import publish
+from mlxjobs.logger import DefaultLogger
 from tests.run_trees import GENERATIONS, write_run
 
 
@@ -21,9 +26,10 @@ def logs(tmp_path: Path) -> Path:
     return tmp_path / "logs"
 
 
-def mlxjobs(logs: Path, *arguments: str, code: int = 0) -> str:
+def mlxjobs(logs: Path, *arguments: str, code: int = 0, ascii: bool = False) -> str:
     command = [sys.executable, "-m", "mlxjobs", *arguments]
-    done = subprocess.run(command, cwd=logs.parent, capture_output=True, text=True, check=False)
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"} if ascii else None
+    done = subprocess.run(command, cwd=logs.parent, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout if code == 0 else done.stderr
@@ -39,6 +45,52 @@ def test_ls_shows_the_runs_that_match_sorted(logs: Path) -> None:
         {"config.lr": 0.2, "train.loss.last": 2.0},
         {"config.lr": 0.1, "train.loss.last": 3.0},
     ]
+
+
+def test_ls_sorts_by_the_last_value_of_a_series(logs: Path) -> None:
+    write_run(logs, 4, {"lr": 0.4}, losses=[float("nan"), 10.0])
+    rows = mlxjobs(logs, "ls", "--sort", "-train.loss", "--columns", "config.lr", "--json").splitlines()
+    assert [json.loads(row)["config.lr"] for row in rows] == [0.4, 0.1, 0.2, 0.3]
+    assert len(mlxjobs(logs, "ls", "config.lr > 1", "--sort", "config.lr").splitlines()) == 1
+
+
+def test_ls_shows_names_and_values_as_they_are(logs: Path) -> None:
+    run = write_run(logs, 4, {"lr": 0.4, "steps": "0:100:5", "word": "\u2192"})
+    logger = DefaultLogger(run)
+    logger.log_metrics({"loss[red]": 1, "[/b]": 2}, "m")
+    query = f"config.lr in [{', '.join(['0.4'] * 100)}]"  # longer than the name of a file can be
+    shown = mlxjobs(logs, "ls", query, "--columns", "config.steps,config.word,m.loss[red],m.[/b]", ascii=True)
+    header, row = shown.splitlines()
+    assert header.split() == ["steps", "word", "m.loss[red].last", "m.[/b].last"]
+    assert row.split() == ["0:100:5", r"\u2192", "1", "2"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(logs: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "mlxjobs", "export", "--csv", "-"]
+    with os.fdopen(write) as pipe:
+        done = subprocess.run(command, cwd=logs.parent, stdout=pipe, stderr=subprocess.PIPE, check=False)
+    assert done.stderr == b""
+
+
+def test_ls_writes_the_index_once_for_all_metrics(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = listing.trusting_reader(logs)
+    with monkeypatch.context() as patched:
+        written = Mock(wraps=publish)
+        patched.setattr("mlxjobs.index.publish", written)
+        listing.list_runs(reader, "", sort="train.loss", columns=())
+    assert written.call_count == 1
+
+
+def test_ls_says_which_runs_it_does_not_show(logs: Path) -> None:
+    command = [sys.executable, "-m", "mlxjobs", "ls"]
+    done = subprocess.run(command, cwd=logs.parent, capture_output=True, text=True, check=True)
+    assert "2 runs of MLXP are not shown" in done.stderr
+
+
+def test_a_range_that_goes_back_names_no_run(logs: Path) -> None:
+    assert "begins with the smaller number" in mlxjobs(logs, "cancel", "9-7", code=2)
 
 
 def test_ls_still_takes_a_log_directory(logs: Path) -> None:
