@@ -13,6 +13,7 @@ from mlxjobs.fsck_logs import check_jobs, check_links, check_marks, check_snapsh
 from mlxjobs.fsck_metadata import Known, check_history, check_leftovers, check_metadata, lacks_events
 from mlxjobs.fsck_metrics import check_checkpoints, check_metrics
 from mlxjobs.history import RunStatus
+from mlxjobs.run_facts import outdate
 from mlxjobs.store import Run, runs_in
 from mlxjobs.watch import Seen
 
@@ -56,6 +57,8 @@ def _try_fix(finding: Finding, logs: Path) -> None:
         finding.error = whose
     else:
         finding.try_fix()
+        if finding.mended and finding.run is not None:
+            outdate(str(logs / str(finding.run)))
 
 
 def _findings(logs: Path, log_ids: Sequence[int] | None) -> Iterator[Finding]:

@@ -140,7 +140,9 @@ def test_a_line_that_is_no_json_is_told_with_its_number(run: Run) -> None:
 def test_steps_that_mlxp_wrote_twice_are_kept_once(tmp_path: Path, generation: str) -> None:
     steps = [(0, 1.0), (1, 0.5), (2, 0.25), (1, 0.5), (2, 0.25), (3, 0.125)]
     run = by_mlxp(tmp_path, generation, steps)
+    assert len(Reader(tmp_path).filter("train.epoch.count == 6")) == 1  # which the index remembers
     assert fsck(tmp_path, "--fix")[0] == 0
+    assert len(Reader(tmp_path).filter("train.epoch.count == 4")) == 1
     table = Reader(tmp_path).metrics("", "train.epoch", superseded=True, result_format="arrays")
     assert list(table["value"]) == [1, 2, 0, 1, 2, 3]
     assert table["attempt"] == ["repeated"] * 2 + [""] * 4
