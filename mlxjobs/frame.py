@@ -282,7 +282,7 @@ class GroupedDataFrame:
         rows = []
         for key, group in self.items():
             values = dict(zip(self.group_keys, key, strict=True))
-            rows += [row.copied({k: v for k, v in values.items() if k not in row}) for row in group]
+            rows += [row.copied({k: v for k, v in values.items() if not row.lists(k)}) for row in group]
         return DataFrame(rows)
 
     def select(self, key_list: Iterable[Any]) -> GroupedDataFrame:

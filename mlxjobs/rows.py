@@ -82,6 +82,12 @@ class DataDict(Mapping[str, Any]):
         """Tell whether a key is a series of the row's run, or of others beside it."""
         return self._table is not None and key in self._table.series
 
+    def lists(self, key: str) -> bool:
+        """Tell whether a key is one that the row shows, and not only answers to: `guard.code` is none."""
+        if self._own is not None and key in self._own:
+            return True
+        return self._table is not None and key in self._table.names and key in self
+
     def flattened(self) -> dict[str, Any]:
         """Return the row as a plain dictionary that loads nothing: LAZYDATA for series."""
         found = dict(self._own or {})

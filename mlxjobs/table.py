@@ -83,6 +83,11 @@ class RunTable:
         return self.snapshot.keys()
 
     @cached_property
+    def names(self) -> frozenset[str]:
+        """The same, to look one up."""
+        return frozenset(self.keys)
+
+    @cached_property
     def series(self) -> frozenset[str]:
         """The columns with series."""
         return frozenset(
@@ -125,7 +130,7 @@ class RunTable:
         return name not in self.values
 
     def _stored(self, name: str) -> str:
-        return f"{name}." if name.startswith("artifact.") and f"{name}." in self.keys else name
+        return f"{name}." if name.startswith("artifact.") and f"{name}." in self.names else name
 
     def cells(self, positions: Sequence[int], key: str) -> Sequence[Any]:
         """Return what rows show: values, or LAZYDATA or LAZYARTIFACT; MISSING where one has none."""

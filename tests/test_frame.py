@@ -104,6 +104,13 @@ def test_groups_are_shown_by_pandas(results: DataFrame) -> None:
     assert "config.seed" in results[0]._repr_html_()
 
 
+def test_groups_by_what_is_no_column_are_shown_too(results: DataFrame) -> None:
+    for key in ("guard.finished", "train.loss.last", "info.log_id", "info.logger.log_id"):
+        grouped = results.groupby(key)
+        assert key in repr(grouped)
+        assert grouped.toPandasDF().index.name == key
+
+
 def test_the_other_ready_maps(results: DataFrame) -> None:
     table = results.groupby("config.lr").aggregate(
         [Min("train.loss"), MinLast("train.loss"), Max("train.loss")]
