@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlxjobs import __version__, code_commands, watch
-from mlxjobs.console import note, say
+from mlxjobs.console import named_output, note, say
 from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.frozen import flat
 from mlxjobs.history import RunState, RunStatus
@@ -238,7 +238,8 @@ def _print(table: Table) -> None:
     console = Console(emoji=False)  # 0:100:5 is a text
     if not console.is_terminal:
         console.width = 10_000  # a pipe has no width to fit into
-    console.print(table)
+    with named_output():
+        console.print(table)
 
 
 def _cell(value: Any) -> str:

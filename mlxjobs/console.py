@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from string import ascii_lowercase
 
 
 def say(message: str) -> None:
     """Print what was asked for, on standard output."""
-    print(message, flush=True)  # noqa: T201
+    with named_output():
+        print(message, flush=True)  # noqa: T201
+
+
+@contextmanager
+def named_output() -> Iterator[None]:
+    """Name standard output in the error where it cannot be written: a file on a full disk, say."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or "standard output"
+        raise
 
 
 def note(message: str) -> None:

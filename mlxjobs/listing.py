@@ -101,7 +101,8 @@ def export(reader: Reader, query: str, series: str | None, form: str, target: st
     except BrokenPipeError:  # whoever read it has seen enough
         raise
     except OSError as error:
-        raise MLXJobsError(f"{target} cannot be written: {error.strerror or error}") from error
+        what = "standard output" if target == "-" else target
+        raise MLXJobsError(f"{what} cannot be written: {error.strerror or error}") from error
     return len(next(iter(table.values()), []))
 
 
@@ -114,6 +115,7 @@ def _arrays(reader: Reader, query: str, series: str) -> Table:
 def _opened(target: str) -> Iterator[IO[str]]:
     if target == "-":
         yield sys.stdout
+        sys.stdout.flush()
     else:
         with Path(target).open("w", encoding="utf-8", newline="") as stream:
             yield stream

@@ -74,6 +74,17 @@ def test_a_reader_that_has_seen_enough_is_no_error(logs: Path) -> None:
     assert done.stderr == b""
 
 
+@pytest.mark.parametrize("arguments", [["ls"], ["ls", "config.lr > 0"], ["export", "--csv", "-"]])
+def test_a_full_disk_behind_the_output_is_said(logs: Path, arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "mlxjobs", *arguments]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, cwd=logs.parent, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert b"standard output" in done.stderr
+    assert b"No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert done.returncode == 2
+
+
 def test_ls_writes_the_index_once_for_all_metrics(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = listing.trusting_reader(logs)
     with monkeypatch.context() as patched:
