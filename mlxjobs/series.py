@@ -277,8 +277,5 @@ def add_series(
 def superseded(run: str, log_name: str) -> list[tuple[str, str]]:
     """Return the files with lines that a resumed run has repeated: (attempt, path)."""
     folder = Path(run) / "metrics" / SUPERSEDED
-    return [
-        (path.parent.name.partition(".")[0], str(path))
-        for path in sorted(folder.glob(f"*/{log_name}.json"))
-        if path.parent.name != "torn"
-    ]
+    files = [attempt / f"{log_name}.json" for attempt in sorted(folder.glob("*")) if attempt.name != "torn"]
+    return [(path.parent.name.partition(".")[0], str(path)) for path in files if path.exists()]

@@ -135,11 +135,14 @@ def test_superseded_lines_are_left_out_unless_asked_for(tmp_path: Path) -> None:
     (aside / "train.json").write_text('{"loss": 99.0, "epoch": 1}\n')
     (run / "metrics" / ".superseded" / "torn").mkdir()
     (run / "metrics" / ".superseded" / "torn" / "train.json").write_text('{"lo\n')
+    DefaultLogger(run).log_metrics({"loss": 5.0}, "fold[1]")
+    (aside / "fold[1].json").write_text('{"loss": 4.0}\n')
     reader = mlxpy.Reader(tmp_path)
     assert reader.metrics("", "train.loss")["value"].tolist() == [3.0, 2.0]
     table = reader.metrics("", "train.loss", superseded=True)
     assert table["value"].tolist() == [99.0, 3.0, 2.0]
     assert table["attempt"].tolist() == ["2", "", ""]
+    assert reader.metrics("", "fold[1].loss", superseded=True)["value"].tolist() == [4.0, 5.0]
 
 
 def test_names_with_dots_and_slashes(tmp_path: Path) -> None:
