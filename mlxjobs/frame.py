@@ -83,15 +83,23 @@ class DataFrame(RowList):
             shown = DataFrame(rows[position] for position in positions).shown(name)
             return [MISSING if value is LAZYDATA else plain(value) for value in shown]
 
-        if rows:
-            keys = self.keys()
-            series = {key for key in keys if any(row.is_series(key) for row in rows)}
-            names = {field.name for field in parsed.fields()} - {*keys, *series}
-            # a statistic of a series is not worked out before the query asks for it
-            others = {name for name in names if name.rpartition(".")[0] not in series}
-            more = {name for name in others if any(name in row for row in rows)}
-            query.check_fields(parsed, {*keys, *more} - series, series)
+        if self:
+            self._check_fields(parsed)
         return DataFrame(rows[position] for position in matching.select(parsed, len(rows), column))
+
+    def _check_fields(self, parsed: query.Query) -> None:
+        keys = self.keys()
+        series = {key for key in keys if any(row.is_series(key) for row in self)}
+        names = {field.name for field in parsed.fields()} - {*keys, *series}
+        # a statistic of a series is not worked out before the query asks for it
+        others = {name for name in names if name.rpartition(".")[0] not in series}
+        more = {name for name in others if any(name in row for row in self)}
+        try:
+            query.check_fields(parsed, {*keys, *more} - series, series)
+        except InvalidKeyError:
+            if self.whole is None:
+                raise
+            self.whole._check_fields(parsed)
 
     def sort(self, by: Keys, ascending: bool = True) -> DataFrame:  # type: ignore[override]
         """Return the rows sorted by one column or several; what has no value, or NaN, comes last."""
@@ -138,10 +146,12 @@ class DataFrame(RowList):
         keys = _list(group_keys)
         self.check(keys)
         columns = [[name(value) for value in self._shown(key)] for key in keys]
-        groups: dict[tuple[Any, ...], list[DataDict]] = {}
+        groups: dict[tuple[Any, ...], DataFrame] = {}
         for place, row in enumerate(self):
-            groups.setdefault(tuple(column[place] for column in columns), []).append(row)
-        return GroupedDataFrame(keys, {key: DataFrame(rows) for key, rows in groups.items()})
+            groups.setdefault(tuple(column[place] for column in columns), DataFrame()).append(row)
+        for group in groups.values():
+            group.whole = self
+        return GroupedDataFrame(keys, groups)
 
     def _shown(self, key: str) -> list[Any]:
         """A column as values to group by; series are not loaded."""
@@ -272,6 +282,9 @@ class GroupedDataFrame:
 
     def toPandasDF(self, lazy: bool = True) -> pandas.DataFrame:
         """Return a DataFrame of pandas with the columns of the groups as its index, as MLXP 0.1."""
+        if not self._flat:  # groups of groups: the inner columns stay columns
+            frame: pandas.DataFrame = self.ungroup().toPandasDF(lazy)
+            return frame
         return indexed(frame_of(self.ungroup(), lazy=lazy), self.group_keys)
 
     def ungroup(self) -> Any:

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 
 class RowList(list[DataDict]):
-    """The rows of a result and their columns: what `DataFrame` does not change."""
+    """The rows of a result and their columns: what `DataFrame` does not change.
+
+    Attributes:
+        whole: the rows that a group was taken from, which tell what keys there are; None: it is no group.
+    """
+
+    whole: Self | None = None
 
     def __init__(self, rows: Iterable[DataDict] = ()) -> None:
         super().__init__(rows)
@@ -85,13 +91,16 @@ class RowList(list[DataDict]):
         return values
 
     def check(self, keys: Iterable[str]) -> None:
-        """Refuse keys that no row has; where there are no rows, none is refused.
+        """Refuse keys that no row has, nor one of the other groups; where there are no rows, none is refused.
 
         Raises:
             InvalidKeyError: there is one; it says what is near.
         """
         for key in keys if self else ():
             if all(value is MISSING for value in self.shown(key)):
+                if self.whole is not None:
+                    self.whole.check([key])
+                    continue
                 raise InvalidKeyError(f"no row has the key {key!r}{query.near(key, self.keys())}")
 
     def keys(self) -> list[str]:

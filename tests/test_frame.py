@@ -104,6 +104,20 @@ def test_groups_are_shown_by_pandas(results: DataFrame) -> None:
     assert "config.seed" in results[0]._repr_html_()
 
 
+def test_a_key_that_only_other_groups_have_is_no_mistake() -> None:
+    rows = DataFrame(DataDict(values) for values in ({"name": "adam"}, {"name": "sgd", "momentum": 0.9}))
+    grouped = rows.groupby("name")
+    assert grouped.filter("momentum > 0.5", ungroup=True)[:]["name"] == ["sgd"]
+    assert grouped.sort("momentum", ungroup=True)[:]["name"] == ["adam", "sgd"]
+    inner = grouped.groupby("momentum")
+    assert [list(group) for group in inner.grouped_dict.values()] == [[(None,)], [(0.9,)]]
+    assert inner.toPandasDF().index.tolist() == ["adam", "sgd"]
+    with pytest.raises(InvalidKeyError, match="no run has the field 'moment'; near: momentum"):
+        grouped.filter("moment > 0.5")
+    with pytest.raises(InvalidKeyError, match="no row has the key 'moment'; near: momentum"):
+        grouped.sort("moment")
+
+
 def test_groups_by_what_is_no_column_are_shown_too(results: DataFrame) -> None:
     for key in ("guard.finished", "train.loss.last", "info.log_id", "info.logger.log_id"):
         grouped = results.groupby(key)
