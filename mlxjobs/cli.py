@@ -7,7 +7,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
 from io import TextIOWrapper
 from pathlib import Path
@@ -64,6 +65,7 @@ _Logs = Annotated[Path, typer.Option("--logs", "-d", help="The log directory.")]
 _Ids = Annotated[list[str], typer.Argument(metavar="RUN...", help="Numbers of runs: 5, or 7-9.")]
 # what a query has and the name of a folder has not
 _QUERY = re.compile(r"[=<>~&|`\s]|^(config|info|guard)\.")
+_FACTS = ("id", "status", "attempts", "job", "started")
 _COLOURS = {
     RunStatus.COMPLETE: "green", RunStatus.FAILED: "red", RunStatus.CANCELLED: "yellow",
     RunStatus.PREEMPTED: "magenta", RunStatus.RUNNING: "cyan", RunStatus.STARTING: "cyan",
@@ -208,10 +210,10 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
     ]
     metrics = list(dict.fromkeys(key for row in rows for key in row["metrics"]))
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("id", "status", "attempts", "job", "started"):
+    for name in _FACTS:
         table.add_column(name, justify="right" if name in ("id", "attempts", "job") else "left", no_wrap=True)
-    for name in (*keys, *metrics):
-        table.add_column(_cell(name.rpartition(".")[2] if keys.count(name) else name), justify="right")
+    for name in (*_short(keys, {*_FACTS, "reason", *metrics}), *metrics):
+        table.add_column(_cell(name), justify="right")
     table.add_column("reason", overflow="fold")
     for row in rows:
         status = row["status"]
@@ -227,6 +229,16 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
             _cell(_reason(row)),
         )
     _print(table)
+
+
+def _short(keys: Sequence[str], taken: Collection[str]) -> list[str]:
+    """The last parts of keys of a configuration, where each is the only one of its name."""
+    short = [key.rpartition(".")[2] for key in keys]
+    names = Counter([*short, *taken])
+    return [
+        name if names[name] == 1 else key if key not in taken else f"config.{key}"
+        for key, name in zip(keys, short, strict=True)
+    ]
 
 
 def _reason(row: dict[str, Any]) -> str:

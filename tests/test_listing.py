@@ -11,10 +11,13 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from typer.testing import CliRunner
 
 from mlxjobs import listing
+from mlxjobs.cli import app
 from mlxjobs.columns import publish
 from mlxjobs.logger import DefaultLogger
+from mlxjobs.store import Run
 from tests.run_trees import GENERATIONS, write_run
 
 
@@ -98,6 +101,14 @@ def test_ls_says_which_runs_it_does_not_show(logs: Path) -> None:
     command = [sys.executable, "-m", "mlxjobs", "ls"]
     done = subprocess.run(command, cwd=logs.parent, capture_output=True, text=True, check=True)
     assert "2 runs of MLXP are not shown" in done.stderr
+
+
+def test_ls_tells_keys_apart_whose_last_parts_are_the_same(tmp_path: Path) -> None:
+    for log_id in (1, 2):
+        config = {"a": {"lr": log_id}, "b": {"lr": -log_id}, "optimizer": {"beta": log_id}, "id": log_id}
+        Run(write_run(tmp_path, log_id, config, generation="mlxp-1.0")).adopt()
+    header = CliRunner().invoke(app, ["ls", str(tmp_path)]).stdout.splitlines()[0].split()
+    assert header[5:9] == ["a.lr", "b.lr", "config.id", "beta"]
 
 
 def test_a_range_that_goes_back_names_no_run(logs: Path) -> None:
