@@ -203,18 +203,17 @@ class RunTable:
 
     def _statistic(self, series: str, statistic: str, positions: Sequence[int]) -> list[Any]:
         cells = self.snapshot.column(series)
-        wanted = [position for position in positions if cells[position] is not MISSING]
-        if not wanted:
-            return [MISSING] * len(positions)
-        log_name, key, _ = split(series, cells[wanted[0]])
-        summaries = self._summaries_of(log_name, wanted)
-        place = STATISTICS.index(statistic)
-        found = []
+        places: dict[tuple[str, str], list[int]] = {}  # one, but for a key `top.acc` in a log `val`
         for position in positions:
-            entry = summaries[position] if cells[position] is not MISSING else MISSING
-            summary = entry[1].get(key) if entry is not MISSING else None
-            found.append(MISSING if summary is None else summary[place])
-        return found
+            if cells[position] is not MISSING:
+                places.setdefault(split(series, cells[position])[:2], []).append(position)
+        found = {}
+        for (log_name, key), wanted in places.items():
+            summaries = self._summaries_of(log_name, wanted)
+            for position in wanted:
+                if (summary := summaries[position][1].get(key)) is not None:
+                    found[position] = summary[STATISTICS.index(statistic)]
+        return [found.get(position, MISSING) for position in positions]
 
     def _summaries_of(self, log_name: str, positions: Iterable[int]) -> list[Any]:
         """For each run [mark of the file, key -> summary]; those of `positions` are up to date."""

@@ -97,6 +97,13 @@ def test_logs_may_be_named_as_other_columns_are(tmp_path: Path) -> None:
     assert reader.filter("", "pandas")["guard.code"].tolist() == [[1.5]]
 
 
+def test_a_series_of_one_name_may_be_in_other_logs(tmp_path: Path) -> None:
+    for log_id, log_name, key in ((1, "val.top", "acc"), (2, "val", "top.acc")):
+        DefaultLogger(write_run(tmp_path, log_id, {})).log_metrics({key: log_id}, log_name)
+    reader = mlxpy.Reader(tmp_path)
+    assert reader.filter("val.top.acc.last >= 1")[:]["val.top.acc"] == [[1], [2]]
+
+
 def test_a_torn_last_line_is_left_out_and_reported(tmp_path: Path) -> None:
     run = write_run(tmp_path, 1, {})
     write_run(tmp_path, 2, {})
