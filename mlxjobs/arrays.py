@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -163,21 +164,36 @@ def feed(parent: Path, most: int = 16) -> HandedIn:
         most: how many to try.
 
     Returns:
-        What became of those that were tried.
+        What became of those that were tried; `failed` are those of which nobody knows how to hand them in.
     """
-    result = HandedIn()
+    result, tried = HandedIn(), False
     with _alone(parent) as alone:
-        runs = [Run(parent / str(log_id)) for log_id in waiting_in(parent)] if alone else []
-        runs = [run for run in runs if run.stranger is None][:most]
-        for cluster, given, group in alike(runs):
-            one = hand_in_all(
-                group, cluster, given, check=_check_waiting, patient=True, patience_s=_PATIENCE_S
-            )
-            result.jobs.update(one.jobs)
-            result.waiting += one.waiting
-            for log_id in [*one.jobs, *one.failed]:
-                Run(parent / str(log_id)).mark_waiting(False)
+        marked = iter([Run(parent / str(log_id)) for log_id in waiting_in(parent)] if alone else [])
+        # those that cannot be handed in must not keep the others
+        while not tried and (runs := list(islice(marked, most))):
+            runs = [run for run in runs if run.stranger is None and _waits(run, result.failed)]
+            for cluster, given, group in alike(runs, result.failed):
+                tried = True
+                one = hand_in_all(
+                    group, cluster, given, check=_check_waiting, patient=True, patience_s=_PATIENCE_S
+                )
+                result.jobs.update(one.jobs)
+                result.waiting += one.waiting
+                for log_id in [*one.jobs, *one.failed]:
+                    Run(parent / str(log_id)).mark_waiting(False)
     return result
+
+
+def _waits(run: Run, failed: dict[int, MLXJobsError]) -> bool:
+    """Whether a run that is marked as waiting does: a mark outlives a run that somebody removes."""
+    try:
+        if run.state().status is RunStatus.WAITING:
+            return True
+    except MLXJobsError as error:
+        failed[run.log_id] = error
+        return False
+    run.mark_waiting(False)
+    return False
 
 
 @contextmanager
@@ -201,15 +217,27 @@ def _check_waiting(run: Run, state: RunState) -> None:
         raise RunError(f"run {run.log_id} does not wait any more")
 
 
-def alike(runs: Iterable[Run]) -> Iterator[tuple[Cluster, Mapping[str, Any], list[Run]]]:
-    """Group runs by their scheduler and its settings, as they were when each was submitted."""
+def alike(
+    runs: Iterable[Run], failed: dict[int, MLXJobsError]
+) -> Iterator[tuple[Cluster, Mapping[str, Any], list[Run]]]:
+    """Group runs by their scheduler and its settings, as they were when each was submitted.
+
+    Args:
+        runs: runs that were submitted.
+        failed: those of which that cannot be known are added to it, and why.
+    """
     groups: dict[str, tuple[Cluster, Mapping[str, Any], list[Run]]] = {}
     for run in runs:
-        path, given = run.state().scheduler["class"], run.read_yaml("mlxpy")["scheduler"]
-        key = f"{path} {given}"
-        if key not in groups:  # to make a cluster may mean to import a class
-            groups[key] = (Cluster(path), given, [])
-        groups[key][2].append(run)
+        try:
+            path, options = run.state().scheduler["class"], settings.defaults()
+            settings.merge(options, run.read_yaml("mlxpy"), str(run.metadata / "mlxpy.yaml"))
+            key = f"{path} {options['scheduler']}"
+            if key not in groups:  # to make a cluster may mean to import a class
+                groups[key] = (Cluster(path), options["scheduler"], [])
+        except MLXJobsError as error:
+            failed[run.log_id] = error
+        else:
+            groups[key][2].append(run)
     yield from groups.values()
 
 

@@ -101,3 +101,5 @@ def hand_in_more(run: Run, place: Place) -> None:
         return
     for log_id, job_id in fed.jobs.items():
         note(f"run {log_id}, which waited, is job {job_id}")
+    for log_id, why in fed.failed.items():
+        note(f"run {log_id}, which waits, cannot be handed in: {why}")

@@ -337,7 +337,8 @@ def _unchanged(seen: Iterable[Seen]) -> Callable[[Run, RunState], None]:
 
 def _submit_again(ended: Sequence[Seen]) -> Iterator[Outcome]:
     waiting = {one.run.log_id for one in ended if one.state.status is RunStatus.WAITING}
-    for cluster, given, runs in alike([one.run for one in ended]):
+    unknown: dict[int, MLXJobsError] = {}
+    for cluster, given, runs in alike([one.run for one in ended], unknown):
         patient = any(run.log_id in waiting for run in runs)
         result = hand_in_all(runs, cluster, given, check=_unchanged(ended), patient=patient)
         for run in runs:
@@ -348,6 +349,7 @@ def _submit_again(ended: Sequence[Seen]) -> Iterator[Outcome]:
                 yield f"run {run.log_id} waits: {run.state().reason}"
             else:
                 yield result.failed[run.log_id]
+    yield from unknown.values()
 
 
 def _start_again(one: Seen) -> str:

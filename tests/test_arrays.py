@@ -13,7 +13,7 @@ from mlxjobs import watch
 from mlxjobs.history import RunStatus
 from tests.project import MAIN, Project
 from tests.slurm_stub import IMPATIENT, Slurm
-from tests.test_launch import assert_one_message, runs, write
+from tests.test_launch import assert_one_message, names, runs, write
 
 
 def statuses(project: Project) -> list[str]:
@@ -185,6 +185,24 @@ def test_a_cancelled_run_is_not_fed(slurm_stub: Slurm) -> None:
     run_task(slurm_stub, "1", 1)
     assert statuses(project) == ["COMPLETE", "SUBMITTED", "CANCELLED", "SUBMITTED"]
     assert slurm_stub.tasks() == {"1": 2, "2": 1}
+
+
+def test_waiting_runs_that_are_gone_or_damaged_do_not_keep_the_others(slurm_stub: Slurm) -> None:
+    project = slurm_stub.project
+    slurm_stub.limit(room=2)
+    slurm_stub.submit("", "seed=range(8)")
+    gone, damaged, incomplete = (project.at(log_id) for log_id in (3, 4, 5))
+    shutil.rmtree(gone.path)
+    (damaged.history_dir / "0002.json").write_text("{}")
+    (incomplete.metadata / "mlxpy.yaml").unlink()
+    slurm_stub.limit()
+    out = project.mlxjobs("requeue", "5", "6", code=2)
+    assert "logs/5/metadata/mlxpy.yaml is missing" in out.stderr
+    done = run_task(slurm_stub, "1", 1)
+    assert [project.state(log_id).status.value for log_id in (1, 6, 7, 8)] == ["COMPLETE"] + ["SUBMITTED"] * 3
+    assert names(project.logs / ".waiting") == [".lock", "4", "5"]
+    for lost in (damaged, incomplete):
+        assert f"run {lost.log_id}, which waits, cannot be handed in: {lost.metadata}" in done.stderr
 
 
 def test_a_run_that_is_refused_for_what_it_would_run_hands_in_others(slurm_stub: Slurm) -> None:
