@@ -179,11 +179,16 @@ def change(queue: Queue, arguments: argparse.Namespace) -> int:
     """Do `cancel`, `preempt`, `requeue` or `signal` to jobs; to cancel what has ended is no failure."""
     verb = arguments.command
     text = f"{verb} {arguments.sig:d}" if verb == "signal" else verb
-    answers = [request(queue, number, text) for number in arguments.ids]
-    for answer in answers:
+    failed = False
+    for number in arguments.ids:
+        try:
+            answer = request(queue, number, text)
+        except SchedulerError as error:  # a worker that does not answer must not keep the other jobs
+            answer, failed = str(error), True
         if answer != "ok":
+            failed = failed or verb != "cancel"
             complain(answer)
-    return int(verb != "cancel" and any(answer != "ok" for answer in answers))
+    return int(failed)
 
 
 def wait(queue: Queue, arguments: argparse.Namespace) -> int:

@@ -107,19 +107,21 @@ def numbers_in(directory: Path) -> list[int]:
 def kill_matching(belongs: Callable[[int], bool]) -> int:
     """Send SIGKILL to all processes that `belongs` says yes to, wait for them, and return how many.
 
-    They may have forked meanwhile: only a 0 says that none is left. A pid may come to name another
-    process at any time, hence pidfds, and the second question once the pidfd pins the process.
+    They may have forked meanwhile: only a 0 says that none is left, but those that became another user's
+    (sudo). A pid may come to name another process at any time, hence pidfds, and the second question once
+    the pidfd pins the process.
     """
+    found = 0
     fds: list[int] = []
     try:
         for pid in numbers_in(Path("/proc")):
             if belongs(pid):
+                found += 1
                 with suppress(ProcessLookupError):
                     fds.append(os.pidfd_open(pid))
-                    if belongs(pid):
-                        signal.pidfd_send_signal(fds[-1], signal.SIGKILL)
-                    else:
+                    if not (belongs(pid) and _kill(fds[-1])):
                         os.close(fds.pop())
+                        found -= 1
         until = time.monotonic() + PATIENCE_S
         for fd in fds:
             poll = select.poll()
@@ -128,7 +130,16 @@ def kill_matching(belongs: Callable[[int], bool]) -> int:
     finally:
         for fd in fds:
             os.close(fd)
-    return len(fds)
+    return found
+
+
+def _kill(fd: int) -> bool:
+    """Send SIGKILL to a process; False if this user may not."""
+    try:
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+    except PermissionError:
+        return False
+    return True
 
 
 def kill_run(run: str) -> bool:
@@ -307,13 +318,19 @@ def start_worker(root: Path, slot: int) -> int:
 
 def staff(queue: Queue) -> None:
     """Make sure that waiting jobs have workers; a failure is told, and the next command tries again."""
-    inside = os.environ.get(OF_A_JOB[0], "")
     try:
         # What a job starts ends with the job, so its worker has to start other workers.
-        if not (inside.isdigit() and queue.ask(int(inside), f"workers {queue.at_once}")):
+        inside = _job_around(queue)
+        if inside is None or not queue.ask(inside, f"workers {queue.at_once}"):
             queue.start_workers(queue.at_once)
     except (MLXJobsError, OSError) as error:
         complain(f"no worker could be started: {error}")
+
+
+def _job_around(queue: Queue) -> int | None:
+    """Return the job that this process is in; by its mark, as its number is hidden from what it submits."""
+    run = os.environ.get(RUN)
+    return next((number for number, job in queue.scan().items() if job.run == run), None) if run else None
 
 
 def setting(environ: Mapping[str, str], name: str, default: float) -> float:

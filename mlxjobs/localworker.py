@@ -158,10 +158,11 @@ class Supervisor:
             self.answer(control)
         now = time.monotonic()
         if self.code is None and now >= self.kill_at:
+            self.kill_at = float("inf")
             self.kill_all()
         if self.code is None and now >= self.warn_at:
             self.warn_at = float("inf")
-            os.kill(self.main, self.job.warn_signal)
+            self.send(self.job.warn_signal)
         if self.code is None and now >= self.limit_at:
             self.stop("time limit")
 
@@ -177,8 +178,15 @@ class Supervisor:
         self.record(reason=reason, deadline=time.time() + self.job.grace_s)
         self.kill_at = time.monotonic() + self.job.grace_s
         self.limit_at = self.warn_at = float("inf")
-        os.kill(self.main, signal.SIGCONT)
-        os.kill(self.main, signal.SIGTERM)
+        self.send(signal.SIGCONT)
+        return self.send(signal.SIGTERM)
+
+    def send(self, number: int) -> str:
+        """Send the main process a signal; `ok`, or why that cannot be."""
+        try:
+            os.kill(self.main, number)
+        except PermissionError:
+            return f"job {self.number} runs as another user, and cannot be signalled"
         return "ok"
 
     def answer(self, control: socket.socket) -> None:
@@ -197,12 +205,11 @@ class Supervisor:
     def obey(self, verb: str, value: str = "") -> str:
         """Do what a request asks for; `ok`, or why not."""
         if verb == "signal":
-            os.kill(self.main, int(value))
-        elif verb == "workers":
+            return self.send(int(value))
+        if verb == "workers":
             self.helpers.update(self.queue.start_workers(int(value)))
-        else:
-            return self.stop({"cancel": "cancelled", "preempt": "preempted", "requeue": "requeued"}[verb])
-        return "ok"
+            return "ok"
+        return self.stop({"cancel": "cancelled", "preempt": "preempted", "requeue": "requeued"}[verb])
 
     def reap(self) -> bool:
         """Take note of children that have ended; return whether any are left."""

@@ -10,7 +10,13 @@ from pathlib import Path
 
 from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler
 
-_QUEUE = [sys.executable, "-m", "mlxjobs.localqueue"]
+# As `python -m mlxjobs.localqueue`, which would look into the current folder first: for our package, and for
+# the modules of the standard library too. That may be anybody's folder, or have a select.py of its own.
+_START = (
+    "import sys; sys.path = [*filter(None, sys.path), sys.argv.pop(1)]; "
+    "from mlxjobs.localqueue import main; raise SystemExit(main())"
+)
+QUEUE = [sys.executable, "-c", _START, str(Path(__file__).parents[2])]
 _STATES = {
     "PENDING": JobState.PENDING,
     "RUNNING": JobState.RUNNING,
@@ -41,7 +47,7 @@ class LocalScheduler(Scheduler):
 
     def submit_command(self, script: Path) -> list[str]:
         """`submit` answers `Submitted local job 7`."""
-        return [*_QUEUE, "submit", str(script)]
+        return [*QUEUE, "submit", str(script)]
 
     def parse_submission(self, output: str) -> str:
         """The number at the end."""
@@ -52,7 +58,7 @@ class LocalScheduler(Scheduler):
 
     def status_command(self, job_ids: Sequence[str]) -> list[str]:
         """`status` leaves out jobs that it does not know."""
-        return [*_QUEUE, "status", *job_ids]
+        return [*QUEUE, "status", *job_ids]
 
     def parse_status(self, output: str) -> dict[str, JobStatus]:
         """`7|RUNNING|preempted|0|1795420000.5`, the last cell being when it will be killed."""
@@ -65,15 +71,15 @@ class LocalScheduler(Scheduler):
 
     def cancel_command(self, job_ids: Sequence[str]) -> list[str]:
         """End jobs for good."""
-        return [*_QUEUE, "cancel", *job_ids]
+        return [*QUEUE, "cancel", *job_ids]
 
     def requeue_command(self, job_id: str) -> list[str]:
         """Stop a job and start it again."""
-        return [*_QUEUE, "requeue", job_id]
+        return [*QUEUE, "requeue", job_id]
 
     def preempt_command(self, job_id: str) -> list[str]:
         """Stop a job and queue it again behind those that wait."""
-        return [*_QUEUE, "preempt", job_id]
+        return [*QUEUE, "preempt", job_id]
 
     def time_limit_option(self, seconds: int) -> str:
         """In Slurm's form."""

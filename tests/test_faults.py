@@ -30,6 +30,7 @@ from mlxjobs.context import Context
 from mlxjobs.history import RunState, RunStatus, iso
 from mlxjobs.localstate import open_queue
 from mlxjobs.reader import Reader
+from mlxjobs.schedulers import local
 from mlxjobs.seals import open_json, seal_json
 from mlxjobs.startable import Place
 from mlxjobs.store import Run
@@ -206,9 +207,10 @@ def test_a_run_whose_disk_is_full_at_any_call_says_so_and_goes_on_and_is_exact(u
 
 def queue_in_here(argv: Sequence[str], **options: object) -> shell.Result:
     """Run a command of the local queue in this process, whose calls so are those that fail."""
-    assert argv[1:3] == ["-m", "mlxjobs.localqueue"]
+    start = len(local.QUEUE)
+    assert list(argv[:start]) == local.QUEUE
     with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
-        code = localqueue.main(list(argv[3:]))
+        code = localqueue.main(list(argv[start:]))
     return shell.Result(code, out.getvalue(), err.getvalue())
 
 

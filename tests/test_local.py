@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,53 @@ def test_a_task_that_ends_because_of_a_warning_and_may_not_come_back_has_failed(
     project.submit("mlxpy.scheduler.max_requeues=0", "mlxpy.scheduler.option_cmd=['--time=0:0:3']")
     state = project.await_status("FAILED", "CANCELLED", "COMPLETE")
     assert state.status == "CANCELLED"
+
+
+def test_the_current_folder_is_no_place_for_the_modules_of_the_queue(
+    project: Project, tmp_path: Path
+) -> None:
+    here = tmp_path / "here"
+    (here / "mlxjobs").mkdir(parents=True)
+    (here / "mlxjobs" / "__init__.py").touch()
+    (here / "select.py").write_text("raise SystemExit('a program of the user')\n")
+    arguments = ("mlxpy.use_scheduler=true", "mlxpy.scheduler.name=LocalScheduler", "num_epoch=1")
+    project.command(project.python, str(project.folder / "main.py"), *arguments, cwd=here)
+    project.queue("wait")
+    command = str(Path(sys.executable).with_name("mlxjobs"))
+    assert "COMPLETE" in project.command(command, "ls", cwd=here).stdout
+
+
+SUBMITS = """
+import pathlib, subprocess, sys, time
+import mlxpy
+
+def await_file(name):
+    while not pathlib.Path(name).exists():
+        time.sleep(0.02)
+
+@mlxpy.launch()
+def train(ctx: mlxpy.Context) -> None:
+    if ctx.config.seed == 0:
+        scheduler = ["mlxpy.use_scheduler=true", "mlxpy.scheduler.name=LocalScheduler"]
+        subprocess.run([sys.executable, "main.py", "seed=1", *scheduler], check=True)
+        await_file("begun")
+    else:
+        pathlib.Path("begun").touch()
+        await_file("end")
+
+if __name__ == "__main__":
+    train()
+"""
+
+
+def test_a_run_that_a_job_submits_outlives_that_job(tmp_path: Path) -> None:
+    project = Project(tmp_path / "project", main=SUBMITS)
+    project.submit("seed=0")
+    project.await_status("COMPLETE")
+    project.queue("wait", "1")
+    (project.folder / "end").touch()
+    project.queue("wait")
+    assert len(project.state(2).attempts) == 1
 
 
 def test_the_script_can_be_run_again_by_hand(project: Project) -> None:

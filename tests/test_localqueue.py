@@ -410,6 +410,29 @@ def test_background_children_end_with_the_job(queue: Cluster) -> None:
     assert not alive(queue.pid())
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_worker_lives_on_where_it_may_not_signal_what_its_job_became(queue: Cluster) -> None:
+    """As `sudo something &` does, and `exec sudo something`."""
+
+    def submit(text: str) -> None:
+        (queue.path / "job.sh").write_text(f"#!/bin/bash\n#LOCAL --output=log\necho begun\n{text}\n")
+        words = [sys.executable, "-m", "mlxjobs.localqueue", "submit", "job.sh"]
+        subprocess.run(["setpriv", "--bounding-set=-kill", *words], env=queue.env, cwd=queue.path, check=True)
+
+    become = "setpriv --reuid=65534 --clear-groups sleep 1000"
+    submit(f"{become} & until [ $(ps -o uid= -p $!) = 65534 ]; do sleep 0.02; done")
+    queue.finish()
+    assert queue.state_of(1) == "COMPLETED|exit code 0|0"
+    submit(f"echo $$ > pid; exec {become}")
+    pid = queue.pid()
+    until(lambda: Path(f"/proc/{pid}").stat().st_uid == 65534)
+    assert "runs as another user" in queue.command("cancel", 2).stderr
+    kill(pid)
+    queue.finish()
+    assert queue.state_of(2) == "CANCELLED|cancelled|0"
+    assert queue.log() == "begun\n" * 2
+
+
 LOST = (
     'echo "run ${MLXJOBS_LOCAL_RESTART_COUNT-0}"; [ -n "$MLXJOBS_LOCAL_RESTART_COUNT" ] && exit 0; '
     "setsid sleep 1000 & echo $! > child; echo $$ > pid; wait"
