@@ -55,6 +55,7 @@ def hand_in_all(
     cluster: Cluster,
     given: Mapping[str, Any],
     *,
+    claimed: Mapping[Run, int] | None = None,
     check: Callable[[Run, RunState], None] | None = None,
     patient: bool = False,
     patience_s: float = 0.0,
@@ -65,6 +66,7 @@ def hand_in_all(
         runs: the runs, all of one log directory; their scripts are written.
         cluster: where to.
         given: the settings of the scheduler, the same for all of them.
+        claimed: the numbers of their submissions, if they have been claimed for them.
         check: raises if a run's state allows no submission; the others are handed in all the same.
         patient: they have waited: let them wait on, whatever the scheduler says against them now.
         patience_s: how long to try for the first one.
@@ -81,7 +83,7 @@ def hand_in_all(
         for run in runs:
             try:
                 run.check_owner()
-                numbers[run] = claim(run, cluster, check)
+                numbers[run] = claimed[run] if claimed else claim(run, cluster, check)
             except MLXJobsError as error:
                 result.failed[run.log_id] = error
     todo = list(numbers)

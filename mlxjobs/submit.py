@@ -20,7 +20,7 @@ from mlxjobs.console import is_terminal, note, say
 from mlxjobs.errors import InvalidConfigFileError, InvalidShellPathError, RunError
 from mlxjobs.files import flushed_together, replace_file
 from mlxjobs.frozen import Composed
-from mlxjobs.hand_in import hand_in
+from mlxjobs.hand_in import claim, hand_in
 from mlxjobs.history import RunState, RunStatus
 from mlxjobs.log_dir import in_ranges
 from mlxjobs.scheduler import Job
@@ -139,10 +139,13 @@ class Submission:
         environment = provenance.environment(self._parent)
         with flushed_together(self._parent) if len(sweep) > 1 else nullcontext():
             runs: list[Run] = []
+            claimed: dict[Run, int] = {}
             for composed in sweep:
                 runs.append(self._create(composed, environment, runs[-1] if runs else None))
+                # at once, so that a run says what becomes of it if the others cannot be made
+                claimed[runs[-1]] = claim(runs[-1], self._cluster, None)
         self._flush_code()
-        result = hand_in_all(runs, self._cluster, self._options["scheduler"])
+        result = hand_in_all(runs, self._cluster, self._options["scheduler"], claimed=claimed)
         self._report(result, {run.log_id: one.overrides for run, one in zip(runs, sweep, strict=True)})
 
     def submit_existing(self, run: Run, composed: Composed) -> None:
@@ -197,7 +200,7 @@ class Submission:
             replace_file(run.script, self._script(run.path), mode=0o777)
             noted = {**environment, **provenance.configuration(run)}
             run.record(lambda state: {"event": "created", "facts": about, "frozen": noted}, paint=False)
-        except OSError:
+        except BaseException:
             shutil.rmtree(run.path, ignore_errors=True)  # nobody can know of it yet
             raise
         return run

@@ -140,6 +140,26 @@ def test_a_submission_is_killed(slurm_stub: Slurm) -> None:
     assert "job 2" in project.mlxjobs("requeue", "3").stdout
 
 
+@pytest.mark.parametrize(("how", "code"), [("SIGINT", 130), ("SIGKILL", -9)])
+def test_a_sweep_is_interrupted_while_its_runs_are_made(slurm_stub: Slurm, how: str, code: int) -> None:
+    project = slurm_stub.project
+    patch = (
+        "import os, signal, mlxjobs.provenance as p\n"
+        "configuration = p.configuration\n"
+        "def stopped(run):\n"
+        f"    run.log_id == 3 and os.kill(os.getpid(), signal.{how})\n"
+        "    return configuration(run)\n"
+        "p.configuration = stopped\n"
+    )
+    write(project, {"main.py": patch + MAIN})
+    slurm_stub.submit("", "seed=range(4)", code=code)
+    assert project.at(3).path.exists() is (how == "SIGKILL")
+    listed = project.mlxjobs("ls").stdout
+    assert listed.count("its submission was interrupted: the process is gone") == 2, listed
+    project.mlxjobs("requeue", "1-2")
+    assert statuses(project)[:2] == ["SUBMITTED"] * 2
+
+
 def test_the_users_share_of_the_queue_is_filled_and_the_rest_waits(slurm_stub: Slurm) -> None:
     project = slurm_stub.project
     slurm_stub.limit(room=5)
