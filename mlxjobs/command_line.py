@@ -50,7 +50,8 @@ def separate_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     options: list[str] = []
     overrides: list[str] = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
-        is_option = argument.startswith("-") or before in _VALUED
+        follows = before in _VALUED or ("=" not in before and _is_option(before, _VALUED))
+        is_option = argument.startswith("-") or follows
         (options if is_option else overrides).append(argument)
     return options, overrides
 

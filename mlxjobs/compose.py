@@ -22,7 +22,7 @@ from typing import Any
 from mlxjobs.command_line import is_question, names_action, quote_value, separate_options
 from mlxjobs.config_dict import MISSING, ConfigDict
 from mlxjobs.errors import InvalidConfigFileError, MissingFieldError, MLXJobsError, RunError
-from mlxjobs.frozen import Composed
+from mlxjobs.frozen import Composed, check_text
 
 
 def _sweeps(overrides: Sequence[str]) -> bool:
@@ -246,11 +246,9 @@ def _capture(config: Any) -> Composed:
     # nothing may be read through OmegaConf, which would resolve it
     node = OmegaConf.to_container(HydraConfig.instance().cfg, resolve=False, enum_to_str=True)
     hydra: Any = node["hydra"] if isinstance(node, dict) else {}
-    return Composed(
-        config=OmegaConf.to_container(config, resolve=False),
-        hydra=hydra,
-        overrides=hydra["overrides"]["task"],
-    )
+    plain = OmegaConf.to_container(config, resolve=False)
+    check_text(plain)
+    return Composed(config=plain, hydra=hydra, overrides=hydra["overrides"]["task"])
 
 
 def is_registered(config_name: str) -> bool:
@@ -292,6 +290,7 @@ def resolve(composed: Composed) -> ConfigDict:
         resolved: Any = OmegaConf.to_container(OmegaConf.create(composed.config), resolve=True)
     except OmegaConfBaseException as error:
         raise InvalidConfigFileError(f"the configuration cannot be resolved: {error}") from error
+    check_text(resolved)
     return ConfigDict(resolved)
 
 

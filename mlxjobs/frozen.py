@@ -111,3 +111,30 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
         return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}{key}.").items()}
     return {prefix.rstrip("."): value}
+
+
+def check_text(value: Any, key: str = "") -> None:
+    """Check that all texts of a configuration can be written to a file.
+
+    Args:
+        value: the configuration, or what is below `key` in it.
+        key: for the message.
+
+    Raises:
+        InvalidConfigFileError: one cannot be: half a surrogate pair (`"\\ud83d"`), or a variable of bytes.
+    """
+    if isinstance(value, dict):
+        for name, item in value.items():
+            below = f"{key}.{name}" if key else str(name)
+            check_text(name, below)
+            check_text(item, below)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            check_text(item, f"{key}.{number}")
+    elif isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # the value itself is not told: it may be a secret
+            character = value[error.start]
+            words = f"the value of {key!a} holds {character!a}, which UTF-8 has not, so no file can hold it"
+            raise InvalidConfigFileError(words) from error

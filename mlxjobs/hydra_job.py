@@ -92,7 +92,9 @@ def surroundings(
     job = placed.hydra.get("job", {})
     before, cwd = dict(os.environ), Path.cwd()
     try:
-        os.environ.update(_resolved(job.get("env_set") or {}, placed.hydra))
+        variables = _resolved(job.get("env_set") or {}, placed.hydra)
+        # a later override, which Hydra's schema does not see, may have made one a number
+        os.environ.update({name: str(value) for name, value in variables.items()})
         if placed.hydra:
             _provide_hydra_config(placed.hydra)
             _configure_logging(placed.hydra, keep_files=keep_log, follow_streams=follow_streams)

@@ -107,7 +107,7 @@ class _Launch:
 
     def run(self, argv: Sequence[str]) -> None:
         """Do what the command line asks for."""
-        command_line.check_text([*sys.argv[:1], *argv, os.getcwd()])  # noqa: PTH109 - a str
+        command_line.check_text([*sys.argv[:1], *argv, _here()])
         given, arguments = command_line.split_arguments(argv)
         typed = settings.defaults()
         settings.merge(typed, given, "the command line")  # before anything else is done
@@ -338,6 +338,14 @@ class _Launch:
             "launch_dir": str(Path.cwd()),
             "created": datetime.now().astimezone().isoformat(timespec="milliseconds"),
         }
+
+
+def _here() -> str:
+    """Return the current folder."""
+    try:
+        return os.getcwd()  # noqa: PTH109 - a str
+    except FileNotFoundError as error:
+        raise RunError("the current folder was removed, or made anew: go into it again (cd)") from error
 
 
 def _existing_run(options: dict[str, Any]) -> Run | None:

@@ -160,7 +160,7 @@ def read_file(path: Path) -> Any:
             content = yaml.load(stream, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidConfigFileError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter of dates and numbers that there are not
         raise InvalidConfigFileError(f"{path}: is no valid YAML: {error}") from error
     return {} if content is None else content
 

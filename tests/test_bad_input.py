@@ -110,15 +110,26 @@ def test_a_wrong_command_line(project: Project, arguments: list[str], words: lis
             {"configs/mlxpy.yaml": "logger: {parent_log_dir: 3}\n"},
             ["'logger.parent_log_dir' must be a string"],
         ),
+        (
+            {"configs/mlxpy.yaml": "secrets: 2023-99-99\n"},
+            ["configs/mlxpy.yaml: is no valid YAML: month must"],
+        ),
         ({"configs/config.yaml": "a: [1\nb: 2\n"}, ["configs/config.yaml", "line 2"]),
+        ({"configs/config.yaml": 'a: ["\\ud83d\\ude00"]\n'}, ["the value of 'a.0' holds '\\ud83d'"]),
+        ({"configs/config.yaml": "a: ${oc.env:BYTES}\n"}, ["the value of 'a' holds '\\udcff'"]),
         ({"configs/config.yaml": "defaults: [model: big]\n"}, ["Could not find 'model/big'"]),
         ({"configs/config.yaml": "a: ${nowhere}\n"}, ["Interpolation key 'nowhere' not found", "a"]),
     ],
 )
 def test_a_broken_file(project: Project, files: dict[str, str], words: list[str]) -> None:
     write(project, files)
-    assert_one_message(project.run(code=2), *words)
+    assert_one_message(project.run(code=2, env={"BYTES": os.fsdecode(b"\xff")}), *words)
     assert runs(project) == []
+
+
+def test_the_current_folder_is_gone(project: Project) -> None:
+    command = f"mkdir gone && cd gone && rmdir ../gone && exec {project.python} {project.folder / 'main.py'}"
+    assert_one_message(project.command("sh", "-c", command, code=2), "the current folder was removed")
 
 
 def test_a_configuration_that_only_the_job_cannot_resolve(project: Project) -> None:

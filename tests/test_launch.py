@@ -206,11 +206,12 @@ def test_config_groups_and_hydras_options(project: Project) -> None:
     ]
     assert [run["name"] for run in seen(done.stdout)] == ["big-0.5", "small-0.5"]
     assert seen(project.run("--config-name", "other").stdout) == [{"other": True}]
+    assert seen(project.run("--config-n", "other").stdout) == [{"other": True}]  # as argparse takes it
     assert seen(project.run("--config-name=other", "+x=1").stdout) == [{"other": True, "x": 1}]
     assert seen(project.run("--config-dir", "more", "model=huge").stdout)[0]["model"] == {"name": "huge"}
     # a submission composes the same
     project.submit("model=glob(*)", "++lr=0.5")
-    for log_id, name in ((6, "big"), (7, "small")):
+    for log_id, name in ((7, "big"), (8, "small")):
         finish(project, log_id)
         (config,) = seen(project.stdout(log_id))
         assert config["name"] == f"{name}-0.5"
@@ -625,7 +626,8 @@ def test_an_existing_run_starts_from_what_it_stored(project: Project) -> None:
     assert runs(project) == [7]
     # the project's settings say where it goes on
     write(project, {"configs/mlxpy.yaml": "use_scheduler: true\nscheduler: {name: LocalScheduler}\n"})
-    assert "run 7: job 1" in project.run(f"{forced}=7", "num_epoch=8", "hydra.verbose=true").stdout
+    later = ("num_epoch=8", "hydra.verbose=true", "+hydra.job.env_set.A_NUMBER=4")
+    assert "run 7: job 1" in project.run(f"{forced}=7", *later).stdout
     finish(project, 7)
     assert project.epochs(7) == [0, 1, 2, 3, 4, 5, 6, 7]
 
