@@ -12,8 +12,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxjobs import compose, frozen, history, provenance
-from mlxjobs.config_dict import ConfigDict
+from mlxjobs import frozen, history, provenance
+from mlxjobs.config_dict import ConfigDict, seed_of
 from mlxjobs.console import note
 from mlxjobs.context import Context
 from mlxjobs.errors import RunError, SchedulerError
@@ -265,7 +265,7 @@ def _info(run: Run, state: RunState, place: Place) -> ConfigDict:
 
 def _call(task: Task, context: Context, seeding: Callable[[Any], Any] | None) -> Any:
     if seeding is not None:
-        seeding(compose.seed_of(context.config))
+        seeding(seed_of(context.config))
     return task(context)
 
 

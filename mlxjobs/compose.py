@@ -13,16 +13,19 @@ import functools
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from mlxjobs.command_line import is_question, names_action, quote_value, separate_options
-from mlxjobs.config_dict import MISSING, ConfigDict
-from mlxjobs.errors import InvalidConfigFileError, MissingFieldError, MLXJobsError, RunError
+from mlxjobs.config_dict import ConfigDict
+from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
 from mlxjobs.frozen import Composed, check_text
+
+# what a sweeper writes before the first run: all that was typed, secrets too
+_RECORD = "multirun.yaml"
 
 
 def _sweeps(overrides: Sequence[str]) -> bool:
@@ -108,7 +111,7 @@ def compose_runs(
         _shortened(run if quiet else None, seen) if "-m" in given else nullcontext(),
         _garbage_left() as collect_again,
     ):
-        job = _job(task, run, raised, seen, collect_again)
+        job = _job(task, run, raised, seen, collect_again, quiet=quiet)
         try:
             hydra.main(version_base=None, config_path=str(config_dir), config_name=config_name)(job)()
         except _Refused as refused:
@@ -118,6 +121,9 @@ def compose_runs(
                 raise
             _explain(error, quiet=quiet, question=is_question(arguments))
             raise
+        finally:
+            if not seen:  # whoever sees a run tells whether that may stay
+                (sweep_dir / _RECORD).unlink(missing_ok=True)
 
 
 def _shortened(
@@ -153,6 +159,8 @@ def _job(
     raised: list[Exception],
     seen: list[Composed],
     collect_again: Callable[[], None],
+    *,
+    quiet: bool,
 ) -> Callable[..., Any]:
     """Return what Hydra calls for each run; the user's code sees the process as it was."""
     argv, full_error = list(sys.argv), os.environ.get("HYDRA_FULL_ERROR")
@@ -162,6 +170,8 @@ def _job(
         collect_again()  # from the first run on: a sweep does leave garbage
         with _arguments(argv), _environment("HYDRA_FULL_ERROR", full_error):
             try:
+                if quiet:
+                    forget_sweep()
                 seen[:] = [_capture(config)]
                 return run(seen[0])
             except MLXJobsError as error:
@@ -251,6 +261,15 @@ def _capture(config: Any) -> Composed:
     return Composed(config=plain, hydra=hydra, overrides=hydra["overrides"]["task"])
 
 
+def forget_sweep() -> None:
+    """Remove what Hydra's sweeper wrote before the run that Hydra has just composed."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        Path(HydraConfig.get().sweep.dir, _RECORD).unlink(missing_ok=True)
+
+
 def is_registered(config_name: str) -> bool:
     """Whether the program has registered a structured configuration of this name."""
     if "hydra.core.config_store" not in sys.modules:
@@ -258,17 +277,6 @@ def is_registered(config_name: str) -> bool:
     from hydra.core.config_store import ConfigStore
 
     return f"{config_name}.yaml" in ConfigStore.instance().repo
-
-
-def missing_values(config: Any, prefix: str = "") -> list[str]:
-    """Return the keys of mandatory values (`???`) that nobody gave."""
-    if isinstance(config, dict):
-        items: Iterable[tuple[Any, Any]] = config.items()
-    elif isinstance(config, list):
-        items = enumerate(config)
-    else:
-        return [prefix] if config == MISSING else []
-    return [key for name, value in items for key in missing_values(value, f"{prefix}.{name}".lstrip("."))]
 
 
 def resolve(composed: Composed) -> ConfigDict:
@@ -382,17 +390,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
             for key, item in _flat(inner, f"{prefix}{name}.").items()
         }
     return {prefix.rstrip("."): value}
-
-
-def seed_of(config: Mapping[str, Any]) -> Any:
-    """Return the seed for the seeding function.
-
-    Raises:
-        MissingFieldError: the configuration has no key `seed`.
-    """
-    if "seed" not in config or config.get("seed") == MISSING:
-        raise MissingFieldError(
-            "a seeding_function is given but the configuration has no key 'seed': "
-            "add `seed: 0` to the configuration file, or +seed=0 to the command line"
-        )
-    return config["seed"]

@@ -123,3 +123,28 @@ class ConfigDict(dict[Any, Any]):
 
         result: dict[Any, Any] = plain(self)
         return result
+
+
+def missing_values(config: Any, prefix: str = "") -> list[str]:
+    """Return the keys of mandatory values (`???`) that nobody gave."""
+    if isinstance(config, dict):
+        items: Iterable[tuple[Any, Any]] = config.items()
+    elif isinstance(config, list):
+        items = enumerate(config)
+    else:
+        return [prefix] if config == MISSING else []
+    return [key for name, value in items for key in missing_values(value, f"{prefix}.{name}".lstrip("."))]
+
+
+def seed_of(config: Mapping[str, Any]) -> Any:
+    """Return the seed for the seeding function.
+
+    Raises:
+        MissingFieldError: the configuration has no key `seed`.
+    """
+    if "seed" not in config or config.get("seed") == MISSING:
+        raise MissingFieldError(
+            "a seeding_function is given but the configuration has no key 'seed': "
+            "add `seed: 0` to the configuration file, or +seed=0 to the command line"
+        )
+    return config["seed"]

@@ -66,13 +66,6 @@ def settle_here(composed: Composed, output_dir: Path, *, keep_log: bool, follow_
     return replace(composed, hydra=node)
 
 
-def forget_sweep() -> None:
-    """Remove what Hydra's sweeper wrote before the first run: it holds secrets as they were typed."""
-    from hydra.core.hydra_config import HydraConfig
-
-    Path(HydraConfig.get().sweep.dir, "multirun.yaml").unlink(missing_ok=True)
-
-
 @contextmanager
 def surroundings(
     composed: Composed, output_dir: Path, *, keep_log: bool = True, follow_streams: bool = False

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxjobs import command_line, compose, settings
+from mlxjobs.config_dict import missing_values
 from mlxjobs.console import is_terminal, note
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
 from mlxjobs.frozen import Composed
@@ -253,7 +254,7 @@ class _Launch:
             raise InvalidConfigFileError(ONE_LOG_ID)
         for one in composed:
             self.runner.check_seed(one)
-        missing = {key for one in composed for key in compose.missing_values(one.config)}
+        missing = {key for one in composed for key in missing_values(one.config)}
         if missing:
             names = ", ".join(sorted(missing))
             note(f"mandatory values are not given, and reading them is an error: {names}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs import compose, settings
+from mlxjobs.config_dict import seed_of
 from mlxjobs.console import note
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError
 from mlxjobs.frozen import Composed, to_yaml
@@ -43,7 +44,7 @@ class Runner:
     def check_seed(self, composed: Composed) -> None:
         """Raise InvalidConfigFileError if a seed is needed, and is none."""
         if self.seeding is not None:
-            compose.seed_of(composed.config)
+            seed_of(composed.config)
 
     def run_composed(
         self,
@@ -108,6 +109,9 @@ class Runner:
         from mlxjobs.attempt import execute
         from mlxjobs.startable import Place
 
+        hidden = mask.hide(composed)
+        if hidden.secrets:
+            compose.forget_sweep()
         self.check_seed(composed)
         logger, run = options["logger"], None
         if logger["forced_log_id"] >= 0 and composed.hydra.get("mode") == "MULTIRUN":
@@ -126,11 +130,8 @@ class Runner:
             if run is not None:
                 shutil.rmtree(run.path)  # nobody can know of it yet
             raise
-        hidden = mask.hide(composed)
         shown = mask.shown(hidden, config.to_dict())
         lost.warn([shown.config])
-        if hidden.secrets:
-            hydra_job.forget_sweep()
         if run is not None:
             run.keep(to_yaml(hidden), options, hidden.secrets)
             cmd = mask.command(facts["cmd"], hidden.secrets)

@@ -109,6 +109,12 @@ def test_a_local_sweep(keeper: Project) -> None:
     check_task(keeper, 1)
     check_task(keeper, 2, "other-secret")
     check_files(keeper, SECRET, LOGIN, "other-secret")
+    # nor of one that is wrong in a run, or before the first, or that is submitted
+    arguments = ("seed=1,2", *ARGUMENTS)
+    keeper.run(*arguments, "data.where='${nowhere}'", code=2)
+    keeper.run(*arguments, "no_such_key=1", code=2)
+    keeper.submit(*arguments, f"hydra.sweep.dir={keeper.logs / 'out'}", "seed=1,2")
+    assert not list(keeper.logs.rglob("multirun.yaml"))
 
 
 def test_a_job_and_its_resumption(keeper: Project) -> None:
