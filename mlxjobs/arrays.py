@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,7 @@ from mlxjobs.hand_in import accept, claim, refuse, wait
 from mlxjobs.history import RunState, RunStatus
 from mlxjobs.log_dir import take_array, waiting_folder, waiting_in
 from mlxjobs.scheduler import TASK, Job
-from mlxjobs.script import job_name, render
+from mlxjobs.script import job_name, place_in, render
 from mlxjobs.store import Run
 
 # how long a run that ends keeps its job to hand in another one
@@ -83,6 +83,7 @@ def hand_in_all(
         for run in runs:
             try:
                 run.check_owner()
+                _check_place(run)
                 numbers[run] = claimed[run] if claimed else claim(run, cluster, check)
             except MLXJobsError as error:
                 result.failed[run.log_id] = error
@@ -103,6 +104,18 @@ def hand_in_all(
         if isinstance(error, KeyboardInterrupt):
             raise
     return result
+
+
+def _check_place(run: Run) -> None:
+    """Raise if the run was moved: its script would start what has its old place now."""
+    with suppress(OSError):  # the scheduler says what is wrong with a script that cannot be read
+        place, here = place_in(run.script.read_text("utf-8", "replace")), run.path.absolute()
+        if place not in (None, here) and not (place.exists() and place.samefile(here)):
+            raise RunError(
+                f"run {run.log_id} was moved: its script starts {place}, not {here}. Its program writes it "
+                f"anew: python main.py +mlxpy.use_scheduler=true +mlxpy.logger.forced_log_id={run.log_id} "
+                f"+mlxpy.logger.parent_log_dir={here.parent}"
+            )
 
 
 def _may_wait(error: BaseException, *, patient: bool, some_go_on: bool) -> bool:

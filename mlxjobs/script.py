@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlxjobs.command_line import split_arguments
 from mlxjobs.errors import InvalidSchedulerError, SchedulerError
 from mlxjobs.scheduler import Job, Scheduler
 
@@ -68,6 +69,19 @@ def _render(template: Template, job: Job, scheduler: Scheduler) -> str:
         folder=job.script.parent,
         variable=scheduler.array_variable,
     )
+
+
+def place_in(script: str) -> Path | None:
+    """Return the run directory whose run a script starts; None if it does not say so in one line."""
+    for line in script.splitlines():
+        if "+mlxpy.logger.parent_log_dir=" in line:
+            try:
+                words = shlex.split(line)
+            except ValueError:  # a path of several lines
+                return None
+            place, _ = split_arguments([word for word in words if word.startswith("+mlxpy.logger.")])
+            return Path(place["logger"]["parent_log_dir"], str(place["logger"].get("forced_log_id")))
+    return None
 
 
 def _ours(name: str) -> Traversable:

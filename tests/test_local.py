@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.history import RunStatus
+from mlxjobs.store import Run
 from tests.project import MAIN, Project, await_value
 
 
@@ -323,6 +324,22 @@ def test_a_run_that_waits_cannot_be_submitted_twice(project: Project) -> None:
     done = project.submit("+mlxpy.logger.forced_log_id=1", code=2)
     assert "run 1 waits in the queue as job 1" in done.stderr
     assert len(project.queue("status").splitlines()) == 1
+
+
+def test_a_run_that_was_moved_is_not_taken_for_the_one_that_has_its_place(project: Project) -> None:
+    project.submit("num_epoch=1", "optimizer.lr=zero")
+    project.await_status("FAILED")
+    old = project.logs.rename(project.folder / "old-logs")
+    project.run("num_epoch=1")
+    done = project.mlxjobs("requeue", "1", "--logs", "old-logs", code=2)
+    project.queue("wait")
+    assert len(project.state(1).attempts) == 1
+    assert f"run 1 was moved: its script starts {project.logs / '1'}" in done.stderr
+    # the program writes it anew, and then it can be requeued as any other
+    project.submit("mlxpy.logger.forced_log_id=1", f"mlxpy.logger.parent_log_dir={old}")
+    project.queue("wait")
+    assert [len(Run(logs / "1").state().attempts) for logs in (project.logs, old)] == [1, 2]
+    assert "submitted again" in project.mlxjobs("requeue", "1", "--logs", "old-logs").stdout
 
 
 def test_a_failed_run_can_be_submitted_again_and_goes_on(project: Project) -> None:
