@@ -41,6 +41,7 @@ PATIENCE_S = 10.0  # for a worker's answer and for killed processes to be gone
 KEEP_S = 7 * 24 * 3600.0  # ended jobs
 ACTIVE = ("PENDING", "RUNNING")
 RUN = "MLXJOBS_LOCAL_RUN"  # its value, new in each run, marks the processes of that run
+ELSEWHERE = "set MLXJOBS_LOCAL_DIR to a folder of yours on a disk of this machine"
 OF_A_JOB = ("MLXJOBS_LOCAL_JOB_ID", "MLXJOBS_LOCAL_RESTART_COUNT", RUN)
 # The path is appended, since a package folder put first may shadow the standard library.
 WORKER = "import sys; sys.path.append(sys.argv[1]); from mlxjobs.localworker import main; main()"
@@ -81,7 +82,7 @@ def try_lock(path: Path, flags: int = os.O_RDWR) -> int | None:
     """Lock a file without waiting; closing the descriptor that is returned unlocks it. None: it is locked."""
     fd = os.open(path, flags, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(fd, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
         return None
@@ -93,10 +94,19 @@ def locked(path: Path) -> Iterator[int]:
     """Wait for the lock of a file, which is created if need be, and hold it."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        _lock(fd, path, fcntl.LOCK_EX)
         yield fd
     finally:
         os.close(fd)
+
+
+def _lock(fd: int, path: Path, operation: int) -> None:
+    try:
+        fcntl.flock(fd, operation)
+    except BlockingIOError:
+        raise
+    except OSError as error:  # many a Lustre
+        raise SchedulerError(f"{path} cannot be locked: {error.strerror}; {ELSEWHERE}") from error
 
 
 def numbers_in(directory: Path) -> list[int]:
@@ -345,17 +355,26 @@ def setting(environ: Mapping[str, str], name: str, default: float) -> float:
     return value
 
 
+def _default_root(environ: Mapping[str, str]) -> Path:
+    state = environ.get("XDG_STATE_HOME", "")
+    try:
+        home = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
+    except RuntimeError as error:  # a user without an entry, as in many a container
+        raise SchedulerError(f"this user has no home folder: {ELSEWHERE}") from error
+    return home / "mlxjobs" / "local" / os.uname().nodename
+
+
 def open_queue(environ: Mapping[str, str]) -> Queue:
     """Open the state directory that the environment names, creating it if need be.
 
     Raises:
-        SchedulerError: others could write to it, and so could have planted jobs.
+        SchedulerError: it cannot be made; or others could write to it, and so could have planted jobs.
     """
-    state = environ.get("XDG_STATE_HOME", "")
-    home = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
-    default = home / "mlxjobs" / "local" / os.uname().nodename
-    root = Path.cwd() / (environ.get("MLXJOBS_LOCAL_DIR") or default)
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root = Path.cwd() / (environ.get("MLXJOBS_LOCAL_DIR") or _default_root(environ))
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SchedulerError(f"{root} cannot be made: {error.strerror}; {ELSEWHERE}") from error
     for found in (root.lstat(), root.stat()):  # a link's own mode says nothing
         if found.st_uid != os.geteuid():
             raise SchedulerError(f"{root} belongs to another user; set MLXJOBS_LOCAL_DIR")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import re
@@ -575,6 +576,24 @@ def test_a_directory_of_another_user_is_refused(queue: Cluster, link: bool) -> N
         queue.state.mkdir()
     os.chown(queue.state, 65534, 65534, follow_symlinks=False)
     assert "belongs to another user" in queue.command("status").stderr
+
+
+def test_a_directory_that_cannot_be_used_is_one_message(
+    queue: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer() -> str:
+        localqueue.main(["status"])
+        return capsys.readouterr().err
+
+    monkeypatch.setenv("MLXJOBS_LOCAL_DIR", "/proc/none")
+    assert "/proc/none cannot be made: No such file or directory; set MLXJOBS_LOCAL_DIR" in answer()
+    monkeypatch.setenv("MLXJOBS_LOCAL_DIR", str(queue.state))
+
+    def no_locks(fd: int, operation: int) -> None:  # as on Lustre without -o flock
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert f"{queue.state}/staff cannot be locked: Function not implemented; set" in answer()
 
 
 def test_the_default_directory_is_private(queue: Cluster) -> None:
