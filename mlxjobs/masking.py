@@ -17,10 +17,10 @@ from typing import Any
 from mlxjobs.frozen import Composed
 
 MASK = "***"
-# the last part of a key; pad_token and num_tokens are none
+# the last part of a key; pad_token and num_tokens are none, so that those of services have to be named
 _NAME = re.compile(
     r"(.*[_-])?(password|passwd|passphrase|secret|secret[_-]?key|api[_-]?key|access[_-]?key|private[_-]?key|"
-    r"(access|auth|api|refresh|bearer)[_-]?token)|token",
+    r"(access|auth|api|refresh|bearer|hf|hub|hugging_?face|github|gitlab|wandb)[_-]?token)|token",
     re.IGNORECASE,
 )
 _VARIABLE = re.compile(r"passw|passphrase|secret|token|credential|(api|access|private)_?key", re.IGNORECASE)

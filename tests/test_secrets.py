@@ -174,6 +174,8 @@ SECRET_NAMES = [
     "x.token",
     "x.api_key",
     "hf.access_token",
+    "hf_token",
+    "trainer.hub_token",
     "apikey",
 ]
 
