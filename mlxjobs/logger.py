@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,10 @@ class Logger(abc.ABC):
         return callback
 
     def run_preemption_callbacks(self) -> None:
-        """Call what `on_preemption` was given, in that order."""
-        for callback in self._callbacks:
-            callback()
+        """Call what `on_preemption` was given, in that order, whatever one of them raises."""
+        with ExitStack() as stack:
+            for callback in reversed(self._callbacks):
+                stack.callback(callback)
 
     @abc.abstractmethod
     def log_metrics(self, metrics_dict: Mapping[str, Any], log_name: str = "metrics") -> None:
@@ -239,8 +241,11 @@ class DefaultLogger(Logger):
             loaded = self._checkpoints.load(log_name, place)
         finally:
             _LOADING.reset(token)
-        if own and self._resumption.goes_on_from(loaded.path, loaded.record) and self._resumed is not None:
-            self._resumed(loaded.path)
+        if own:
+            newest = self._checkpoints.is_newest(loaded.record)
+            goes_on = self._resumption.goes_on_from(loaded.path, loaded.record, newest=newest)
+            if goes_on and self._resumed is not None:
+                self._resumed(loaded.path)
         return loaded.checkpoint
 
     def log_artifact(self, artifact: Artifact, log_name: str) -> None:
@@ -306,9 +311,10 @@ class DefaultLogger(Logger):
             InvalidArtifactError: there is none, or several, or the type cannot be read.
             InvalidKeyError: no artifact can have this name.
         """
-        folder = Path(self.artifacts_dir if root is None else root)
-        if root is not None and (folder / "artifacts").is_dir():
-            folder = folder / "artifacts"
+        if root is None:
+            self._resumption.reads_artifact()
+        folder = Path(self._log_dir if root is None else root)
+        folder = folder / "artifacts" if (folder / "artifacts").is_dir() else folder
         return artifacts.read_artifact(folder, artifact_name, artifact_type)
 
     def register_artifact_type(

@@ -62,6 +62,7 @@ class Preemption:
         self._signal: signal.Signals | None = None
         self._seen = False
         self._leaving: Preempted | None = None
+        self._calling = False  # the user's callbacks are running
         self._began = time.monotonic()
         self._status: JobStatus | None = None
         self._silent = False  # the scheduler did not answer when it was asked last
@@ -186,7 +187,7 @@ class Preemption:
         Raises:
             Preempted: the task has to leave.
         """
-        if not self.requested or self._here.rank != 0:
+        if not self.requested or self._here.rank != 0 or self._calling:  # a callback may save once more
             return
         with self._lock, self._deaf():  # the thread may be asking at this moment
             if self._leaving is None:
@@ -194,11 +195,16 @@ class Preemption:
             leaving = self._leaving
         if leaving is None:
             return
+        self._calling = True
         try:
             callbacks()
+        except SystemExit:  # it leaves in any case, and by this alone it would be COMPLETE
+            pass
         except Exception:  # noqa: BLE001 - the checkpoint is safe; the job must go back to the queue
             note("a callback of on_preemption failed:")
             traceback.print_exc()
+        finally:
+            self._calling = False
         raise leaving
 
     def at_the_end(self, callbacks: Callable[[], None], *, by_exit: bool) -> None:

@@ -146,6 +146,11 @@ class Checkpoints:
             self._sequence = max(checkpoints.sequences(self._folder), default=0)
         return self._sequence
 
+    def is_newest(self, record: Record | None) -> bool:
+        """Tell whether no checkpoint of the run that is newer than this one can be loaded."""
+        loadable = [file.record for file in checkpoints.find(self._folder) if file.path not in self._damaged]
+        return record is None or not any(one and one.sequence > record.sequence for one in loadable)
+
     def _is_best(self, path: Path, monitor: Monitor, value: float) -> bool:
         best = checkpoints.best(path)
         try:

@@ -104,6 +104,21 @@ def test_artifacts_follow_an_older_checkpoint_that_was_kept(run: Path) -> None:
     assert kept(run) == {"image": "6", **{f"epoch{epoch}": "x" for epoch in range(7)}}
 
 
+def test_looking_at_an_older_checkpoint_takes_no_artifact_from_the_newest(run: Path) -> None:
+    first = attempt(run, 1)
+    for epoch in range(3):
+        write(first, image=str(epoch), **{f"epoch{epoch}": "x"})
+        first.log_checkpoint(epoch, keep=3)
+    write(first, image="late")
+    looking = attempt(run, 2)
+    assert [looking.load_checkpoint(name) for name in ("checkpoint.pkl.1", "checkpoint")] == [0, 2]
+    assert kept(run) == {"image": "2", "epoch0": "x", "epoch1": "x", "epoch2": "x"}
+    going_on = attempt(run, 3)
+    assert going_on.load_checkpoint("checkpoint.pkl.1") == 0
+    assert going_on.load_artifacts("image", "text") == "0"
+    assert kept(run) == {"image": "0", "epoch0": "x"}
+
+
 def test_a_process_that_dies_anywhere_while_it_takes_back_is_made_good_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import pytest
 from mlxjobs import shell
 from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.history import Preempted, RunStatus
+from mlxjobs.logger import DefaultLogger
 from mlxjobs.preemption import Preemption
 from mlxjobs.scheduler import EX_TEMPFAIL, Fate, Here, JobState, JobStatus
 from mlxjobs.store import Run
@@ -271,6 +273,35 @@ def test_a_callback_that_fails_does_not_keep_the_run(run: Run, capsys: pytest.Ca
         with pytest.raises(Preempted):
             one.at_safe_point(fail)
     assert "no space for my own files" in capsys.readouterr().err
+
+
+def test_a_callback_may_save_or_exit_and_the_next_one_is_called_all_the_same(run: Run) -> None:
+    cluster = FakeCluster()
+    one = preemption(run, cluster)
+    called: list[str] = []
+    logger = DefaultLogger(
+        run.path,
+        preempted=one.look,
+        checkpointed=lambda: one.at_safe_point(logger.run_preemption_callbacks),
+    )
+
+    @logger.on_preemption
+    def save() -> None:
+        called.append("save")
+        logger.log_checkpoint("last")
+
+    @logger.on_preemption
+    def leave() -> None:
+        called.append("leave")
+        sys.exit()  # by which a task says that it is done
+
+    logger.on_preemption(lambda: called.append("print"))
+    with one.listen():
+        warn(cluster)
+        with pytest.raises(Preempted):
+            logger.log_checkpoint("safe")
+    assert called == ["save", "leave", "print"]
+    assert logger.load_checkpoint() == "last"
 
 
 def test_other_ranks_see_the_warning_and_leave_the_rest_to_the_first(run: Run) -> None:
