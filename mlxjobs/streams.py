@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mlxjobs.store import Run
@@ -20,31 +21,47 @@ def divert(run: Run, rank: int) -> None:
 
 
 class _Tee:
-    """Writes to a stream and to a file."""
+    """Writes to a stream and, while there is one, to a file: handlers of Python's logging outlive a run."""
 
-    def __init__(self, stream: Any, copy: Any) -> None:
-        self._stream = stream
-        self._copy = copy
+    stream: Any = None
+    copy: Any = None
 
     def write(self, text: str) -> int:
-        self._copy.write(text)
-        return int(self._stream.write(text))
+        if self.copy is not None:
+            self.copy.write(text)
+        return int(self.stream.write(text))
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
 
     def flush(self) -> None:
-        self._copy.flush()
-        self._stream.flush()
+        if self.copy is not None:
+            self.copy.flush()
+        self.stream.flush()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.stream, name)
+
+
+# of all runs of this process, one after the other: what holds one since the first writes for the next too
+_OUT, _ERR = _Tee(), _Tee()
 
 
 @contextmanager
 def tee(run: Run) -> Iterator[None]:
     """Copy what the task prints into the run directory."""
     before = sys.stdout, sys.stderr
-    with run.stdout.open("a", buffering=1) as out, run.stderr.open("a", buffering=1) as err:
-        sys.stdout, sys.stderr = _Tee(before[0], out), _Tee(before[1], err)
+    with _open(run.stdout) as _OUT.copy, _open(run.stderr) as _ERR.copy:
+        _OUT.stream, _ERR.stream = before
+        sys.stdout, sys.stderr = _OUT, _ERR
         try:
             yield
         finally:
             sys.stdout, sys.stderr = before
+            _OUT.copy = _ERR.copy = None
+
+
+def _open(path: Path) -> Any:
+    # as stderr does: what a terminal takes in some way may not end the task
+    return path.open("a", buffering=1, errors="backslashreplace")

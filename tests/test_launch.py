@@ -575,14 +575,33 @@ def test_without_a_logger_nothing_is_written(project: Project) -> None:
     assert_one_message(project.submit(code=2), "use_scheduler=true needs use_logger=true")
 
 
+PRINTING = """
+import logging, sys
+import mlxpy
+
+LOG = logging.getLogger("mine")
+
+@mlxpy.launch(config_path="./configs")
+def train(ctx):
+    if not LOG.handlers:
+        LOG.addHandler(logging.StreamHandler(sys.stderr))
+    LOG.warning("logged by run %s", ctx.config.seed)
+    print("to err: \\udc80", file=sys.stderr)
+    sys.stdout.writelines(["printed\\n"])
+
+if __name__ == "__main__":
+    train()
+"""
+
+
 def test_streams_are_kept_on_request(project: Project) -> None:
-    main = SHOW.replace("    print(", "    import sys; print('to err', file=sys.stderr); print(")
-    write(project, {"main.py": main})
-    done = project.run("+mlxpy.logger.log_streams_to_file=true")
-    assert "SEEN" in project.stdout()
-    assert "to err" in project.stderr()
-    assert "SEEN" in done.stdout
-    assert "to err" in done.stderr
+    write(project, {"main.py": PRINTING})
+    done = project.run("+mlxpy.logger.log_streams_to_file=true", "seed=1,2")
+    for log_id in (1, 2):  # what the first run has made to log with is used by the second
+        assert "printed" in project.stdout(log_id)
+        assert project.stderr(log_id) == f"logged by run {log_id}\nto err: \\udc80\n"
+    assert done.stdout.count("printed") == 2
+    assert done.stderr.count("to err") == 2
 
 
 def test_with_chdir_the_task_works_in_its_run_directory(project: Project) -> None:
