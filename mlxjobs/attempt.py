@@ -382,7 +382,7 @@ def _completed(run: Run, number: int, logger: DefaultLogger) -> None:
 
 def _end(run: Run, number: int, status: RunStatus, reason: str | None) -> None:
     event = {"event": "ended", "attempt": number, "status": status.value, "reason": reason}
-    event["metrics"] = seals(run.metrics)  # for `mlxjobs fsck`
+    event |= seals(run.metrics)
 
     def ended(state: RunState) -> dict[str, Any]:
         _check_newest(run, state, number)

@@ -113,12 +113,13 @@ def check_metrics(known: Known) -> Iterator[Finding]:
 
 
 def _check_seals(known: Known) -> Iterator[Finding]:
-    """The end of an attempt recorded the checksums; they hold until another one begins."""
+    """The end of an attempt recorded the checksums; they hold until one begins, or takes lines back."""
     found: Any = {}
+    rewinds = rewind.rewinds_so_far(known.run.metrics)
     for event in known.events:
         if event.get("event") == "started":
             found = {}
-        elif event.get("event") == "ended":
+        elif event.get("event") == "ended" and event.get("rewinds", rewinds) == rewinds:
             found = event.get("metrics") or found
     yield from _compare(found, known.run.metrics)
 

@@ -113,7 +113,7 @@ def end_attempt(
             return None
         event = {"event": "ended", "attempt": number, "status": status.value, "reason": reason}
         if status.ended:  # else another one follows
-            event["metrics"] = seals(run.metrics)
+            event |= seals(run.metrics)
         return event if ended is None else {**event, "time": iso(ended)}
 
     return run.record(record)

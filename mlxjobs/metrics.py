@@ -62,20 +62,23 @@ def last_lines(directory: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def seals(directory: Path) -> dict[str, list[int]]:
-    """Return size and CRC-32 of the whole lines of each metrics file of a run, by log name.
+def seals(directory: Path) -> dict[str, Any]:
+    """Return what the end of an attempt records of its metrics, for `mlxjobs fsck`.
 
-    Nothing if one cannot be read: that is for whoever reads them to say.
+    Returns:
+        `metrics`: log name -> size and CRC-32 of the whole lines; nothing if a file cannot be read, which
+        is for whoever reads it to say. `rewinds`: the rewinds by then, as a process that is about to end may
+        still take lines back.
     """
-    found = {}
+    found, rewinds = {}, rewinding.rewinds_so_far(directory)
     try:
         for log_name in rewinding.log_names(directory):
             path = directory / f"{log_name}.json"
             size = rewinding.whole_lines(path, path.stat().st_size)
             found[log_name] = [size, checksum(path, size)]
     except OSError:
-        return {}
-    return found
+        found = {}
+    return {"metrics": found, "rewinds": rewinds}
 
 
 class MetricsWriter:

@@ -17,12 +17,14 @@ from mlxjobs import watch
 from mlxjobs.checkpoints import candidates, load_first
 from mlxjobs.cli import app
 from mlxjobs.fsck import check
+from mlxjobs.hand_in import end_attempt
 from mlxjobs.history import RunStatus
 from mlxjobs.logger import DefaultLogger
 from mlxjobs.reader import Reader
 from mlxjobs.seals import seal_yaml
 from mlxjobs.startable import this_process
 from mlxjobs.store import Run
+from tests.attempts import attempt
 from tests.project import Project
 from tests.run_trees import write_run
 from tests.slurm_stub import Slurm
@@ -330,6 +332,23 @@ def test_a_run_that_was_killed_has_checksums_too(tmp_path: Path) -> None:
     assert "1/metrics/train.json" not in found(tmp_path)
     log.write_bytes(log.read_bytes().replace(b"1.0", b"1.5"))
     assert "is edited or damaged" in found(tmp_path)["1/metrics/train.json"]
+
+
+def test_what_a_cancelled_attempt_takes_back_before_it_is_gone_is_not_missed(tmp_path: Path) -> None:
+    run = Run.create(tmp_path)
+    run.record(lambda state: {"event": "created", "facts": {}})
+    run.record(lambda state: {"event": "started", "attempt": 1})
+    first = attempt(run.path, 1)
+    first.log_checkpoint(1)
+    first.log_metrics({"loss": 1.0}, "train")
+    run.record(lambda state: {"event": "started", "attempt": 2})
+    second = attempt(run.path, 2)
+    end_attempt(
+        run, 2, RunStatus.CANCELLED, "scancel"
+    )  # told by a signal, before the task gets to its checkpoint
+    second.load_checkpoint()
+    second.log_metrics({"loss": 2.0}, "train")
+    assert "1/metrics/train.json" not in found(tmp_path)
 
 
 def test_a_line_that_a_killed_run_left_unfinished_is_not_missed_afterwards(tmp_path: Path) -> None:
