@@ -12,11 +12,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from weakref import ref
 
 from mlxjobs import rewind as rewinding
 from mlxjobs.errors import InvalidKeyError, InvalidMetricError
@@ -25,6 +27,7 @@ from mlxjobs.files import replace_file, sync_directory
 from mlxjobs.metric_values import json_object, key_text, type_name, unwrap
 from mlxjobs.paths import is_file_name, naming
 from mlxjobs.seals import checksum, seal_yaml
+from mlxjobs.turn import turn
 
 RESERVED_NAMES = ("info", "config", "mlxpy", "artifacts")
 
@@ -32,6 +35,8 @@ _BYTE_N, _BYTE_U = b"nu"
 _TAIL = 1 << 16
 # how often a process that logs asks whether it was given up: what it writes until then is lost anyhow
 _CHECK_S = 1.0
+# how long it waits for another process that adds keys to the registry
+_TURN_S = 2.0
 
 
 def check_log_name(log_name: object) -> None:
@@ -81,6 +86,12 @@ def seals(directory: Path) -> dict[str, Any]:
     return {"metrics": found, "rewinds": rewinds}
 
 
+def _unlock(writer: ref[MetricsWriter]) -> None:
+    """In a child made by fork, where the thread that has taken a lock is not."""
+    if (here := writer()) is not None:
+        here._unlock()
+
+
 class MetricsWriter:
     """Append metrics to the files of one run.
 
@@ -103,8 +114,14 @@ class MetricsWriter:
         # log name -> descriptor, keys in the registry
         self._streams: dict[str, tuple[int, set[str]]] = {}
         self._created = False
+        self._unlock()
+        os.register_at_fork(after_in_child=partial(_unlock, ref(self)))
+
+    def _unlock(self) -> None:
         # not taken by a line whose keys are known; reentrant, for a signal handler may log
         self._lock = threading.RLock()
+        # taken while a line is written, and while none may be
+        self._writing = threading.RLock()
 
     @property
     def attempt(self) -> int:
@@ -138,13 +155,20 @@ class MetricsWriter:
                 descriptor, line = self._prepare(metrics, log_name)
         except (KeyError, TypeError):
             descriptor, line = self._prepare(metrics, log_name)
-        try:
-            written = os.write(descriptor, line)
-        except OSError as error:
-            self._fence.check()
-            raise OSError(error.errno, error.strerror, str(self._path(log_name))) from error
-        if written != len(line):
-            self._withdraw(log_name, descriptor, line, written)
+        with self._writing:
+            try:
+                written = os.write(descriptor, line)
+            except OSError as error:
+                self._fence.check()
+                raise OSError(error.errno, error.strerror, str(self._path(log_name))) from error
+            if written != len(line):
+                self._withdraw(log_name, descriptor, line, written)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let other threads that log wait until the block is left: the files are being changed."""
+        with self._lock, self._writing:
+            yield
 
     def _prepare(self, metrics: Mapping[str, Any], log_name: str) -> tuple[int, bytes]:
         """The careful way: check everything, open the file, register new keys."""
@@ -194,7 +218,7 @@ class MetricsWriter:
     def _withdraw(self, log_name: str, descriptor: int, line: bytes, written: int) -> None:
         """Take a line that was written in part out again, and say so."""
         begin = os.fstat(descriptor).st_size - written
-        if os.pread(descriptor, written + 1, begin) == line[:written]:  # else another thread has written
+        if os.pread(descriptor, written + 1, begin) == line[:written]:  # else another process has written
             os.ftruncate(descriptor, begin)
         raise OSError(
             errno.ENOSPC,
@@ -205,9 +229,16 @@ class MetricsWriter:
 
     def register(self, log_name: str, types: Mapping[str, str]) -> None:
         """Add keys with their types to the registry; it is an index only, so a broken one is made anew."""
+        path = self._directory / ".keys" / "metrics.yaml"
+        with self._fence.explaining(), naming(path):
+            path.parent.mkdir(exist_ok=True)
+            # forked workers register too, and often at the same time
+            with turn(path.with_name(".turn"), lambda: False, _TURN_S):
+                self._register(path, log_name, types)
+
+    def _register(self, path: Path, log_name: str, types: Mapping[str, str]) -> None:
         import yaml
 
-        path = self._directory / ".keys" / "metrics.yaml"
         registry: dict[str, dict[str, str]] = {}
         with suppress(FileNotFoundError, yaml.YAMLError, UnicodeDecodeError):
             stored = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
@@ -219,9 +250,7 @@ class MetricsWriter:
         registry[log_name] = {**before, **{key: kind for key, kind in types.items() if key not in before}}
         dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
         text = yaml.dump(registry, Dumper=dumper, allow_unicode=True, sort_keys=False)
-        with self._fence.explaining(), naming(path):
-            path.parent.mkdir(exist_ok=True)
-            replace_file(path, seal_yaml(text), aside=self._fence.folder(path.parent))
+        replace_file(path, seal_yaml(text), aside=self._fence.folder(path.parent))
 
     def offsets(self) -> dict[str, int]:
         """Return the size of every metrics file, log name -> bytes."""
@@ -286,7 +315,7 @@ class MetricsWriter:
         Raises:
             OSError: a file could not be written; nothing is lost.
         """
-        with self._lock:
+        with self.paused():
             return rewinding.rewind(
                 self._directory,
                 offsets,

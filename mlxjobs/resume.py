@@ -152,14 +152,15 @@ class Resumption:
         self._settled = True
 
     def _rewind(self, offsets: Mapping[str, int], rewinds: int | None) -> int:
-        before = self._metrics.offsets()
-        own = {log_name: size - self._start.get(log_name, 0) for log_name, size in before.items()}
-        try:
-            return self._metrics.rewind(offsets, self._start, rewinds=rewinds)
-        finally:
-            # where it failed too: files that were shortened before that begin our lines elsewhere
-            after = self._metrics.offsets()
-            self._start = {log_name: size - own.get(log_name, 0) for log_name, size in after.items()}
+        with self._metrics.paused():  # else a line of another thread could be taken for an earlier attempt's
+            before = self._metrics.offsets()
+            own = {log_name: size - self._start.get(log_name, 0) for log_name, size in before.items()}
+            try:
+                return self._metrics.rewind(offsets, self._start, rewinds=rewinds)
+            finally:
+                # where it failed too: files that were shortened before that begin our lines elsewhere
+                after = self._metrics.offsets()
+                self._start = {log_name: size - own.get(log_name, 0) for log_name, size in after.items()}
 
 
 def _counted(lines: int, files: int) -> str:

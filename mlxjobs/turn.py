@@ -25,35 +25,36 @@ def turn(path: Path, is_done: Callable[[], bool], wait_s: float) -> Iterator[Non
         is_done: whether somebody else has done the work.
         wait_s: how long to wait at most.
     """
+    lock = _await(path, is_done, wait_s)
     try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    except OSError:  # the work says better what is wrong there
         yield
-        return
-    try:
-        is_ours = _await(lock, is_done, wait_s)
-        try:
-            yield
-        finally:
-            if is_ours or is_done():  # one who came late has made the file again
-                with suppress(OSError):
-                    path.unlink()
     finally:
-        os.close(lock)
+        if lock is not None:
+            with suppress(OSError):
+                path.unlink()
+            os.close(lock)
 
 
-def _await(lock: int, is_done: Callable[[], bool], wait_s: float) -> bool:
-    """Return whether the lock was taken."""
+def _await(path: Path, is_done: Callable[[], bool], wait_s: float) -> int | None:
+    """Return the lock, open; None if it was not taken."""
     end, pause = time.monotonic() + wait_s, 0.005
     while not is_done():
         try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError:  # the work says better what is wrong there
+            return None
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > end:
-                break
-        except OSError:  # no locks on this file system
-            break
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                return lock
+        except FileNotFoundError:  # whose turn it was has removed it, and another process may make it again
+            pass
+        except OSError as error:
+            no_locks = not isinstance(error, BlockingIOError)
+            if no_locks or time.monotonic() > end:
+                os.close(lock)
+                return None
+        os.close(lock)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_POLL_S)
-    return False
+    return None

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from mlxjobs.errors import (
 from mlxjobs.fence import Fence
 from mlxjobs.logger import DefaultLogger, Logger, SilentLogger
 from tests.attempts import attempt
+from tests.project import await_value
 
 
 @pytest.fixture
@@ -557,6 +559,32 @@ def test_twenty_preemptions_leave_no_trace_in_the_files(run: Path) -> None:
 
 
 # --- what was superseded
+
+
+def test_what_another_thread_logs_during_a_resumption_is_kept(run: Path) -> None:
+    first = attempt(run, 1)
+    first.log_metrics({"n": -1}, "system")
+    first.log_checkpoint(1)
+    for _ in range(1000):
+        first.log_metrics({"n": -2}, "system")
+    second = attempt(run, 2)
+    logged = [0]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            second.log_metrics({"n": logged[0]}, "system")
+            logged[0] += 1
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    await_value(lambda: logged[0] > 5, "the thread")
+    second.load_checkpoint()
+    second.log_checkpoint(2)
+    done.set()
+    thread.join()
+    lines = (run / "metrics" / "system.json").read_text().splitlines()
+    assert [json.loads(line)["n"] for line in lines] == [-1, *range(logged[0])]
 
 
 def test_superseded_lines_are_marked_with_the_attempt_that_wrote_them(run: Path) -> None:

@@ -412,6 +412,38 @@ writer.append({{"who": "parent"}}, "train")
     assert [line["who"] for line in lines(tmp_path)] == ["parent", "child", "parent"]
 
 
+def test_forked_workers_that_begin_to_log_at_once_wait_for_nobody_and_lose_no_keys(tmp_path: Path) -> None:
+    script = f"""
+import os, signal, threading
+from pathlib import Path
+from mlxjobs.metrics import MetricsWriter
+writer = MetricsWriter(Path({str(tmp_path)!r}) / "metrics")
+writer.append({{"loss": 1.0}}, "train")
+busy, done = threading.Event(), threading.Event()
+def work():
+    with writer.paused():
+        busy.set()
+        done.wait()
+threading.Thread(target=work).start()
+busy.wait()
+for worker in range(4):
+    if os.fork() == 0:
+        signal.alarm(20)
+        writer.append({{"loss": 2.0}}, "train")
+        for key in ("x", "y"):
+            writer.append({{key: 1.0}}, f"worker{{worker}}")
+        os._exit(0)
+print([os.wait()[1] for worker in range(4)])
+done.set()
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE)
+    assert done.stdout == b"[0, 0, 0, 0]\n"
+    keys = yaml.safe_load((tmp_path / "metrics" / ".keys" / "metrics.yaml").read_text())
+    assert keys.pop("train") == {"loss": "float"}
+    assert keys == {f"worker{worker}": {"x": "float", "y": "float"} for worker in range(4)}
+    assert os.listdir(tmp_path / "metrics" / ".keys") == ["metrics.yaml"]
+
+
 def test_importing_it_brings_nothing_heavy() -> None:
     script = """
 import sys
