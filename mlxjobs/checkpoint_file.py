@@ -201,7 +201,7 @@ def load(path: Path) -> tuple[Any, Record | None]:
             if record is not None and record.checksum is not None:
                 _check(file.fileno(), record)
             file.seek(0)
-            return _unpickle(pickle.load, file), record
+            return _unpickle(pickle.load, file, record), record
     except DamagedCheckpointError as error:
         raise DamagedCheckpointError(f"the checkpoint {path} cannot be read: {error}") from error.__cause__
     except FileNotFoundError:
@@ -215,8 +215,9 @@ def _check(descriptor: int, record: Record) -> None:
         raise DamagedCheckpointError("its bytes are not those that were written")
 
 
-def _unpickle(read: Callable[[Any], Any], file: Any) -> Any:
+def _unpickle(read: Callable[[Any], Any], file: Any, record: Record | None) -> Any:
     try:
         return read(file)
     except Exception as error:  # damaged bytes raise anything, MemoryError included
-        raise DamagedCheckpointError(f"{type(error).__name__}: {error}") from error
+        whole = "" if record is None or record.checksum is None else "its bytes are right, but "
+        raise DamagedCheckpointError(f"{whole}{type(error).__name__}: {error}") from error

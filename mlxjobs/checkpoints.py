@@ -340,7 +340,8 @@ def load_first(
             note(message)  # warnings may be switched off
             warnings.warn(message, stacklevel=stacklevel + 1)
         return loaded
-    message = f"{problems[0]}; no earlier one can be read either. Remove the damaged files to start over"
+    advice = "If nothing can be done about that, remove the files to start over"
+    message = f"{problems[0]}; no earlier one can be read either. {advice}"
     note(message)  # a bare `except:` around load_checkpoint must not hide it
     raise DamagedCheckpointError(message)
 

@@ -1,4 +1,4 @@
-"""Pickle what pickle can take, else what cloudpickle can take, without a second copy in memory.
+"""Pickle what pickle can take, else what cloudpickle can take, without a second copy of all in memory.
 
 The bytes are summed on their way: the checksum of a file is the CRC-32 of the CRC-32s of its blocks,
 so that a file can be checked by several threads at once.
@@ -17,6 +17,8 @@ from typing import Any, Protocol
 from mlxjobs.errors import InvalidArtifactError
 
 BLOCK = 8 << 20  # bytes
+
+_PIECE = 1 << 20
 
 _SYNC_FILE_RANGE_WRITE = 2
 _THREADS = 4  # more do not read faster from most disks
@@ -146,8 +148,10 @@ class EarlyWriter:
         view = _buffer(data)
         total = view.nbytes
         while view:
-            written = os.write(self._descriptor, view[: BLOCK - self.size % BLOCK])
-            self._block = zlib.crc32(view[:written], self._block)
+            # a copy, as other threads and processes may change the task's memory between write and checksum
+            piece = bytes(view[: min(_PIECE, BLOCK - self.size % BLOCK)])
+            written = os.write(self._descriptor, piece)
+            self._block = zlib.crc32(piece[:written], self._block)
             view = view[written:]
             self.size += written
             if self.size % BLOCK == 0:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import pickle
@@ -230,6 +231,22 @@ def test_writing_to_the_disk_begins_while_pickling(path: Path, monkeypatch: pyte
         *(sum(size for _, size in ranges[: i + 1]) for i in range(3)),
     ]
     assert sum(size for _, size in ranges) >= 32 << 20
+
+
+def test_an_array_that_changes_while_it_is_written_is_no_damage(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = np.zeros(1 << 19)
+    write = os.write
+
+    def write_while_training(descriptor: int, data: Any) -> int:
+        written = write(descriptor, data)
+        weights[:] += 1  # as another thread does, or a process that shares the memory
+        return written
+
+    monkeypatch.setattr(os, "write", write_while_training)
+    save(path, weights)
+    assert checkpoints.load(path).size == weights.size
 
 
 def test_it_works_where_the_system_cannot_begin_early(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -488,6 +505,18 @@ def test_a_class_that_is_gone_is_named(path: Path) -> None:
     with pytest.raises(
         DamagedCheckpointError, match=r"last\.pkl cannot be read: ModuleNotFoundError: .*no_such_module"
     ):
+        newest(path)
+
+
+def test_a_checkpoint_that_only_lacks_its_module_is_not_called_damaged(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_model.py").write_text("class Model:\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    save(path, importlib.import_module("my_model").Model())
+    monkeypatch.undo()
+    monkeypatch.delitem(sys.modules, "my_model")
+    with pytest.raises(DamagedCheckpointError, match="its bytes are right, but ModuleNotFoundError"):
         newest(path)
 
 
