@@ -242,12 +242,18 @@ def publish(
                 target = folder / path.name
                 if history is not None:
                     history.before(target)
-                if target.is_dir() and not target.is_symlink():
-                    target.rename(aside / f".{target.name}.old")
+                if _is_folder(target) or (_is_folder(path) and os.path.lexists(target)):
+                    target.rename(
+                        aside / f".{target.name}.old"
+                    )  # no rename puts one in the place of the other
                 path.replace(target)
             sync_directory(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _sync(path: Path) -> None:

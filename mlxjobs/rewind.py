@@ -274,8 +274,8 @@ def _apply(plan: _Plan, fence: Fence) -> bool:
     if plan.start == size and not plan.restores:
         _truncate(plan.path, plan.kept, fence)
         return False
-    name = f".{plan.path.name}.{os.uname().nodename}.{os.getpid()}.tmp"
-    aside = fence.folder(plan.path.parent) / name
+    # not named after the file, whose name may be as long as names can be
+    aside = fence.folder(plan.path.parent) / f".{os.uname().nodename}.{os.getpid()}.tmp"
     try:
         with naming(aside), open(aside, "wb") as target:
             for source, length in plan.pieces:

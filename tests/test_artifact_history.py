@@ -45,6 +45,23 @@ def test_artifacts_of_after_the_checkpoint_are_taken_back(
     assert "3 artifact(s)" in capsys.readouterr().err
 
 
+def test_a_folder_takes_the_place_of_a_file_and_is_taken_back(run: Path) -> None:
+    def save(obj: str, path: str) -> None:
+        if obj == "folder":
+            Path(path).mkdir()
+            path += "/inside"
+        Path(path).write_text(obj)
+
+    artifacts.register_artifact_type("either", save, os.listdir)
+    first = attempt(run, 1)
+    first.log_artifacts("file", "model", "either")
+    first.log_checkpoint(1)
+    first.log_artifacts("folder", "model", "either")
+    assert first.load_artifacts("model", "either") == ["inside"]
+    attempt(run, 2).load_checkpoint()
+    assert (run / "artifacts" / "either" / "model").read_text() == "file"
+
+
 def test_an_artifact_that_is_a_folder_is_taken_back_whole(run: Path) -> None:
     def save(obj: list[str], path: str) -> None:
         Path(path).mkdir()

@@ -523,6 +523,14 @@ def test_lines_of_this_attempt_stay_and_the_open_file_is_followed(
     assert epochs(tmp_path, "new") == [12]
 
 
+def test_a_rewind_takes_the_longest_name_that_a_file_can_have(writer: MetricsWriter, tmp_path: Path) -> None:
+    name = "x" * 250
+    for step in range(3):
+        writer.append({"step": step}, name)
+    assert writer.rewind({}, {name: 2 * len('{"step":0}\n')}) == 2
+    assert lines(tmp_path, name) == [{"step": 2}]
+
+
 def test_nothing_to_rewind_leaves_no_folder(writer: MetricsWriter, tmp_path: Path) -> None:
     log(writer, 0)
     assert writer.rewind(writer.offsets(), writer.offsets()) == 0
