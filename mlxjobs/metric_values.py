@@ -22,7 +22,8 @@ def unwrap(value: Any) -> Any:
     if not hasattr(value, "item") or not hasattr(value, "tolist"):
         raise TypeError(type(value).__name__)
     try:
-        plain = value.item()
+        # item() of a number that numpy has masked is 0
+        plain = value.tolist() if getattr(value, "ndim", None) == 0 else value.item()
     except (ValueError, RuntimeError):  # more than one element
         plain = value.tolist()
     if type(plain) is type(value) or isinstance(plain, complex):

@@ -89,6 +89,7 @@ def test_numpy_scalars_and_arrays_are_numbers(writer: MetricsWriter, tmp_path: P
             "bool": np.bool_(True),
             "text": np.str_("a"),
             "zero_d": np.array(1.5),
+            "masked": np.ma.array([2.0], mask=True).mean(),
             "array": np.arange(3),
         },
         "train",
@@ -103,6 +104,7 @@ def test_numpy_scalars_and_arrays_are_numbers(writer: MetricsWriter, tmp_path: P
             "bool": True,
             "text": "a",
             "zero_d": 1.5,
+            "masked": None,
             "array": [0, 1, 2],
         }
     ]
