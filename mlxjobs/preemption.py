@@ -195,7 +195,7 @@ class Preemption:
             leaving = self._leaving
         if leaving is None:
             return
-        self._calling = True
+        self._calling = self._seen = True  # a task that catches everything and returns has left all the same
         try:
             callbacks()
         except SystemExit:  # it leaves in any case, and by this alone it would be COMPLETE

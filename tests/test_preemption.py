@@ -249,6 +249,17 @@ def test_a_task_that_ended_does_not_wait_for_a_scheduler_that_refuses(run: Run) 
             one.at_the_end(nothing, by_exit=False)
 
 
+def test_a_task_that_catches_everything_and_returns_has_left_all_the_same(run: Run) -> None:
+    cluster = FakeCluster()
+    one = preemption(run, cluster)
+    with one.listen():
+        warn(cluster)
+        for leave in (lambda: one.at_safe_point(nothing), lambda: one.at_the_end(nothing, by_exit=False)):
+            with pytest.raises(Preempted):
+                leave()
+    assert cluster.requeued == ["57"]
+
+
 def test_max_requeues_ends_a_run_whose_time_is_over(run: Run) -> None:
     cluster = FakeCluster(Fate.TIME_LIMIT)
     one = preemption(run, cluster, max_requeues=0)
