@@ -182,17 +182,27 @@ def checksum(descriptor: int, size: int) -> int:
     """
     begins = range(0, size, BLOCK)
     threads = min(_THREADS, len(begins), len(os.sched_getaffinity(0)))
-    parts = [begins[first::threads] for first in range(threads)]
-    if threads <= 1:
-        found = [_blocks(descriptor, part, size) for part in parts]
-    else:
-        from concurrent.futures import ThreadPoolExecutor
+    if threads > 1:
+        try:
+            return _summed_by(threads, descriptor, begins, size)
+        except RuntimeError:  # the user, or the job, has as many threads as it may
+            pass
+    return _sum([_blocks(descriptor, begins, size)])
 
-        with ThreadPoolExecutor(threads) as pool:
-            found = list(pool.map(lambda part: _blocks(descriptor, part, size), parts))
+
+def _summed_by(threads: int, descriptor: int, begins: range, size: int) -> int:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(threads) as pool:
+        parts = [begins[first::threads] for first in range(threads)]
+        return _sum(list(pool.map(lambda part: _blocks(descriptor, part, size), parts)))
+
+
+def _sum(parts: list[list[int]]) -> int:
+    """The CRC-32 of the CRC-32s of blocks, of which each part has every so many."""
     total = 0
-    for index in range(len(begins)):
-        total = _add_block(total, found[index % threads][index // threads])
+    for index in range(sum(map(len, parts))):
+        total = _add_block(total, parts[index % len(parts)][index // len(parts)])
     return total
 
 

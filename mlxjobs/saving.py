@@ -36,9 +36,14 @@ class Background:
         self._thread: threading.Thread | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Do some work in a thread, which the interpreter awaits at its end."""
-        self._thread = threading.Thread(target=self._do, args=(work,), name="mlxjobs-checkpoint")
-        self._thread.start()
+        """Do some work in a thread, which the interpreter awaits at its end; at once if there can be none."""
+        thread = threading.Thread(target=self._do, args=(work,), name="mlxjobs-checkpoint")
+        try:
+            thread.start()
+        except RuntimeError:  # the user, or the job, has as many as it may
+            self._do(work)
+        else:
+            self._thread = thread
 
     def _do(self, work: Callable[[], None]) -> None:
         try:

@@ -416,6 +416,19 @@ def test_a_failure_in_the_background_is_raised_once_by_the_next_call(
     logger.close()
 
 
+def test_where_no_thread_can_be_started_it_takes_its_time(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4))
+    logger = attempt(run, 1)
+    for epoch in range(2):
+        logger.log_checkpoint({"epoch": epoch, "weights": bytes(20 << 20)}, blocking=False)
+    logger.finish(complete=False)
+    assert attempt(run, 2).load_checkpoint()["epoch"] == 1
+
+
 def test_what_cannot_be_pickled_is_told_at_once(run: Path) -> None:
     logger = DefaultLogger(run)
     with pytest.raises(InvalidArtifactError, match=r"last\.pkl was not written"):
