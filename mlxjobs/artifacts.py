@@ -162,8 +162,8 @@ def check_artifact_name(name: object) -> str:
     """
     if not is_file_name(name):
         raise InvalidKeyError(
-            f"{name!r} cannot name an artifact: use a text that is not empty and does not begin with a "
-            "dot, or several of them joined by '/'"
+            f"{name!r} cannot name an artifact: use a text without path separators, not empty, and not "
+            "beginning with a dot"
         )
     return str(name)
 

@@ -59,7 +59,7 @@ class Fence:
         if not self.attempt:
             return parent
         folder = parent / f"{_FOLDER}{self.attempt}"
-        if parent not in self._folders:
+        if parent not in self._folders or not folder.is_dir():  # its user may make room
             folder.mkdir(exist_ok=True)
             try:
                 self.check()

@@ -834,6 +834,17 @@ def test_a_trainer_on_another_rank_gets_the_silent_logger(run: Path) -> None:
     assert epochs(run) == [0]
 
 
+def test_a_user_may_remove_artifacts_of_a_run_that_goes_on(run: Path) -> None:
+    logger = attempt(run, 1)
+    for epoch in range(2):
+        logger.log_artifacts(str(epoch), "note", "text")
+        logger.log_checkpoint(epoch)
+        assert logger.load_artifacts("note", "text") == str(epoch)
+        assert logger.load_checkpoint() == epoch
+        for folder in ("text", "Checkpoint"):  # as when the disk is full
+            shutil.rmtree(run / "artifacts" / folder)
+
+
 def test_users_can_derive_their_own_logger(run: Path) -> None:
     class Loud(DefaultLogger):
         def log_metrics(self, metrics_dict: Any, log_name: str = "metrics") -> None:
