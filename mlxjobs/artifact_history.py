@@ -4,15 +4,20 @@
       .since/<checkpoint>.<attempt>/   what was changed after a checkpoint, by the attempt that did so:
         old/best/.prediction.png         what was replaced, as it had been
         new/best/.prediction.png         nothing had this name
+      .since/<checkpoint>.<attempt>.back/  the same of what was changed by taking back
       .superseded/<attempt>/           what was taken back, by the attempt that had written it
 
 Only the first change after a checkpoint is noted. Checkpoints are numbered over the whole run; 0 is its
 beginning. Each type has notes of its own, for its folder may be a link to another disk.
+
+As it was at a checkpoint, an artifact is in the oldest note of a change after it. Taking back is such a
+change, so a task may look at an old checkpoint, and a run may go back to one of an attempt that was given up.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +31,8 @@ from mlxjobs.files import sync_directory
 _SINCE = ".since"
 _SUPERSEDED = ".superseded"
 _OLD, _NEW = "old", "new"
+_BACK = ".back"
+_NAME = re.compile(rf"([0-9]+)\.([0-9]+)({re.escape(_BACK)})?")
 
 
 @dataclass(frozen=True)
@@ -35,10 +42,16 @@ class _Changes:
     top: Path
     checkpoint: int
     attempt: int
+    back: bool = False
 
     @property
     def folder(self) -> Path:
-        return self.top / _SINCE / f"{self.checkpoint}.{self.attempt}"
+        return self.top / _SINCE / f"{self.checkpoint}.{self.attempt}{_BACK if self.back else ''}"
+
+    @property
+    def when(self) -> tuple[int, int, bool]:
+        """What orders changes in time: an attempt takes nothing back that it has written before."""
+        return self.attempt, self.checkpoint, not self.back
 
     def note(self, kind: str, name: Path) -> Path:
         """Where an artifact is noted; the dot tells one that is a folder from a folder of artifacts."""
@@ -47,6 +60,15 @@ class _Changes:
     def has(self, name: Path) -> bool:
         """Tell whether an artifact is noted."""
         return any(os.path.lexists(self.note(kind, name)) for kind in (_OLD, _NEW))
+
+    def names(self) -> list[Path]:
+        """Return the artifacts that are noted."""
+        return [name for _, name in self.notes()]
+
+    def forget(self, name: Path) -> None:
+        """Drop what is noted of an artifact."""
+        for kind in (_OLD, _NEW):
+            _remove(self.note(kind, name))
 
     def notes(self) -> list[tuple[str, Path]]:
         """Return what is noted: old or new, and the artifact's name."""
@@ -80,20 +102,31 @@ class ArtifactHistory:
         if not self.fence.attempt:
             return
         top = self._folder / target.relative_to(self._folder).parts[0]
-        changes = _Changes(top, self._newest(), self.fence.attempt)
-        name = target.relative_to(top)
+        self._note(_Changes(top, self._newest(), self.fence.attempt), target.relative_to(top))
+
+    def _note(self, changes: _Changes, name: Path) -> None:
         if changes.has(name):
             return
+        target = changes.top / name
         note = changes.note(_OLD if os.path.lexists(target) else _NEW, name)
         note.parent.mkdir(parents=True, exist_ok=True)
         with self.fence.explaining():
-            aside = self.fence.folder(top / _SINCE) / f"{os.getpid()}.{threading.get_ident()}"
-            _remove(aside)
+            aside = self._aside(changes.top)
             if os.path.lexists(target):
                 _copy(target, aside)
             else:
                 aside.touch()
             aside.replace(note)
+
+    def _aside(self, top: Path) -> Path:
+        """A free place from which to rename to where artifacts, notes and the superseded are."""
+        aside = self.fence.folder(top / _SINCE) / f"{os.getpid()}.{threading.get_ident()}"
+        _remove(aside)
+        return aside
+
+    def newest(self) -> int:
+        """Return the highest number of a checkpoint after which a change is noted, 0 if there is none."""
+        return max((one.checkpoint for one in self._changes()), default=0)
 
     def take_back(self, checkpoint: int) -> int:
         """Have the artifacts as they were when a checkpoint was saved; those of this attempt stay.
@@ -112,44 +145,66 @@ class ArtifactHistory:
         """
         attempt = self.fence.attempt
         history = self._history()
-        own = {(one.top, name) for one in history if one.attempt == attempt for _, name in one.notes()}
-        moved: set[Path] = set()
-        with self.fence.explaining():
-            for one in reversed(history):
-                if one.attempt >= attempt or one.checkpoint < checkpoint:
-                    continue
-                for _, name in one.notes():
+        own = {
+            (one.top, name)
+            for one in history
+            for name in one.names()
+            if one.attempt == attempt and not one.back
+        }
+        found: dict[tuple[Path, Path], list[_Changes]] = {}
+        for one in history:
+            if one.back if one.attempt == attempt else one.checkpoint >= checkpoint:
+                for name in one.names():
                     if (one.top, name) not in own:
-                        moved |= self._undo(one, name)
-                if not one.notes():
-                    shutil.rmtree(one.folder)
-        return len(moved)
+                        found.setdefault((one.top, name), []).append(one)
+        with self.fence.explaining():
+            return sum(self._go_back(name, changes) for (_, name), changes in found.items())
 
-    def _undo(self, changes: _Changes, name: Path) -> set[Path]:
-        """Have one artifact as it was before a change; returns it, if it was moved away."""
-        path = changes.top / name
-        was_there = os.path.lexists(path)
-        if was_there:
-            self._put_aside(path, changes.top / _SUPERSEDED / str(changes.attempt) / name)
-        old = changes.note(_OLD, name)
+    def _go_back(self, name: Path, changes: list[_Changes]) -> bool:
+        """Have one artifact as it was before some changes, oldest first; tells if one was moved away."""
+        top = changes[0].top
+        path, old = top / name, changes[0].note(_OLD, name)
+        moved = os.path.lexists(path) and not _is_same(path, old)
+        if moved or not os.path.lexists(path):
+            version = path
+            for one in reversed(changes):
+                if not one.back and os.path.lexists(version):
+                    self._supersede(top, name, version, one.attempt)
+                version = one.note(_OLD, name)
+            if all(one.checkpoint < self._newest() for one in changes):
+                self._note(_Changes(top, self._newest(), self.fence.attempt, back=True), name)
+            self._put(top, path, old)
+        for number, one in enumerate(changes):  # those that no way back leads to any more
+            if any(other.checkpoint == one.checkpoint for other in changes[:number]):
+                self.fence.check()
+                one.forget(name)
+        return moved
+
+    def _supersede(self, top: Path, name: Path, version: Path, attempt: int) -> None:
+        """Keep what an attempt wrote; of several versions one after the other, the last."""
+        place = top / _SUPERSEDED / str(attempt) / name
+        if not os.path.lexists(place):
+            aside = self._aside(top)
+            _copy(version, aside)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            aside.rename(place)
+            sync_directory(place.parent)
+
+    def _put(self, top: Path, path: Path, old: Path) -> None:
+        """Let a copy of what was noted, or nothing, take the place of an artifact."""
+        gone = None
+        if os.path.lexists(path):
+            # through the attempt's own folder: one that was given up moves nothing
+            gone = self.fence.folder(path.parent) / path.name
+            _remove(gone)
+            path.rename(gone)
         if os.path.lexists(old):
+            aside = self._aside(top)
+            _copy(old, aside)
             path.parent.mkdir(parents=True, exist_ok=True)
-            old.replace(path)
-        else:
-            changes.note(_NEW, name).unlink()
-        return {path} if was_there else set()
-
-    def _put_aside(self, path: Path, place: Path) -> None:
-        """Move an artifact away; of several that an attempt wrote one after the other, the last is kept."""
-        aside = self.fence.folder(path.parent) / path.name
-        _remove(aside)
-        path.rename(aside)  # through the attempt's own folder: one that was given up moves nothing
-        if os.path.lexists(place):
-            _remove(aside)
-            return
-        place.parent.mkdir(parents=True, exist_ok=True)
-        aside.rename(place)
-        sync_directory(place.parent)
+            aside.replace(path)
+        if gone is not None:
+            _remove(gone)
 
     def keep(self, checkpoints: Callable[[], set[int]]) -> None:
         """Keep what is needed to go back to some checkpoints, and no more.
@@ -170,7 +225,8 @@ class ArtifactHistory:
     def _fold(self, one: _Changes, before: int, history: list[_Changes]) -> None:
         """Let changes count as made after an earlier checkpoint, unless there was one since then already."""
         earlier = [other for other in history if other.top == one.top and other.checkpoint == before]
-        into = _Changes(one.top, before, self.fence.attempt)
+        into = _Changes(one.top, before, one.attempt, one.back)
+        history.append(into)
         for kind, name in one.notes():
             if not any(other.has(name) for other in (*earlier, into)):
                 into.note(kind, name).parent.mkdir(parents=True, exist_ok=True)
@@ -184,16 +240,22 @@ class ArtifactHistory:
 
     def _history(self) -> list[_Changes]:
         """What was changed, oldest first."""
-        return sorted(self._changes(), key=lambda one: (one.checkpoint, one.attempt))
+        return sorted(self._changes(), key=lambda one: one.when)
 
     def _changes(self) -> Iterator[_Changes]:
         with suppress(FileNotFoundError):
             for top in self._folder.iterdir():
                 with suppress(FileNotFoundError, NotADirectoryError):
                     for folder in (top / _SINCE).iterdir():
-                        checkpoint, _, attempt = folder.name.partition(".")
-                        if checkpoint.isdecimal() and attempt.isdecimal():
-                            yield _Changes(top, int(checkpoint), int(attempt))
+                        if found := _NAME.fullmatch(folder.name):
+                            yield _Changes(top, int(found[1]), int(found[2]), found[3] is not None)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except FileNotFoundError:
+        return False
 
 
 def _noted(folder: Path, inside: Path) -> Iterator[Path]:

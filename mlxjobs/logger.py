@@ -241,11 +241,8 @@ class DefaultLogger(Logger):
             loaded = self._checkpoints.load(log_name, place)
         finally:
             _LOADING.reset(token)
-        if own:
-            newest = self._checkpoints.is_newest(loaded.record)
-            goes_on = self._resumption.goes_on_from(loaded.path, loaded.record, newest=newest)
-            if goes_on and self._resumed is not None:
-                self._resumed(loaded.path)
+        if own and self._resumption.goes_on_from(loaded.path, loaded.record) and self._resumed is not None:
+            self._resumed(loaded.path)
         return loaded.checkpoint
 
     def log_artifact(self, artifact: Artifact, log_name: str) -> None:
@@ -311,10 +308,9 @@ class DefaultLogger(Logger):
             InvalidArtifactError: there is none, or several, or the type cannot be read.
             InvalidKeyError: no artifact can have this name.
         """
-        if root is None:
-            self._resumption.reads_artifact()
-        folder = Path(self._log_dir if root is None else root)
-        folder = folder / "artifacts" if (folder / "artifacts").is_dir() else folder
+        folder = Path(self.artifacts_dir if root is None else root)
+        if root is not None and (folder / "artifacts").is_dir():
+            folder = folder / "artifacts"
         return artifacts.read_artifact(folder, artifact_name, artifact_type)
 
     def register_artifact_type(

@@ -48,17 +48,11 @@ class Resumption:
             self._start = metrics.offsets()
             metrics.begin(self._start)
 
-    def goes_on_from(self, path: Path, record: Record | None, *, newest: bool = True) -> bool:
+    def goes_on_from(self, path: Path, record: Record | None) -> bool:
         """Note that a checkpoint of this run was loaded.
 
         Of several the newest counts: a task may look at its best model before it goes on from the
         last. After the attempt has saved, loading changes nothing.
-
-        Args:
-            path: the checkpoint.
-            record: what it remembers.
-            newest: no newer one can be loaded. Else artifacts, which cannot be had again as lines can,
-                are left until the attempt saves, reads one or ends.
 
         Returns:
             True if the attempt now goes on from this checkpoint.
@@ -74,25 +68,17 @@ class Resumption:
         if record is not None and self._unfinished:
             self._pending = True
             try:
-                self._take_back(artifacts=newest)
+                self._take_back()
             except OSError as error:
                 # the object is good; failing here would make many a task begin from scratch
                 note(f"what was written after {path.name} is not moved away yet: {error}")
         return True
 
-    def reads_artifact(self) -> None:
-        """Note that the attempt is about to read an artifact of the run.
-
-        Raises:
-            OSError: the metrics or artifacts could not be moved.
-        """
-        self._take_back()
-
-    def _take_back(self, *, artifacts: bool = True) -> None:
+    def _take_back(self) -> None:
         if self._pending and self._record is not None:
             lines = self._rewind(self._record.metrics, self._record.rewinds)
-            files = self._artifacts.take_back(self._record.sequence) if artifacts else 0
-            self._pending = not artifacts
+            files = self._artifacts.take_back(self._record.sequence)
+            self._pending = False
             if lines or files:
                 note(
                     f"run {self._name} goes on from {self._record.log_name}: {_counted(lines, files)} that "

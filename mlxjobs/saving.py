@@ -149,12 +149,8 @@ class Checkpoints:
         """The number of the run's newest checkpoint, which may still be being written; 0: there is none."""
         if self._sequence is None:
             self._sequence = max(checkpoints.sequences(self._folder), default=0)
+            self._sequence = max(self._sequence, self._history.newest())  # of one that is gone too
         return self._sequence
-
-    def is_newest(self, record: Record | None) -> bool:
-        """Tell whether no checkpoint of the run that is newer than this one can be loaded."""
-        loadable = [file.record for file in checkpoints.find(self._folder) if file.path not in self._damaged]
-        return record is None or not any(one and one.sequence > record.sequence for one in loadable)
 
     def _is_best(self, path: Path, monitor: Monitor, value: float) -> bool:
         best = checkpoints.best(path)

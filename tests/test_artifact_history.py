@@ -127,19 +127,36 @@ def test_looking_at_an_older_checkpoint_takes_no_artifact_from_the_newest(run: P
         write(first, image=str(epoch), **{f"epoch{epoch}": "x"})
         first.log_checkpoint(epoch, keep=3)
     write(first, image="late")
-    looking = attempt(run, 2)
-    assert [looking.load_checkpoint(name) for name in ("checkpoint.pkl.1", "checkpoint")] == [0, 2]
-    assert kept(run) == {"image": "2", "epoch0": "x", "epoch1": "x", "epoch2": "x"}
-    going_on = attempt(run, 3)
-    assert going_on.load_checkpoint("checkpoint.pkl.1") == 0
-    assert going_on.load_artifacts("image", "text") == "0"
+    second = attempt(run, 2)
+    assert second.load_checkpoint("checkpoint.pkl.1") == 0
     assert kept(run) == {"image": "0", "epoch0": "x"}
+    assert second.load_checkpoint() == 2
+    assert kept(run) == {"image": "2", "epoch0": "x", "epoch1": "x", "epoch2": "x"}
+
+
+def test_a_checkpoint_of_an_attempt_that_was_given_up_has_its_artifacts(run: Path) -> None:
+    first = attempt(run, 1)
+    write(first, image="first", first="x")
+    first.log_checkpoint(1, "first")
+    write(first, image="late")
+    second = attempt(run, 2)  # loads nothing, so it begins from scratch
+    write(second, second="x")
+    second.log_checkpoint(2, "second")
+    write(second, image="second")
+    third = attempt(run, 3)
+    third.load_checkpoint("first")
+    assert kept(run) == {"image": "first", "first": "x"}
+    write(third, third="x")
+    attempt(run, 4).load_checkpoint("second")
+    assert kept(run) == {"second": "x"}
 
 
 def test_a_process_that_dies_anywhere_while_it_takes_back_is_made_good_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = attempt(tmp_path / "run", 1)
+    write(first, image="oldest")
+    first.log_checkpoint(0, "oldest")
     write(first, image="before", best__image="before")
     first.log_checkpoint(1)
     write(first, image="after", best__image="after", late="after")
@@ -148,12 +165,15 @@ def test_a_process_that_dies_anywhere_while_it_takes_back_is_made_good_by_the_ne
     def die(run: Path) -> None:
         logger = attempt(run, 2)
         write(logger, start="second")
+        logger.load_checkpoint("oldest")
         logger.load_checkpoint()
 
     copies = crash_points(tmp_path, monkeypatch, die)
     assert len(copies) > 10
     for run in copies:
         third = attempt(run, 3)
+        assert third.load_checkpoint("oldest") == 0
+        assert kept(run) == {"image": "oldest"}, run
         assert third.load_checkpoint() == 1
         assert kept(run) == {"image": "before", "best/image": "before"}, run
 
