@@ -68,7 +68,11 @@ class _Changes:
     def forget(self, name: Path) -> None:
         """Drop what is noted of an artifact."""
         for kind in (_OLD, _NEW):
-            _remove(self.note(kind, name))
+            note = self.note(kind, name)
+            _remove(note)
+            with suppress(OSError):  # more is in it
+                for parent in note.parents[: len(name.parts) + 1]:
+                    parent.rmdir()
 
     def notes(self) -> list[tuple[str, Path]]:
         """Return what is noted: old or new, and the artifact's name."""
