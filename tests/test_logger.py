@@ -233,7 +233,7 @@ def test_no_good_checkpoint_is_loud_and_not_a_missing_one(
     path.write_bytes(b"\x80\x05damaged")
     again = attempt(run, 2)
     for name in (None, "last_ckpt"):
-        with pytest.raises(DamagedCheckpointError, match=r"last_ckpt\.pkl .*Remove") as caught:
+        with pytest.raises(DamagedCheckpointError, match=r"last_ckpt\.pkl .*remove") as caught:
             again.load_checkpoint(name)
         assert not isinstance(caught.value, FileNotFoundError)
         assert "last_ckpt.pkl" in capsys.readouterr().err
