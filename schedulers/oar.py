@@ -43,7 +43,6 @@ class OARScheduler(Scheduler):
 
     directive = "#OAR"
     commands = ("oarsub", "oarstat", "oardel")
-    template = "oar.sh"
     environment = ("OAR_*", "OARDO_*", "!OAR_JOB_KEY_FILE")  # that is the user's, for oarsub
     aliases = {  # noqa: RUF012 - declared in the base class
         "-n": "--name",

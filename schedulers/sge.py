@@ -26,7 +26,6 @@ class SGEScheduler(Scheduler):
 
     directive = "#$"
     commands = ("qsub", "qstat", "qdel")
-    template = "sge.sh"
     environment = (
         "SGE_STDIN_PATH", "SGE_STDOUT_PATH", "SGE_STDERR_PATH", "SGE_CWD_PATH", "SGE_JOB_SPOOL_DIR",
         "SGE_TASK_*", "SGE_O_*", "SGE_ACCOUNT", "SGE_CKPT_*", "SGE_BINDING", "SGE_RERUN_*",

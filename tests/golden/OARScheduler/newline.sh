@@ -15,7 +15,7 @@ line/logs/5/log.stderr'
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}"
 cd '/data/new
 line' || exit
-# OAR's warning goes to one process, this one: it has to be python.
+# What the scheduler signals has to be python.
 exec /opt/python/bin/python3 -u '/data/new
 line/main.py' +mlxpy.logger.forced_log_id=5 '+mlxpy.logger.parent_log_dir='"'"'/data/new
 line/logs'"'"'' +mlxpy.use_scheduler=false +mlxpy.use_version_manager=false +mlxpy.interactive_mode=false

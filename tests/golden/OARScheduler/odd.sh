@@ -12,5 +12,5 @@ exec >>'/data/a b/it'"'"'s "$HOME" `id` %j/é;日本&/logs/5/log.stdout' 2>>'/da
 
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}"
 cd '/data/a b/it'"'"'s "$HOME" `id` %j/é;日本&' || exit
-# OAR's warning goes to one process, this one: it has to be python.
+# What the scheduler signals has to be python.
 exec /opt/python/bin/python3 -u '/data/a b/it'"'"'s "$HOME" `id` %j/é;日本&/main.py' +mlxpy.logger.forced_log_id=5 '+mlxpy.logger.parent_log_dir='"'"'/data/a b/it\'"'"'s "$HOME" `id` %j/é;日本&/logs'"'"'' +mlxpy.use_scheduler=false +mlxpy.use_version_manager=false +mlxpy.interactive_mode=false

@@ -11,5 +11,5 @@ trap '' USR1 USR2
 
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}"
 cd /home/ada/project || exit
-# OAR's warning goes to one process, this one: it has to be python.
+# What the scheduler signals has to be python.
 exec /opt/python/bin/python3 -u /home/ada/project/main.py +mlxpy.logger.forced_log_id=5 +mlxpy.logger.parent_log_dir=/home/ada/project/logs +mlxpy.use_scheduler=false +mlxpy.use_version_manager=false +mlxpy.interactive_mode=false
