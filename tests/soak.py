@@ -27,9 +27,9 @@ from mlxjobs import checkpoints
 from mlxjobs.history import RunState, RunStatus
 from mlxjobs.store import Run
 from tests.clusters.fixtures import install_python
-from tests.clusters.machine import ClusterError, account, say, wait_for
+from tests.clusters.machine import USER, ClusterError, account, say, wait_for
 from tests.clusters.project import UserProject
-from tests.clusters.slurm import USER, SlurmCluster
+from tests.clusters.slurm import SlurmCluster
 from tests.clusters.torment import Carers, Torment, pids_of
 
 # What a run logs, and when it saves, follow from its seed. All that it goes on from is in its checkpoint.

@@ -15,10 +15,10 @@ from typing import NoReturn, TypeVar
 
 import pytest
 
-from tests.clusters.machine import ClusterError, account, install_packages
+from tests.clusters.machine import USER, ClusterError, account, install_packages
 from tests.clusters.oar import OarCluster
 from tests.clusters.sge import SgeCluster
-from tests.clusters.slurm import USER, SlurmCluster
+from tests.clusters.slurm import SlurmCluster
 
 __all__ = ["cluster_python", "oar", "oar_dir", "sge", "sge_dir", "slurm", "torch_python", "user_dir"]
 

@@ -12,15 +12,18 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 T = TypeVar("T")
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where Debian keeps daemons and commands: a test's own PATH must not decide which Slurm runs."""
+
+USER = "mlxalice"
+"""The ordinary account that submits jobs."""
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
 
@@ -117,6 +120,13 @@ def account(user: str) -> pwd.struct_passwd:
     return pwd.getpwnam(user)
 
 
+def default_base(variable: str) -> Path:
+    """Return the folder of a cluster: what `variable`, MLXJOBS_<NAME>_DIR, says, or this checkout's own."""
+    name = variable.split("_")[1].lower()
+    checkout = Path(__file__).resolve().parents[2]
+    return Path(os.environ.get(variable) or f"/tmp/mlxjobs-{name}-{checksum(checkout):08x}")
+
+
 def lock_folder(folder: Path, variable: str) -> int:
     """Own a folder, which is made, while the descriptor that is returned is open.
 
@@ -138,6 +148,20 @@ def lock_folder(folder: Path, variable: str) -> int:
         os.close(lock)
         raise ClusterError(f"{folder} is in use by another process; {advice}") from None
     return lock
+
+
+def wipe(folder: Path, variable: str) -> None:
+    """Remove what a cluster has left in its folder.
+
+    Raises:
+        ClusterError: what is in it is no cluster's.
+    """
+    mine = (folder / "pids").is_dir()
+    # the sign that the folder is a cluster's goes last: this may be killed
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == "pids"):
+        if not mine:
+            raise ClusterError(f"{folder} holds other things; set {variable} to a folder of its own")
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def checksum(path: Path) -> int:
@@ -236,3 +260,73 @@ def _program(pid: int) -> str | None:
     with suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text().strip()
     return None
+
+
+def processes_of(base: Path) -> dict[int, str]:
+    """Return the commands that have a cluster's folder in them, by their process ids."""
+    found = {}
+    for entry in os.scandir("/proc"):
+        try:
+            command = Path(entry.path, "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+        except OSError:
+            continue
+        if entry.name.isdecimal() and str(base) in command and int(entry.name) != os.getpid():
+            found[int(entry.name)] = command
+    return found
+
+
+class Harness(Protocol):
+    """What a developer can do to any cluster."""
+
+    def install(self) -> None:
+        """Install it."""
+
+    def up(self) -> None:
+        """Start it."""
+
+    def down(self) -> None:
+        """End it."""
+
+    def status(self) -> dict[str, str]:
+        """Tell what is up."""
+
+    def run(self, argv: Sequence[str | Path], *, user: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Run a command."""
+
+
+def main(cluster: Harness, argv: Sequence[str], usage: str, well: Collection[str]) -> NoReturn:
+    """Do what a developer asks for on the command line, and exit.
+
+    Args:
+        cluster: to what.
+        argv: up, down, status, or run USER COMMAND...
+        usage: said if it is none of these.
+        well: the states of a cluster that is up.
+    """
+    try:
+        sys.exit(_do(cluster, argv, usage, well))
+    except ClusterError as error:
+        sys.exit(f"error: {error}")
+
+
+def _do(cluster: Harness, argv: Sequence[str], usage: str, well: Collection[str]) -> int:
+    match list(argv):
+        case ["up"]:
+            cluster.install()
+            cluster.up()
+        case ["down"]:
+            require_root("end a cluster")
+            cluster.down()
+        case ["status"]:
+            states = cluster.status()
+            print("\n".join(f"{name:10} {state}" for name, state in states.items()))
+            return 0 if set(states.values()) <= set(well) else 3
+        case ["run", user, *command] if command:
+            done = cluster.run(command, user=user, cwd=Path.cwd())
+            sys.stdout.write(done.stdout)
+            sys.stderr.write(done.stderr)
+            return done.returncode
+        case _:
+            print(usage.splitlines()[-1].strip(), file=sys.stderr)
+            return 2
+    return 0

@@ -1,9 +1,4 @@
-"""A real OAR on this machine for the tests: Debian's packages, started by root, in namespaces of its own.
-
-The server, its database and the user's commands live behind one process whose namespaces (host name,
-process ids, mounts, network) are its own, and each node in one more of its kind below it. So OAR finds its
-files at the fixed places it wants, /etc/oar and /var/lib/oar, and its ports free, while nothing of this
-machine is changed and several checkouts do not meet. Whatever happens, all of it ends with that process.
+"""A real OAR on this machine for the tests: Debian's packages, started by root (see `isolated.py`).
 
 It is the packaged OAR but for: no cpusets, settings that make it quick, and three waits of its server, which
 are shorter in a copy (`oar_conf.py`).
@@ -16,32 +11,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.clusters import oar_conf
+from tests.clusters.isolated import IsolatedCluster
 from tests.clusters.machine import (
     SYSTEM_PATH,
-    ClusterError,
-    Processes,
+    USER,
     account,
-    checksum,
-    children,
     install_packages,
-    lock_folder,
+    main,
     require_root,
-    say,
     wait_for,
+    wipe,
 )
 
-USER = "mlxalice"
-"""The ordinary account that submits jobs."""
-
-VARIABLE = "MLXJOBS_OAR_DIR"
 CORES = 4
 _PROGRAMS = {
     "Almighty": "oar-server",
@@ -87,84 +74,25 @@ while :; do sleep 1000 & wait $!; done
 """
 
 
-def _default_base() -> Path:
-    checkout = Path(__file__).resolve().parents[2]
-    return Path(os.environ.get(VARIABLE) or f"/tmp/mlxjobs-oar-{checksum(checkout):08x}")
+class OarCluster(IsolatedCluster):
+    """One OAR of nodes with 4 cores each, all of them pretended."""
 
-
-class OarCluster:
-    """One OAR of nodes node1, node2, ... with 4 cores each, all of them pretended.
-
-    Args:
-        base: folder of everything that the cluster writes; a cluster is known by it. Default: the environment
-            variable MLXJOBS_OAR_DIR, else a folder under /tmp that belongs to this checkout.
-    """
-
-    wait_for = staticmethod(wait_for)
-    environment: Mapping[str, str] = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
-
-    def __init__(self, base: Path | None = None) -> None:
-        self.base = (base or _default_base()).absolute()
-        self.nodes: list[str] = []
-        self._addresses: dict[str, str] = {}
-        self._processes = Processes(self.base / "pids", f"{self.base}/")
-        self._lock: int | None = None
+    name = "OAR"
+    variable = "MLXJOBS_OAR_DIR"
+    network = "127.0.6"
+    server = (_SERVER,)
+    node = _NODE
 
     # ---- the whole cluster
 
     def install(self) -> None:
-        """Install OAR and PostgreSQL where they are missing, and create the ordinary account.
-
-        Raises:
-            ClusterError: not root, or apt-get failed.
-        """
+        """OAR, and PostgreSQL."""
         require_root("install and start a real OAR")
         missing = [package for name, package in _PROGRAMS.items() if not shutil.which(name, path=SYSTEM_PATH)]
         missing += [package for path, package in _MODULES.items() if not Path(path).exists()]
         if missing:
             install_packages(missing)
         account(USER)
-
-    def up(self, nodes: int = 2) -> None:
-        """Start a new cluster without any jobs; what an earlier one in the same folder left is ended first.
-
-        Args:
-            nodes: how many.
-
-        Raises:
-            ClusterError: not root, another process uses the folder, or a daemon does not start.
-        """
-        require_root("install and start a real OAR")
-        started = time.monotonic()
-        if self._lock is None:
-            self._lock = lock_folder(self.base, VARIABLE)
-        self._end()
-        self.nodes = [f"node{number}" for number in range(1, nodes + 1)]
-        self._addresses = {node: f"127.0.6.{number}" for number, node in enumerate(self.nodes, 11)}
-        try:
-            self._wipe()
-            self._prepare()
-            server = ["sh", "-c", _SERVER, f"{self.base}/"]  # the mark of our processes
-            self._spawn("server", "unshare", "--net", *_namespaces(), *server)
-            wait_for(lambda: children(self._processes.pid("server") or 0, "sh"), 20)
-            wait_for(lambda: self._enter(["cat", "/run/ready"]).stdout, 20)
-            self._start_database()
-            for node in self.nodes:
-                self._boot(node)
-            self.start_server()
-            self._create_resources()
-            self.node_up(*self.nodes)
-        except (TimeoutError, OSError, subprocess.CalledProcessError, ValueError) as error:
-            self.down()
-            raise ClusterError(f"OAR does not start ({error}); its logs are in {self.base}/log") from error
-        say(f"OAR of {nodes} nodes is up after {time.monotonic() - started:.1f} s")
-
-    def down(self) -> None:
-        """End all that was started, with its jobs; the logs stay until the next `up`. Safe to call twice."""
-        self._end()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     def restore(self) -> None:
         """Make the cluster what it was after `up`, but for the job numbers, whatever a test did to it."""
@@ -203,49 +131,11 @@ class OarCluster:
                 self.root("oarnodesetting", "-s", "Alive", "-h", node)
         wait_for(self.node_states, 40, until=lambda states: all(states[node] == "Alive" for node in nodes))
 
-    def node_down(self, node: str) -> None:
-        """Switch a node off: everything on it dies at once, and nobody tells OAR."""
-        if (init := self._init(node)) is not None:
-            os.kill(init, signal.SIGKILL)  # with the first process of its namespace all others are killed
-        self._processes.end(node, signal.SIGKILL)
-
     def node_states(self) -> dict[str, str]:
         """Return OAR's word for each node."""
         return self._pairs("SELECT network_address, min(state) FROM resources GROUP BY 1")
 
     # ---- commands and jobs
-
-    def run(
-        self,
-        argv: Sequence[str | Path],
-        *,
-        user: str = USER,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        timeout: float = 60.0,
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command on the server as `user` from `cwd` (default: their home), with `env` and little else.
-
-        A failing command is no error here: tests look at what it says.
-        """
-        who = account(user)
-        folder = cwd or Path(who.pw_dir)
-        own = {"HOME": who.pw_dir, "USER": user, "LOGNAME": user, "SHELL": "/bin/bash", "PWD": str(folder)}
-        become = ["setpriv", f"--reuid={who.pw_uid}", f"--regid={who.pw_gid}", "--clear-groups"]
-        given = [f"{name}={value}" for name, value in {**self.environment, **own, **(env or {})}.items()]
-        command = ["env", "--ignore-environment", f"--chdir={folder}", *given, *map(str, argv)]
-        return self._enter([*become, *command], timeout=timeout)
-
-    def root(self, *argv: str, check: bool = True) -> str:
-        """Return what an administrator's command prints.
-
-        Raises:
-            ClusterError: the command failed, unless `check` is false.
-        """
-        done = self._enter(argv)
-        if check and done.returncode != 0:
-            raise ClusterError(f"{' '.join(argv)} failed ({done.returncode}): {done.stderr.strip()}")
-        return done.stdout
 
     def job_states(self, ids: Iterable[str]) -> dict[str, str]:
         """Return OAR's words for the states of jobs by their ids, without those that it does not know."""
@@ -265,14 +155,8 @@ class OarCluster:
 
     # ---- how it is made
 
-    def _wipe(self) -> None:
-        mine = (self.base / "pids").is_dir()
-        for path in sorted(self.base.iterdir(), key=lambda path: path.name == "pids"):
-            if not mine:
-                raise ClusterError(f"{self.base} holds other things; set {VARIABLE} to a folder of its own")
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
     def _prepare(self) -> None:
+        wipe(self.base, self.variable)
         for name in ("pids", "log"):
             (self.base / name).mkdir()
         oar = account("oar")
@@ -291,6 +175,13 @@ class OarCluster:
         log = self.base / "log" / "oar.log"
         log.touch()
         os.chown(log, oar.pw_uid, 0)
+
+    def _set_up(self) -> None:
+        self._start_database()
+        for node in self.nodes:
+            self._boot(node)
+        self.start_server()
+        self._create_resources()
 
     def _start_database(self) -> None:
         """Start a PostgreSQL of its own, as the unprivileged user of Debian's package."""
@@ -331,46 +222,13 @@ class OarCluster:
         self._sql(oar_conf.resources(self.nodes, CORES))
 
     def _boot(self, node: str) -> None:
-        if self._init(node) is None:
-            enter = ["nsenter", f"--target={self._pid()}", "--all", "unshare", *_namespaces()]
-            self._spawn(node, *enter, "sh", "-c", _NODE, "sh", f"{self.base}/", node, self._addresses[node])
+        super()._boot(node)
         wait_for(lambda: self._listens(self._addresses[node], 6667), 20)
-
-    def _spawn(self, name: str, *argv: str) -> None:
-        env = {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8"}
-        self._processes.spawn(name, argv, env=env, log=self.base / "log" / f"{name}.out")
 
     def _detach(self, name: str, *argv: str) -> None:
         """Start a daemon beside the first process; it needs no ending of its own."""
         log = self.base / "log" / f"{name}.out"
         self.root("sh", "-c", 'log=$0; setsid --fork "$@" </dev/null >>"$log" 2>&1', str(log), *argv)
-
-    def _pid(self) -> int:
-        unshare = self._processes.pid("server")
-        inits = children(unshare, "sh") if unshare is not None else []
-        if not inits:
-            raise ClusterError("OAR is down")
-        return inits[0]
-
-    def _init(self, node: str) -> int | None:
-        """The first process of a node: the child of `unshare`, which is the child of `nsenter`."""
-        found = self._processes.pid(node)
-        for program in ("unshare", "sh"):
-            below = children(found, program) if found is not None else []
-            found = below[0] if below else None
-        return found
-
-    def _enter(self, argv: Sequence[str], timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["nsenter", f"--target={self._pid()}", "--all", "--wd=/", *argv],
-            env={"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8", "HOME": "/"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            umask=0o022,
-            timeout=timeout,
-            check=False,
-        )
 
     def _listens(self, address: str, port: int) -> bool:
         return self._enter(["bash", "-c", f"exec 3<>/dev/tcp/{address}/{port}"]).returncode == 0
@@ -387,48 +245,11 @@ class OarCluster:
             self.root("oardel", *left.split(), check=False)
         return left
 
-    def _end(self) -> None:
-        # all state goes with the next `up`, so nothing needs the time to save it
-        for name in sorted(self._processes.names(), key="server".__eq__):
-            self._processes.end(name, signal.SIGKILL)
-
-
-def _namespaces() -> list[str]:
-    return ["--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
-
 
 def _psql(database: str, query: str) -> list[str]:
     flags = ["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set=ON_ERROR_STOP=1"]
     return ["psql", "--host=127.0.0.1", "--username=postgres", *flags, f"--command={query}", database]
 
 
-def main(argv: Sequence[str]) -> int:
-    """Do what a developer asks for on the command line, and return the exit code."""
-    cluster = OarCluster()
-    match list(argv):
-        case ["up"]:
-            cluster.install()
-            cluster.up()
-        case ["down"]:
-            require_root("end OAR")
-            cluster.down()
-        case ["status"]:
-            states = cluster.status()
-            print("\n".join(f"{name:10} {state}" for name, state in states.items()))
-            return 0 if set(states.values()) <= {"up", "Alive"} else 3
-        case ["run", user, *command] if command:
-            done = cluster.run(command, user=user, cwd=Path.cwd())
-            sys.stdout.write(done.stdout)
-            sys.stderr.write(done.stderr)
-            return done.returncode
-        case _:
-            print((__doc__ or "").splitlines()[-1].strip(), file=sys.stderr)
-            return 2
-    return 0
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ClusterError as error:
-        sys.exit(f"error: {error}")
+    main(OarCluster(), sys.argv[1:], __doc__ or "", {"up", "Alive"})

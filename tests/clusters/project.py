@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Generic
 
 from tests.clusters.fixtures import Cluster
-from tests.clusters.machine import account
-from tests.clusters.slurm import USER
+from tests.clusters.machine import USER, account
 from tests.project import Project
 
 

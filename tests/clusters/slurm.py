@@ -22,23 +22,25 @@ from pathlib import Path
 from tests.clusters import accounting as database
 from tests.clusters.machine import (
     SYSTEM_PATH,
+    USER,
     ClusterError,
     Processes,
     account,
     checksum,
     children,
+    default_base,
     free_ports,
     install_packages,
     lock_folder,
+    main,
     require_root,
     say,
     wait_for,
+    wipe,
 )
 from tests.clusters.slurm_conf import CLUSTER, render_slurm_conf
 
-USER = "mlxalice"
-"""The ordinary account that submits jobs."""
-
+_VARIABLE = "MLXJOBS_SLURM_DIR"
 _PROGRAMS = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}
 _FREEZER = Path("/sys/fs/cgroup/freezer")
 _DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld")
@@ -59,11 +61,6 @@ while :; do sleep 1000 & wait $!; done
 """
 
 
-def _default_base() -> Path:
-    checkout = Path(__file__).resolve().parents[2]
-    return Path(os.environ.get("MLXJOBS_SLURM_DIR") or f"/tmp/mlxjobs-slurm-{checksum(checkout):08x}")
-
-
 class SlurmCluster:
     """One Slurm of nodes m1, m2, ... with 4 CPUs and 2 GPUs each, all of them pretended.
 
@@ -77,7 +74,7 @@ class SlurmCluster:
     wait_for = staticmethod(wait_for)
 
     def __init__(self, base: Path | None = None) -> None:
-        self.base = (base or _default_base()).absolute()
+        self.base = (base or default_base(_VARIABLE)).absolute()
         self.nodes: list[str] = []
         self._processes = Processes(self.base / "pids", f"{self.base}/")
         self._storage: dict[str, object] = {}
@@ -97,14 +94,6 @@ class SlurmCluster:
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "LC_ALL": "C.UTF-8",
         }
-
-    @property
-    def signals_one_process(self) -> bool:
-        """Whether a signal to the batch step reaches only its own process, as where cgroups track jobs.
-
-        Where this machine has no cgroup v1 that can be written, every process of the job gets the signal.
-        """
-        return self._freezer is not None
 
     # ---- the whole cluster
 
@@ -134,9 +123,9 @@ class SlurmCluster:
         require_root("install and start a real Slurm")
         started = time.monotonic()
         if self._lock is None:
-            self._lock = lock_folder(self.base, "MLXJOBS_SLURM_DIR")
+            self._lock = lock_folder(self.base, _VARIABLE)
         self._end_all()
-        self._wipe()
+        wipe(self.base, _VARIABLE)
         self.nodes = [f"m{number}" for number in range(1, nodes + 1)]
         try:
             self._prepare()
@@ -311,16 +300,6 @@ class SlurmCluster:
 
     # ---- how it is made
 
-    def _wipe(self) -> None:
-        mine = (self.base / "pids").is_dir()
-        # the sign that the folder is a cluster's goes last: this may be killed
-        for path in sorted(self.base.iterdir(), key=lambda path: path.name == "pids"):
-            if not mine:
-                raise ClusterError(
-                    f"{self.base} holds other things; set MLXJOBS_SLURM_DIR to a folder of its own"
-                )
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
     def _prepare(self) -> None:
         for name in ("pids", "log", "state", "munge", *(f"spool/{node}" for node in self.nodes)):
             (self.base / name).mkdir(parents=True)
@@ -441,34 +420,5 @@ def _busy_cgroups(folder: Path) -> list[str]:
     return busy
 
 
-def main(argv: Sequence[str]) -> int:
-    """Do what a developer asks for on the command line, and return the exit code."""
-    cluster = SlurmCluster()
-    match list(argv):
-        case ["up"]:
-            cluster.install()
-            cluster.up()
-            print(f"export SLURM_CONF={cluster.environment['SLURM_CONF']}")
-        case ["down"]:
-            require_root("end Slurm")
-            cluster.down()
-        case ["status"]:
-            states = cluster.status()
-            print("\n".join(f"{name:10} {state}" for name, state in states.items()))
-            return 0 if set(states.values()) <= {"up", *_USABLE} else 3
-        case ["run", user, *command] if command:
-            done = cluster.run(command, user=user)
-            sys.stdout.write(done.stdout)
-            sys.stderr.write(done.stderr)
-            return done.returncode
-        case _:
-            print((__doc__ or "").splitlines()[-1].strip(), file=sys.stderr)
-            return 2
-    return 0
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ClusterError as error:
-        sys.exit(f"error: {error}")
+    main(SlurmCluster(), sys.argv[1:], __doc__ or "", {"up", *_USABLE})

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters.machine import ClusterError
-from tests.clusters.slurm import USER, SlurmCluster
+from tests.clusters.machine import USER, ClusterError
+from tests.clusters.slurm import SlurmCluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]  # the first one may install Slurm
 

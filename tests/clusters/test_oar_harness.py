@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters.machine import ClusterError
-from tests.clusters.oar import USER, OarCluster
+from tests.clusters.machine import USER, ClusterError, processes_of
+from tests.clusters.oar import OarCluster
 
 pytestmark = [pytest.mark.oar, pytest.mark.timeout(300)]  # the first one may install OAR
 
@@ -91,26 +90,13 @@ def test_what_a_killed_run_left_is_ended(oar: OarCluster) -> None:
     code = f"{start}; OarCluster(pathlib.Path(sys.argv[1])).up(nodes=1); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code, str(base)], cwd=CHECKOUT).returncode == 9
     second = OarCluster(base)
-    left = _processes_of(base)
+    left = processes_of(base)
     try:
         assert any("postgres" in command for command in left.values())
         second.up(nodes=1)
-        assert not left.keys() & _processes_of(base).keys()
+        assert not left.keys() & processes_of(base).keys()
     finally:
         second.down()
-    assert not _processes_of(base)
+    assert not processes_of(base)
     shutil.rmtree(base)
     assert set(oar.status().values()) == {"up", "Alive"}
-
-
-def _processes_of(base: Path) -> dict[int, str]:
-    """Those with a cluster's folder, or its host name's namespace, in their command."""
-    found = {}
-    for entry in os.scandir("/proc"):
-        try:
-            command = Path(entry.path, "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-        except OSError:
-            continue
-        if entry.name.isdecimal() and str(base) in command and int(entry.name) != os.getpid():
-            found[int(entry.name)] = command
-    return found

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.history import RunState, RunStatus
-from tests.clusters.oar import USER, OarCluster
+from tests.clusters.machine import USER
+from tests.clusters.oar import OarCluster
 from tests.clusters.project import UserProject
 from tests.project import MAIN, await_value
 

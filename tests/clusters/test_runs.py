@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.history import RunStatus
+from tests.clusters.machine import USER
 from tests.clusters.project import UserProject
-from tests.clusters.slurm import USER, SlurmCluster
+from tests.clusters.slurm import SlurmCluster
 from tests.project import MAIN, await_value
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters.machine import ClusterError
-from tests.clusters.sge import USER, SgeCluster
+from tests.clusters.machine import USER, ClusterError, processes_of
+from tests.clusters.sge import SgeCluster
 
 pytestmark = [pytest.mark.sge, pytest.mark.timeout(300)]  # the first one may install Grid Engine
 
@@ -102,26 +101,13 @@ def test_what_a_killed_run_left_is_ended(sge: SgeCluster) -> None:
     code = f"{start}; SgeCluster(pathlib.Path(sys.argv[1])).up(nodes=1); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code, str(base)], cwd=CHECKOUT).returncode == 9
     second = SgeCluster(base)
-    left = _processes_of(base)
+    left = processes_of(base)
     try:
         assert len(left) >= 2
         second.up(nodes=1)
-        assert not left & _processes_of(base)
+        assert not left.keys() & processes_of(base).keys()
     finally:
         second.down()
-    assert not _processes_of(base)
+    assert not processes_of(base)
     shutil.rmtree(base)
     assert set(sge.status().values()) == {"up"}
-
-
-def _processes_of(base: Path) -> set[int]:
-    """Those with a cluster's folder in their command."""
-    found = set()
-    for entry in os.scandir("/proc"):
-        try:
-            command = Path(entry.path, "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-        except OSError:
-            continue
-        if entry.name.isdecimal() and str(base) in command and int(entry.name) != os.getpid():
-            found.add(int(entry.name))
-    return found

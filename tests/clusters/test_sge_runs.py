@@ -13,8 +13,9 @@ from mlxjobs.history import RunState, RunStatus
 from mlxjobs.scheduler import TASK, Job, JobState
 from mlxjobs.schedulers.sge import SGEScheduler
 from mlxjobs.script import render
+from tests.clusters.machine import USER
 from tests.clusters.project import UserProject
-from tests.clusters.sge import USER, SgeCluster
+from tests.clusters.sge import SgeCluster
 from tests.project import MAIN, await_value
 
 pytestmark = [pytest.mark.sge, pytest.mark.timeout(240)]

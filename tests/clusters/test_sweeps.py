@@ -12,7 +12,8 @@ import pytest
 
 from mlxjobs.history import RunStatus
 from tests.clusters.fixtures import small_slurm
-from tests.clusters.slurm import USER, SlurmCluster
+from tests.clusters.machine import USER
+from tests.clusters.slurm import SlurmCluster
 from tests.clusters.test_runs import ClusterProject, assert_whole, running_commands
 from tests.project import await_value
 

@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.clusters.machine import ClusterError, account, say, wait_for
+from tests.clusters.machine import USER, ClusterError, account, say, wait_for
 from tests.clusters.project import UserProject
-from tests.clusters.slurm import USER, SlurmCluster
+from tests.clusters.slurm import SlurmCluster
 
 # single runs are disturbed by so many threads: a command that awaits the controller takes long
 _AT_ONCE = 3
