@@ -22,7 +22,7 @@ demo: setup  ## show the main job: a sweep, a preemption, a resumption
 	@$(BIN)/python examples/demo.py
 
 # The clusters keep one process waiting while the other runs the rest.
-test: setup  ## run all tests (as root: on a real Slurm too, which is installed and started)
+test: setup  ## run all tests (as root: on a real Slurm, OAR and Grid Engine too, which are installed and started)
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 soak: setup  ## 200 runs on a real Slurm that is tormented for ten minutes (root); SOAK_RUNS=20 SOAK_SECONDS=60 SOAK_SEED=1
@@ -31,7 +31,7 @@ soak: setup  ## 200 runs on a real Slurm that is tormented for ten minutes (root
 damage: setup  ## damage every file of a run at every byte, for an hour or two
 	MLXJOBS_DAMAGE=1000000 $(BIN)/python -m pytest -q tests/test_damage.py
 
-lint: setup  ## check style, layers and the job scripts' templates
+lint: setup  ## check style and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports

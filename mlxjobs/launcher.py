@@ -313,14 +313,13 @@ class _Launch:
 
         program = this_program()
         self._settle_scheduler(options)
-        submission = Submission(options, program, facts)
+        Submission(options, program, {})  # what is wrong is found before anything is asked or made
         if options["use_version_manager"]:
             program, facts["version_manager"] = freeze_code(options, program)
             LostPaths(facts["launch_dir"], program.work_dir).warn([composed.config])
         else:
             facts |= _recorded(options)
-        submission = Submission(options, program, facts)
-        submission.submit_existing(run, composed)
+        Submission(options, program, facts).submit_existing(run, composed)
 
     def _facts(self) -> dict[str, Any]:
         """What `info.yaml` says of this process and its command line; the seed's keys."""
