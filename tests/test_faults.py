@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -508,14 +507,3 @@ def test_a_clock_that_goes_back_changes_neither_the_order_nor_what_is_shown(
     assert reader.filter("")[0]["info.status"] == "COMPLETE"
     assert reader.filter("")[0]["train.loss.last"] == CURVE[-1]["loss"]
     assert watch.look(tmp_path)[0].state.status is RunStatus.COMPLETE
-
-
-# --- what docs/reliability.md says
-
-
-def test_the_tests_that_the_documentation_names_exist() -> None:
-    tests = Path(__file__).parent
-    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (tests.parent / "docs" / "reliability.md").read_text())
-    assert len(named) > 40
-    missing = [f"{file}::{test}" for file, test in named if f"def {test}(" not in (tests / file).read_text()]
-    assert missing == []

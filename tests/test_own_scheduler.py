@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs import settings
 from mlxjobs.history import RunStatus
 from tests.clusters.fixtures import unavailable
 from tests.clusters.machine import ClusterError, install_packages
@@ -85,12 +84,6 @@ def mlxjobs(project: Project, cwd: Path, *arguments: str, code: int = 0) -> subp
 
 def test_the_page_shows_a_whole_one_in_under_40_lines() -> None:
     assert len(SPOOLER.splitlines()) < 40
-
-
-def test_the_page_names_every_setting() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (?:`(.*?)`)? ?\|", PAGE.read_text(), re.MULTILINE)
-    defaults = settings.defaults()["scheduler"]
-    assert dict(rows) == {name: str(value) for name, value in defaults.items()}
 
 
 def test_a_sweep_is_cancelled_requeued_and_resumed(spooled: Spooled, elsewhere: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from mlxjobs import settings
 from mlxjobs.errors import SnapshotError
 from mlxjobs.frozen_code import bring_back
 from mlxjobs.user_frozen import guard
@@ -55,11 +54,6 @@ def plain(project: Project) -> Project:
 
 def snapshots(project: Project) -> list[str]:
     return os.listdir(project.folder / ".workdir" / "project")
-
-
-def test_the_page_names_every_setting() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \|", PAGE.read_text(), re.MULTILINE)
-    assert dict(rows) == {name: str(value) for name, value in settings.defaults()["version_manager"].items()}
 
 
 def test_it_runs_here_and_in_jobs_what_was_there_when_they_were_launched(plain: Project) -> None:
