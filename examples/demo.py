@@ -58,7 +58,7 @@ def main() -> None:
     show([sys.executable, "main.py", *arguments], f"python main.py {' '.join(arguments)}")
     print(f"(the prompt is back after {time.monotonic() - began:.1f} s)")
 
-    snapshot = next(Path(".workdir/tutorial").iterdir())
+    snapshot = next(Path(".workdir/tutorial").glob("[!.]*"))
     print(f"\nThe code they run is frozen in {snapshot}. So this edit changes nothing for them:")
     print("$ echo 'raise SystemExit(1)' >> core.py")
     with Path("core.py").open("a") as stream:

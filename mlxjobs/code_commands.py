@@ -122,6 +122,7 @@ def checkout(
             "without a version manager (use_version_manager=true)"
         )
     folder = folder.absolute()
+    folder = folder.parent.resolve() / folder.name  # ../as-run-5 is shown without its dots
     compare.check_out(code, folder)
     again = compare.command_in(facts, code, folder)
     if as_json:

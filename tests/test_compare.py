@@ -128,6 +128,7 @@ def test_the_code_of_a_run_is_checked_out_to_be_edited_and_run(project: Project,
     os.umask(umask)
     assert stat.S_IMODE((out / "main.py").stat().st_mode) == (0o777 if kept else 0o666) & ~umask
     assert root.exists() == kept
+    assert f"is in {out}\nto run it again: cd '{out}' && " in said
     command = said.partition("to run it again: ")[2].strip()
     assert "first 0.25" in project.command("bash", "-c", command).stdout
     assert (out / "logs" / "1").is_dir()
