@@ -366,10 +366,12 @@ def _list(keys: Keys) -> list[str]:
 
 
 def _sort_key(value: Any) -> tuple[int, Any]:
-    """Numbers before texts before all else: no two values that cannot be compared meet."""
+    """Numbers before texts before lists before all else: no two values that cannot be compared meet."""
     if isinstance(value, (int, float)):
         return (0, value) if value == value else (1, 0)
-    return (2, value) if isinstance(value, str) else (3, str(value))
+    if isinstance(value, (list, tuple)):
+        return (3, [_sort_key(one) for one in value])
+    return (2, value) if isinstance(value, str) else (4, str(value))
 
 
 DataDictList = DataFrame

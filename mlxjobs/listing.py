@@ -149,7 +149,8 @@ def _parquet(table: Table, target: str) -> None:
     for key, values in table.items():
         try:
             columns[key] = pyarrow.array(values)
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):  # values of several types
+        # values of several types, or as large as no column holds
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError):
             texts = [None if value is None else json.dumps(value) for value in values]
             columns[key] = pyarrow.array(texts)
     pyarrow.parquet.write_table(pyarrow.table(columns), sys.stdout.buffer if target == "-" else target)

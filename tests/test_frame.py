@@ -215,6 +215,8 @@ def test_rows_are_sorted_with_what_has_no_value_last(results: DataFrame) -> None
     assert results.sort("train.loss.last")[:]["config.seed"] == [1, 3, 4, 2]
     odd = DataFrame(DataDict({"a": value}) for value in [None, "x", 2, float("nan"), 1, [3]])
     assert [repr(v) for v in odd.sort("a")[:]["a"]] == ["1", "2", "'x'", "[3]", "nan", "None"]
+    lists = DataFrame(DataDict({"a": value}) for value in ([64, 64], [128], ["x"], [9]))
+    assert lists.sort("a")[:]["a"] == [[9], [64, 64], [128], ["x"]]
     backwards = odd.sort("a", ascending=False)[:]["a"]
     assert [repr(v) for v in backwards] == ["[3]", "'x'", "2", "1", "None", "nan"]
     assert (

@@ -157,6 +157,7 @@ def test_export_to_json_lines_and_of_a_series(logs: Path) -> None:
 
 
 def test_export_to_parquet(logs: Path) -> None:
+    write_run(logs, 4, {"lr": 0.4, "seed": 2**64 - 1})
     try:
         import pyarrow.parquet
     except ImportError:
@@ -164,7 +165,8 @@ def test_export_to_parquet(logs: Path) -> None:
     else:
         mlxjobs(logs, "export", "--parquet", "x.parquet")
         table = pyarrow.parquet.read_table(logs.parent / "x.parquet")
-        assert table.column("config.lr").to_pylist() == [0.1, 0.2, 0.3]
+        assert table.column("config.lr").to_pylist() == [0.1, 0.2, 0.3, 0.4]
+        assert table.column("config.seed").to_pylist() == [None, None, None, str(2**64 - 1)]
 
 
 def test_export_says_what_is_missing(logs: Path) -> None:
