@@ -186,6 +186,7 @@ class Scheduler(ABC):
         node_file: the variable that holds the path of a file of the job's hosts, a line for each host or
             slot, its name first; "": there is none.
         submitit: which of submitit's job environments describes its jobs; "mlxjobs" is made of this class.
+        own_queues: whether each user has a queue on each machine, so that a job is known there alone.
         preempt_once_s: seconds after which `preempt_command`, which may repeat what it does, is ended.
     """
 
@@ -201,6 +202,7 @@ class Scheduler(ABC):
     remote_shell: ClassVar[tuple[str, ...]] = ("ssh", "-o", "BatchMode=yes")
     node_file: ClassVar[str] = ""
     submitit: ClassVar[str] = "mlxjobs"
+    own_queues: ClassVar[bool] = False
     preempt_once_s: ClassVar[float | None] = None
 
     # -- the script -------------------------------------------------------------------------

@@ -61,7 +61,8 @@ def process_key(pid: int) -> str:
 def this_process() -> dict[str, Any]:
     """Return what an event says of the process that records it, as `lives` takes it."""
     pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "process_key": process_key(pid)}
+    me = {"host": socket.gethostname(), "pid": pid, "process_key": process_key(pid)}
+    return {**me, "uid": os.geteuid()}
 
 
 def is_alive(attempt: Attempt) -> bool | None:
@@ -76,9 +77,20 @@ def lives(host: str, pid: int | None, key: str) -> bool | None:
     return bool(key) and process_key(pid) == key
 
 
+def out_of_reach(cluster: Cluster, state: RunState) -> str | None:
+    """Say why a run's job is not looked for, if so: in another queue its number means another job."""
+    host, uid = state.submitter.get("host"), state.submitter.get("uid")
+    if not cluster.scheduler.own_queues or state.job_id is None:
+        return None
+    if host in (None, socket.gethostname()) and uid in (None, os.geteuid()):
+        return None
+    where = f"a queue of the machine {host}" if host != socket.gethostname() else f"the queue of user {uid}"
+    return f"job {state.job_id} is in {where}, which cannot be asked from here"
+
+
 def _job_lives(cluster: Cluster | None, state: RunState, job_id: str, here_id: str | None) -> bool | None:
     """Whether a scheduler's job waits or runs, elsewhere than here; None if nobody can say."""
-    if cluster is None:
+    if cluster is None or out_of_reach(cluster, state):
         return None
     try:
         status = cluster.status([job_id]).get(job_id)

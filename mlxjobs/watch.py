@@ -23,7 +23,7 @@ from mlxjobs.errors import (
 from mlxjobs.hand_in import end_attempt, follow, hand_in, refuse
 from mlxjobs.history import Attempt, RunState, RunStatus
 from mlxjobs.scheduler import JobState, JobStatus
-from mlxjobs.startable import is_alive, lives
+from mlxjobs.startable import is_alive, lives, out_of_reach
 from mlxjobs.store import NotRecordedError, Run, runs_in
 
 
@@ -90,7 +90,9 @@ def look(parent: Path, log_ids: Sequence[int] | None = None, *, run_code: bool =
 def _see(run: Run) -> Seen:
     try:
         seen = Seen(run, run.state())
-        seen.doubt = None if seen.state.status.ended else not_imported(seen)
+        if not seen.state.status.ended:
+            away = _out_of_reach(seen)
+            seen.doubt = f"unknown since {_last_sign(run)}: {away}" if away else not_imported(seen)
         return seen
     except DamagedHistoryError as error:  # the other runs are shown all the same
         return Seen(run, RunState(), f"unknown: {error}")
@@ -103,6 +105,12 @@ def _record(one: Seen, record: Callable[[], RunState]) -> None:
     except NotRecordedError as error:
         what = f"that it is {error.state.status} cannot be recorded"
         one.state, one.doubt = error.state, f"{what}: {error.filename}: {error.strerror}"
+
+
+def _out_of_reach(one: Seen) -> str | None:
+    """Why a run's job is not looked for, if so; a scheduler of the user's own is not imported to know."""
+    path = one.state.scheduler.get("class")
+    return out_of_reach(Cluster(str(path)), one.state) if path in known().values() else None
 
 
 def not_imported(one: Seen) -> str | None:
@@ -215,6 +223,8 @@ def _cluster_of(one: Seen) -> Cluster:
     if path is None or one.state.job_id is None:
         raise _not_submitted(one)
     why = not_imported(one)
+    if (away := _out_of_reach(one)) is not None:
+        why = f"{away}; if it is gone: mlxjobs cancel {one.run.log_id} --logs {one.run.path.parent}"
     if why is not None:
         raise RunError(f"run {one.run.log_id}: {why}")
     return Cluster(path)
@@ -236,6 +246,9 @@ def cancel(seen: Sequence[Seen]) -> Iterator[Outcome]:
         run, state = one.run, one.state
         if state.status.ended:
             yield f"run {run.log_id} has ended already: {state.status}"
+        elif away := _out_of_reach(one):
+            _withdraw(one)
+            yield f"run {run.log_id} is cancelled, but {away}: end it there"
         elif state.job_id is not None and (why := not_imported(one)):
             yield RunError(f"run {run.log_id} is not cancelled: {why}")
         elif state.job_id is not None:

@@ -32,6 +32,7 @@ class LocalScheduler(Scheduler):
 
     directive = "#LOCAL"
     commands = ()
+    own_queues = True
     environment = ("MLXJOBS_LOCAL_JOB_ID", "MLXJOBS_LOCAL_RESTART_COUNT")
 
     def options(self, job: Job) -> list[str]:

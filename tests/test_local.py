@@ -326,6 +326,25 @@ def test_a_run_that_waits_cannot_be_submitted_twice(project: Project) -> None:
     assert len(project.queue("status").splitlines()) == 1
 
 
+def test_a_job_in_the_queue_of_another_machine_is_not_looked_for_here(project: Project) -> None:
+    """A log directory on a shared disk: each machine has a local queue of its own, and each has a job 1."""
+    name = "import os, socket\nif 'FAR' in os.environ: socket.gethostname = lambda: 'far'\n"
+    (project.folder / "main.py").write_text(name + MAIN)
+    far = {"FAR": "1", "MLXJOBS_LOCAL_DIR": str(project.folder / "far"), "MLXJOBS_LOCAL_JOBS": "0"}
+    project.submit(env=far)
+    project.submit("num_epoch=1")
+    project.queue("wait", "1")
+    words = "job 1 is in a queue of the machine far, which cannot be asked from here"
+    assert words in project.mlxjobs("ls").stderr
+    assert project.state(1).status is RunStatus.SUBMITTED
+    assert words in project.mlxjobs("requeue", "1", code=2).stderr
+    # whoever knows that it is gone says so
+    assert words in project.mlxjobs("cancel", "1").stdout
+    assert project.state(1).status is RunStatus.CANCELLED
+    assert project.state(2).status is RunStatus.COMPLETE
+    assert "run 1 is submitted again (job 2)" in project.mlxjobs("requeue", "1").stdout
+
+
 def test_a_run_that_was_moved_is_not_taken_for_the_one_that_has_its_place(project: Project) -> None:
     project.submit("num_epoch=1", "optimizer.lr=zero")
     project.await_status("FAILED")
