@@ -7,21 +7,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from bench_launch import CONFIG, HYDRA, OURS
+from bench_launch import CONFIG, HYDRA, OURS, run
 from interleaved import HEADER, interleave, row
 
 RUNS = 20
-
-
-def run(*argv: str) -> None:
-    # bytecode is kept, as it is for users
-    clean = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    subprocess.run(argv, env=clean, check=True, capture_output=True)
 
 
 def local(rounds: int) -> None:
