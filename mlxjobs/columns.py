@@ -18,6 +18,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -26,7 +27,7 @@ from weakref import finalize
 
 import orjson
 
-SCHEMA = 1
+SCHEMA = 2
 BLOCK = 256
 
 
@@ -82,6 +83,17 @@ def decode(content: bytes) -> list[Any]:
     return values
 
 
+def _sealed(place: str, content: bytes) -> bytes:
+    """What is kept at a place in the file, with a checksum of both: SQLite has none."""
+    return content + zlib.crc32(content, zlib.crc32(place.encode())).to_bytes(4, "big")
+
+
+def _opened(place: str, content: bytes) -> bytes:
+    if _sealed(place, content[:-4]) != content:
+        raise ValueError(f"{place} is not what was written")
+    return content[:-4]
+
+
 class ColumnFile:
     """An index file that was opened, or a database in memory.
 
@@ -112,9 +124,13 @@ class ColumnFile:
         self._connection.close()
 
     def blocks(self) -> dict[int, dict[str, Any]]:
-        """Return what each block knows of its runs: `runs` [number, mark, live], `problems`."""
+        """Return what each block knows of its runs: `runs` [number, mark, live], `problems`.
+
+        Raises:
+            ValueError: it is damaged; as `column` and `block`.
+        """
         rows = self._connection.execute("SELECT block, content FROM blocks ORDER BY block")
-        return {block: orjson.loads(content) for block, content in rows}
+        return {block: orjson.loads(_opened(f"{block}", content)) for block, content in rows}
 
     def keys(self) -> list[str]:
         """Return the names of all columns, sorted."""
@@ -123,12 +139,12 @@ class ColumnFile:
     def column(self, key: str) -> dict[int, list[Any]]:
         """Return a column: block -> values."""
         rows = self._connection.execute("SELECT block, content FROM cells WHERE key = ?", (key,))
-        return {block: decode(content) for block, content in rows}
+        return {block: decode(_opened(f"{block} {key}", content)) for block, content in rows}
 
     def block(self, block: int) -> dict[str, list[Any]]:
         """Return all columns of a block."""
         rows = self._connection.execute("SELECT key, content FROM cells WHERE block = ?", (block,))
-        return {key: decode(content) for key, content in rows}
+        return {key: decode(_opened(f"{block} {key}", content)) for key, content in rows}
 
     def write(self, changes: Iterable[BlockChange], cells: Iterable[CellChange] = ()) -> None:
         """Change the database in memory."""
@@ -148,15 +164,20 @@ def _write(
     for block, known, columns in changes:
         connection.execute("DELETE FROM blocks WHERE block = ?", (block,))
         if known is not None:
-            connection.execute("INSERT INTO blocks VALUES (?, ?)", (block, orjson.dumps(known)))
+            content = _sealed(f"{block}", orjson.dumps(known))
+            connection.execute("INSERT INTO blocks VALUES (?, ?)", (block, content))
         if columns is not None or known is None:
             connection.execute("DELETE FROM cells WHERE block = ?", (block,))
-            new = ((key, block, encode(values)) for key, values in (columns or {}).items())
+            new = (_cell(key, block, values) for key, values in (columns or {}).items())
             connection.executemany("INSERT INTO cells VALUES (?, ?, ?)", new)
     for block, known, key, values in cells:
         found = connection.execute("SELECT content FROM blocks WHERE block = ?", (block,)).fetchone()
-        if found is not None and found[0] == orjson.dumps(known):
-            connection.execute("INSERT OR REPLACE INTO cells VALUES (?, ?, ?)", (key, block, encode(values)))
+        if found is not None and found[0] == _sealed(f"{block}", orjson.dumps(known)):
+            connection.execute("INSERT OR REPLACE INTO cells VALUES (?, ?, ?)", _cell(key, block, values))
+
+
+def _cell(key: str, block: int, values: list[Any]) -> tuple[str, int, bytes]:
+    return key, block, _sealed(f"{block} {key}", encode(values))
 
 
 def publish(
