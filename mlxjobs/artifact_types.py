@@ -9,6 +9,8 @@ from typing import Any
 
 from mlxjobs.errors import InvalidArtifactError
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+
 
 def save_pickle(obj: Any, path: str) -> None:
     """Pickle an object; cloudpickle takes what pickle cannot."""
@@ -31,10 +33,16 @@ def save_numpy(obj: Any, path: str) -> None:
     import numpy as np
 
     with open(path, "wb") as file:  # a file, for numpy adds to a name
-        if isinstance(obj, Mapping):
-            np.savez(file, **obj)
-        else:
-            np.save(file, obj)
+        try:
+            if isinstance(obj, Mapping):
+                np.savez(file, **obj)
+            else:
+                np.save(file, obj)
+        except (TypeError, ValueError) as error:
+            raise InvalidArtifactError(
+                f"it cannot be written by numpy: {error}. It takes an array, or a dictionary of arrays whose "
+                "names are texts, and not 'file'"
+            ) from error
 
 
 def load_numpy(path: str) -> Any:
@@ -55,12 +63,17 @@ def load_numpy(path: str) -> Any:
 
 
 def save_image(obj: Any, path: str) -> None:
-    """Draw a figure of matplotlib or an image of PIL; PNG unless the name ends otherwise."""
-    kind = Path(path).suffix[1:] or "png"
+    """Draw a figure of matplotlib or an image of PIL; PNG unless the name ends in another format."""
+    kind = Path(path).suffix.lower()  # of `lr_0.01` it is none
     if hasattr(obj, "savefig"):
-        obj.savefig(path, format=kind, bbox_inches="tight")
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        known = kind[1:] in FigureCanvasBase.get_supported_filetypes()
+        obj.savefig(path, format=kind[1:] if known else "png", bbox_inches="tight")
     elif hasattr(obj, "save") and hasattr(obj, "getbands"):
-        obj.save(path, format="JPEG" if kind == "jpg" else kind.upper())
+        from PIL import Image
+
+        obj.save(path, format=Image.registered_extensions().get(kind, "PNG"))
     else:
         raise InvalidArtifactError(
             f"{type(obj).__name__} is no image: give a figure of matplotlib or PIL's image"
@@ -71,7 +84,9 @@ def load_image(path: str) -> Any:
     """Read a picture as an array, [height, width, channels]."""
     from matplotlib import image
 
-    return image.imread(path, format=Path(path).suffix[1:] or "png")
+    with open(path, "rb") as file:
+        kind = "png" if file.read(len(_PNG)) == _PNG else "of PIL"
+    return image.imread(path, format=kind)
 
 
 def save_torch(obj: Any, path: str) -> None:

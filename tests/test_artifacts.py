@@ -126,6 +126,18 @@ def test_figures_round_trip(tmp_path: Path) -> None:
     assert (tmp_path / "image" / "figure.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_a_dot_in_the_name_of_an_image_begins_no_format(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    for image in (Figure(), Image.new("RGB", (3, 2))):
+        artifacts.write_typed(image, tmp_path, "lr_0.01", "image")
+        assert artifacts.read_artifact(tmp_path, "lr_0.01", "image").dtype == np.float32
+    artifacts.write_typed(Image.new("RGB", (3, 2)), tmp_path, "scan.tif", "image")
+    assert artifacts.read_artifact(tmp_path, "scan.tif", "image").shape == (2, 3, 3)
+
+
 @pytest.mark.parametrize("thing", [{"no": "artifact"}, None, Words])
 def test_what_is_no_artifact_is_refused(tmp_path: Path, thing: Any) -> None:
     with pytest.raises(InvalidArtifactError, match=r"is no artifact.*pickle, numpy"):
@@ -180,6 +192,13 @@ def test_numpy_takes_arrays_and_dictionaries(tmp_path: Path) -> None:
     assert files(tmp_path) == ["numpy/many", "numpy/one"]
     assert artifacts.read_artifact(tmp_path, "one").tolist() == [0, 1, 2]
     assert artifacts.read_artifact(tmp_path, "many")["a"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("obj", [{0: np.arange(3)}, {"file": np.arange(3)}, [[1], [1, 2]]])
+def test_what_numpy_does_not_take_is_refused(tmp_path: Path, obj: Any) -> None:
+    with pytest.raises(InvalidArtifactError, match="cannot be written by numpy"):
+        artifacts.write_typed(obj, tmp_path, "bad", "numpy")
+    assert files(tmp_path) == []
 
 
 def test_a_numpy_file_with_objects_runs_nothing(tmp_path: Path) -> None:
