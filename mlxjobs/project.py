@@ -58,5 +58,6 @@ class Project:
                 create_file(path, _CONFIG)
         except OSError as error:
             # a project that cannot be written works with the defaults, if it has a configuration
-            if not (self.config_dir / f"{self.config_name}.yaml").exists():
+            registered = self.config_dir.is_dir() and compose.is_registered(self.config_name)
+            if not registered and not (self.config_dir / f"{self.config_name}.yaml").exists():
                 raise InvalidConfigFileError(f"{self.config_dir} cannot be created: {error}") from error

@@ -1,12 +1,15 @@
 """Settings: checked, and never skipped."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.config_store import ConfigStore
 
 from mlxjobs import settings
 from mlxjobs.errors import InvalidConfigFileError
+from mlxjobs.project import Project
 
 
 def merged(given: object) -> dict[str, Any]:
@@ -79,3 +82,16 @@ def test_commands_may_be_a_string_or_a_list() -> None:
 def test_a_folder_that_no_path_can_be_is_told() -> None:
     with pytest.raises(InvalidConfigFileError, match="is no path"):
         settings.folder("a\0b")
+
+
+def test_a_registered_configuration_needs_no_file_where_none_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, text: str) -> bool:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("mlxjobs.project.create_file", refuse)
+    ConfigStore.instance().store(name="registered", node={"lr": 0.1})
+    assert Project(tmp_path, "registered").read_settings({}) == settings.defaults()
+    with pytest.raises(InvalidConfigFileError, match="cannot be created"):
+        Project(tmp_path, "nowhere").prepare()
