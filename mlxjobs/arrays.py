@@ -90,7 +90,7 @@ def hand_in_all(
     todo = list(numbers)
     try:
         for run, job_id in _submit_in_turn(todo, cluster, given, patience_s):
-            accept(run, numbers[run], job_id)
+            accept(run, cluster, numbers[run], job_id)
             result.jobs[run.log_id] = job_id
     except (SchedulerError, OSError, KeyboardInterrupt) as error:
         left = todo[len(result.jobs) :]

@@ -12,7 +12,7 @@ from mlxjobs import shell
 from mlxjobs.cause import of_job, with_progress
 from mlxjobs.cluster import Cluster
 from mlxjobs.console import note
-from mlxjobs.errors import JobSubmissionError, SchedulerError, UnknownSubmissionError
+from mlxjobs.errors import JobSubmissionError, RunError, SchedulerError, UnknownSubmissionError
 from mlxjobs.history import RunState, RunStatus, iso
 from mlxjobs.metrics import seals
 from mlxjobs.scheduler import EX_TEMPFAIL, Here, JobStatus
@@ -58,7 +58,7 @@ def hand_in(
         if isinstance(error, KeyboardInterrupt):
             raise
         raise refused from error
-    accept(run, number, job_id)
+    accept(run, cluster, number, job_id)
     return job_id
 
 
@@ -74,12 +74,18 @@ def claim(run: Run, cluster: Cluster, check: Callable[[Run, RunState], None] | N
     return run.record(submitting).submissions
 
 
-def accept(run: Run, number: int, job_id: str) -> None:
+def accept(run: Run, cluster: Cluster, number: int, job_id: str) -> None:
     """Record that a submission made a job; if that cannot be, the job does it when it starts."""
+    submitted = {"event": "submitted", "submission": number, "job_id": job_id}
     try:
-        run.record(lambda state: {"event": "submitted", "submission": number, "job_id": job_id})
+        state = run.record(lambda now: submitted)
     except OSError as error:
         note(f"that run {run.log_id} is job {job_id} cannot be recorded before it starts: {error}")
+        return
+    if state.recalled and state.submissions == number:
+        note(f"run {run.log_id} was cancelled meanwhile, and so is its job {job_id}")
+        with suppress(SchedulerError):  # then the job ends when it starts
+            cluster.cancel([job_id])
 
 
 def refuse(run: Run, number: int, error: BaseException, attempt: int | None = None) -> JobSubmissionError:
@@ -178,6 +184,7 @@ def come_back(
 
     Raises:
         SchedulerError: it would not be started again.
+        RunError: it has ended.
         OSError: it would not, as that cannot be recorded.
     """
     scheduler = cluster.scheduler
@@ -189,7 +196,7 @@ def come_back(
         return scheduler.requeue_exit_code()
     try:
         _check_submission(cluster)
-        hand_in(run, cluster, after=here.job_id, attempt=attempt)
+        hand_in(run, cluster, check=_check_unfinished, after=here.job_id, attempt=attempt)
     except (SchedulerError, OSError) as error:
         if enough_s is None or not wait:
             raise
@@ -198,6 +205,12 @@ def come_back(
         time.sleep(left_s)
         return scheduler.requeue_exit_code()
     return EX_TEMPFAIL
+
+
+def _check_unfinished(run: Run, state: RunState) -> None:
+    """Raise if the task ended, or somebody cancelled the run, while the scheduler was asked."""
+    if state.status.ended:
+        raise RunError(f"run {run.log_id} is {state.status} by now")
 
 
 def _check_submission(cluster: Cluster) -> None:

@@ -97,6 +97,7 @@ class RunState:
         known_jobs: the ids of all jobs that were made for it, as far as it was told of them.
         submissions: how often it was handed to a scheduler.
         unanswered: how many of these may have made a job that it was not told of.
+        recalled: whether the newest of them was cancelled while nobody knew its job yet.
         submitter: `host`, `pid` and `process_key` of the process that did so last.
         attempts: its executions, oldest first.
         frozen: what was noted of its configuration and environment when it was made or handed in.
@@ -113,6 +114,7 @@ class RunState:
     known_jobs: set[str] = field(default_factory=set)
     submissions: int = 0
     unanswered: int = 0
+    recalled: bool = False
     submitter: dict[str, Any] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     frozen: dict[str, Any] = field(default_factory=dict)
@@ -202,6 +204,7 @@ def _know(state: RunState, *ids: str | None) -> None:
 def _submitting(state: RunState, event: Event) -> None:
     state.submissions += 1
     state.unanswered += 1
+    state.recalled = False
     state.before, state.first_job_id = state.scheduler, None
     state.scheduler = {
         "name": event["scheduler"],
@@ -272,7 +275,7 @@ def _started(state: RunState, event: Event) -> None:
     # the command that was typed says more than that of a job's script
     state.facts = {**state.facts, **event.get("facts", {}), **typed}
     state.frozen = event.get("frozen", state.frozen)
-    state.status, state.reason = RunStatus.STARTING, None
+    state.status, state.reason, state.recalled = RunStatus.STARTING, None, False
 
 
 def _newest(state: RunState, event: Event) -> Attempt | None:
@@ -299,7 +302,8 @@ def _ended(state: RunState, event: Event) -> None:
         return
     attempt.end, attempt.reason = event["time"], event.get("reason")
     attempt.status = RunStatus(event["status"])
-    state.status, state.reason = attempt.status, attempt.reason
+    if not (state.recalled and attempt.status is RunStatus.PREEMPTED):  # what should follow was cancelled
+        state.status, state.reason = attempt.status, attempt.reason
 
 
 def _tainted(state: RunState, event: Event) -> None:
@@ -309,6 +313,8 @@ def _tainted(state: RunState, event: Event) -> None:
 def _withdrawn(state: RunState, event: Event) -> None:
     """The run was cancelled, or its job vanished, while no attempt of it was running."""
     if not state.status.ended and event["attempts"] == len(state.attempts):
+        in_flight = state.status is RunStatus.SUBMITTED and state.job_id is None
+        state.recalled = in_flight and event["status"] == "CANCELLED"
         state.status, state.reason = RunStatus(event["status"]), event.get("reason")
 
 

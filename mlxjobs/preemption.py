@@ -24,7 +24,7 @@ from typing import Any
 from mlxjobs.cause import with_progress
 from mlxjobs.cluster import Cluster
 from mlxjobs.console import note
-from mlxjobs.errors import RunError, SchedulerError
+from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.hand_in import come_back, end_attempt
 from mlxjobs.history import Preempted, RunStatus
 from mlxjobs.scheduler import EX_TEMPFAIL, Fate, Here, JobState, JobStatus
@@ -254,15 +254,21 @@ class Preemption:
             self._status = self._cluster.status([job_id]).get(job_id)
             if self._status is not None:
                 return self._cluster.scheduler.fate(self._status, self._here)
-        except SchedulerError as error:
+        except MLXJobsError as error:
             self._silent = True
             note(f"the scheduler does not say what the signal means: {error}")
         return Fate.UNKNOWN
 
     def _come_back(self, reason: str, *, wait: bool) -> None:
+        try:
+            self._try_to_come_back(reason, wait=wait)
+        except (MLXJobsError, OSError) as error:
+            note(f"the job could not be requeued, so it goes on: {error}")
+
+    def _try_to_come_back(self, reason: str, *, wait: bool) -> None:
         state = self._run.state()
         given_up = state.attempt is not None and state.attempt.number > self._attempt
-        if given_up or self._leaving is not None:
+        if given_up or state.status.ended or self._leaving is not None:
             return  # it has come back already; Grid Engine warns twice, and a hard limit follows a soft one
         done, words = state.interruptions, with_progress(self._run, reason)
         if done >= self._max_requeues:
@@ -273,16 +279,10 @@ class Preemption:
                 note(f"the run is not requeued: {stop}")
             return
         ran_s = time.monotonic() - self._began
-        try:
-            code = come_back(
-                self._run, self._attempt, self._cluster, self._here, self._status, ran_s, wait=wait
-            )
-        except (SchedulerError, OSError) as error:
-            note(f"the job could not be requeued, so it goes on: {error}")
-            return
+        code = come_back(self._run, self._attempt, self._cluster, self._here, self._status, ran_s, wait=wait)
         self._record(RunStatus.PREEMPTED, f"{words}, requeued {done + 1} of {self._max_requeues}", code)
 
     def _record(self, status: RunStatus, reason: str, exit_code: int = EX_TEMPFAIL) -> None:
         self._leaving = Preempted(status, reason, exit_code)
-        with suppress(OSError):  # a full disk: leaving matters more, and the next attempt tells
+        with suppress(MLXJobsError, OSError):  # a full disk: leaving matters more, and the next attempt tells
             end_attempt(self._run, self._attempt, status, reason)

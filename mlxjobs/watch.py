@@ -244,14 +244,15 @@ def cancel(seen: Sequence[Seen]) -> Iterator[Outcome]:
     submitted: dict[str, list[Seen]] = {}
     for one in seen:
         run, state = one.run, one.state
+        job_id = _job_to_end(state)
         if state.status.ended:
             yield f"run {run.log_id} has ended already: {state.status}"
         elif away := _out_of_reach(one):
             _withdraw(one)
             yield f"run {run.log_id} is cancelled, but {away}: end it there"
-        elif state.job_id is not None and (why := not_imported(one)):
+        elif job_id is not None and (why := not_imported(one)):
             yield RunError(f"run {run.log_id} is not cancelled: {why}")
-        elif state.job_id is not None:
+        elif job_id is not None:
             submitted.setdefault(state.scheduler["class"], []).append(one)
         elif state.attempt is not None and is_alive(state.attempt):
             yield RunError(
@@ -259,22 +260,32 @@ def cancel(seen: Sequence[Seen]) -> Iterator[Outcome]:
                 f"hand: end it there (Ctrl-C, or kill {state.attempt.pid})"
             )
         else:
-            yield _withdraw(one)
+            _withdraw(one)
+            yield f"run {run.log_id} is cancelled"
     for path, group in submitted.items():
         yield from _cancel_jobs(path, group)
 
 
-def _withdraw(one: Seen) -> str:
+def _job_to_end(state: RunState) -> str | None:
+    """Return the job of a run; of one that hands in at this moment what is to follow it, its own."""
+    last = state.attempt
+    if state.job_id is None and last is not None and last.status is None:
+        return last.job_id
+    return state.job_id
+
+
+def _withdraw(one: Seen) -> RunState:
     event = {
         "event": "withdrawn", "attempts": len(one.state.attempts), "status": RunStatus.CANCELLED.value,
         "reason": "cancelled by mlxjobs cancel",
     }  # fmt: skip
-    one.run.record(lambda now: None if now.status.ended else {**event, "attempts": len(now.attempts)})
-    return f"run {one.run.log_id} is cancelled" + (f" (job {one.state.job_id})" if one.state.job_id else "")
+    return one.run.record(
+        lambda now: None if now.status.ended else {**event, "attempts": len(now.attempts)}
+    )
 
 
 def _cancel_jobs(path: str, group: Sequence[Seen]) -> Iterator[Outcome]:
-    job_ids = [str(one.state.job_id) for one in group]
+    job_ids = [str(_job_to_end(one.state)) for one in group]
     try:
         cluster = Cluster(path)
         cluster.cancel(job_ids)
@@ -290,7 +301,15 @@ def _cancel_jobs(path: str, group: Sequence[Seen]) -> Iterator[Outcome]:
         else:
             yield SchedulerError(f"run {group[0].run.log_id} was not cancelled: {error}")
         return
-    yield from map(_withdraw, group)
+    for one, job_id in zip(group, job_ids, strict=True):
+        now, jobs = _withdraw(one), job_id
+        try:
+            if now.job_id not in (None, job_id):  # handed in meanwhile, to follow the one that was seen
+                jobs = f"{job_id}, {now.job_id}"
+                cluster.cancel([str(now.job_id)])
+            yield f"run {one.run.log_id} is cancelled (job {jobs})"
+        except SchedulerError as error:
+            yield SchedulerError(f"job {now.job_id} of run {one.run.log_id} was not cancelled: {error}")
 
 
 def preempt(seen: Sequence[Seen]) -> Iterator[Outcome]:

@@ -45,6 +45,16 @@ def test_a_refusal_does_not_unmake_a_job_that_started() -> None:
     assert fold([CREATED, SUBMITTING, refused, started(1)]).status is RunStatus.STARTING
 
 
+def test_a_submission_that_is_cancelled_before_its_job_is_known_stays_cancelled() -> None:
+    cancelled = event("withdrawn", attempts=1, status="CANCELLED")
+    events = [CREATED, started(1), SUBMITTING, cancelled, ACCEPTED, ended(1, "PREEMPTED")]
+    assert [fold(events[:n]).recalled for n in range(3, 7)] == [False, True, True, True]
+    assert fold(events).status is RunStatus.CANCELLED
+    assert fold([*events, ended(1, "COMPLETE")]).status is RunStatus.COMPLETE
+    again = fold([*events, SUBMITTING])
+    assert (again.status, again.recalled) == (RunStatus.SUBMITTED, False)
+
+
 def test_a_submission_without_answer_stays_one_until_a_new_job_is_heard_of() -> None:
     unknown = event("refused", submission=1, reason="timed out", unknown=True)
     second = event("submitted", submission=2, job_id="58")
@@ -56,7 +66,6 @@ def test_a_submission_without_answer_stays_one_until_a_new_job_is_heard_of() -> 
         ([SUBMITTING, unknown, SUBMITTING, second], 1, {"58"}),
         ([SUBMITTING, unknown, SUBMITTING, second, started(1, "58"), started(2, "57")], 0, {"57", "58"}),
         ([SUBMITTING, SUBMITTING, second], 1, {"58"}),  # the first one was killed
-        ([SUBMITTING, ACCEPTED, started(1), started(2, "99")], 0, {"57", "99"}),  # by hand
     ]:
         state = fold([CREATED, *events])
         assert (state.unanswered, state.known_jobs) == (unanswered, known), events

@@ -182,6 +182,41 @@ def test_a_second_warning_makes_no_second_job(run: Run, resubmits: bool) -> None
     assert run.state().status is RunStatus.PREEMPTED
 
 
+@pytest.mark.parametrize("status", [RunStatus.COMPLETE, RunStatus.FAILED])
+def test_a_task_that_ends_while_its_successor_is_being_handed_in_has_none(
+    run: Run, status: RunStatus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = FakeCluster(Fate.TIME_LIMIT, resubmits=True)
+    one = preemption(run, cluster)
+
+    def end_now(lacking: object) -> list[str]:
+        run.record(lambda state: {"event": "ended", "attempt": 1, "status": status.value})
+        return []
+
+    monkeypatch.setattr("mlxjobs.hand_in.shell.missing", end_now)
+    with one.listen():
+        warn(cluster)
+    assert cluster.submitted == []
+    assert run.state().status is status
+
+
+def test_a_history_that_cannot_be_read_ends_neither_the_task_nor_its_listening(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = FakeCluster(Fate.TIME_LIMIT)
+    one = preemption(run, cluster)
+    path = run.history_dir / "0001.json"
+    whole = path.read_bytes()
+    path.write_bytes(b"")
+    with one.listen():
+        warn(cluster)
+        one.at_safe_point(nothing)
+        path.write_bytes(whole)
+        with pytest.raises(Preempted):
+            one.at_the_end(nothing, by_exit=True)
+    assert "is damaged" in capsys.readouterr().err
+
+
 def test_a_warning_does_not_end_the_commands_that_ask(run: Run) -> None:
     """The signal of a whole job, or of a process group, reaches them too."""
     cluster = FakeCluster(command=("sh", "-c", "kill -USR2 $$; kill -TERM $$; echo alive"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mlxjobs import watch
 from mlxjobs.history import RunStatus
 from tests.project import MAIN, Project
 from tests.slurm_stub import IMPATIENT, Slurm
@@ -119,3 +120,37 @@ def test_a_job_that_nobody_knew_of_does_nothing_once_the_run_is_complete(
     assert project.state().status is RunStatus.COMPLETE
     assert "run 1 is complete: nothing to do" in run_task(slurm_stub, "1").stderr
     assert len(project.state().attempts) == 1
+
+
+def test_a_run_that_is_cancelled_while_it_is_submitted_does_not_run(slurm_stub: Slurm) -> None:
+    project, sbatch = slurm_stub.project, slurm_stub.folder / "sbatch"
+    cancel = f"(cd {project.folder} && {project.python} -m mlxjobs cancel 1) >&2\n"
+    sbatch.write_text(sbatch.read_text().replace("case ${mode", f"{cancel}case ${{mode"))
+    said = slurm_stub.submit("").stderr
+    assert "run 1 was cancelled meanwhile, and so is its job 1" in said
+    assert (slurm_stub.folder / "cancelled").read_text() == "1\n"
+    assert project.state().status is RunStatus.CANCELLED
+    # had it begun before it could be cancelled
+    assert "run 1 was cancelled while it was submitted" in run_task(slurm_stub, "1", code=2).stderr
+    assert (project.state().status, project.state().attempts) == (RunStatus.CANCELLED, [])
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_what_a_job_hands_in_while_it_is_cancelled_is_cancelled_too(
+    slurm_stub: Slurm, monkeypatch: pytest.MonkeyPatch, answered: bool
+) -> None:
+    slurm_stub.submit("")
+    run = slurm_stub.project.at()
+    run.record(lambda state: {"event": "started", "attempt": 1, "job_id": "1"})
+    monkeypatch.setenv("PATH", slurm_stub.project.env["PATH"])
+    slurm_stub.say("RUNNING None 0")
+    [seen] = watch.look(slurm_stub.project.logs)
+    run.record(lambda state: {"event": "submitting", "scheduler": "S", "class": seen.state.scheduler["class"]})
+    if answered:
+        run.record(lambda state: {"event": "submitted", "submission": 2, "job_id": "2"})
+        run.record(lambda state: {"event": "ended", "attempt": 1, "status": "PREEMPTED", "reason": "warned"})
+    else:
+        [seen] = watch.look(slurm_stub.project.logs)
+    assert list(watch.cancel([seen])) == [f"run 1 is cancelled (job {'1, 2' if answered else '1'})"]
+    assert (slurm_stub.folder / "cancelled").read_text() == ("1\n2\n" if answered else "1\n")
+    assert (run.state().status, run.state().recalled) == (RunStatus.CANCELLED, not answered)
