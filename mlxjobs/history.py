@@ -234,8 +234,7 @@ def _waiting(state: RunState, event: Event) -> None:
 
 def _moved(state: RunState, event: Event) -> None:
     """The scheduler started the job again, under a new id."""
-    _know(state, event["from"])
-    _know(state, event["job_id"])
+    _know(state, event["from"], event["job_id"])
     if state.job_id == event["from"]:
         state.scheduler["job_id"] = event["job_id"]
 
@@ -243,8 +242,8 @@ def _moved(state: RunState, event: Event) -> None:
 def _refused(state: RunState, event: Event) -> None:
     if not event.get("unknown"):
         _answered(state)
-    # a job that started all the same has spoken louder than the scheduler's refusal
-    if event["submission"] != state.submissions or state.status is not RunStatus.SUBMITTED:
+    # a job that is known has spoken louder than the scheduler's refusal, or than who looked too early
+    if event["submission"] != state.submissions or state.status is not RunStatus.SUBMITTED or state.job_id:
         return
     state.status, state.reason = RunStatus.FAILED, event["reason"]
     if event.get("attempt") is not None:

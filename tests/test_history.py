@@ -45,6 +45,12 @@ def test_a_refusal_does_not_unmake_a_job_that_started() -> None:
     assert fold([CREATED, SUBMITTING, refused, started(1)]).status is RunStatus.STARTING
 
 
+def test_who_looked_before_the_submitter_spoke_and_ended_does_not_unmake_its_job() -> None:
+    gone = event("refused", submission=1, reason="the process is gone", unknown=True)
+    state = fold([CREATED, SUBMITTING, ACCEPTED, gone])
+    assert (state.status, state.job_id) == (RunStatus.SUBMITTED, "57")
+
+
 def test_a_submission_that_is_cancelled_before_its_job_is_known_stays_cancelled() -> None:
     cancelled = event("withdrawn", attempts=1, status="CANCELLED")
     events = [CREATED, started(1), SUBMITTING, cancelled, ACCEPTED, ended(1, "PREEMPTED")]
@@ -66,6 +72,12 @@ def test_a_submission_without_answer_stays_one_until_a_new_job_is_heard_of() -> 
         ([SUBMITTING, unknown, SUBMITTING, second], 1, {"58"}),
         ([SUBMITTING, unknown, SUBMITTING, second, started(1, "58"), started(2, "57")], 0, {"57", "58"}),
         ([SUBMITTING, SUBMITTING, second], 1, {"58"}),  # the first one was killed
+        (  # the first one may still come, though the job of the second was started again under a new id
+            [SUBMITTING, unknown, SUBMITTING, second, event("moved", job_id="60", **{"from": "58"})],
+            1,
+            {"58", "60"},
+        ),
+        ([SUBMITTING, ACCEPTED, started(1), started(2, "99")], 0, {"57", "99"}),  # by hand
     ]:
         state = fold([CREATED, *events])
         assert (state.unanswered, state.known_jobs) == (unanswered, known), events
