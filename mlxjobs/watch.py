@@ -279,9 +279,7 @@ def _withdraw(one: Seen) -> RunState:
         "event": "withdrawn", "attempts": len(one.state.attempts), "status": RunStatus.CANCELLED.value,
         "reason": "cancelled by mlxjobs cancel",
     }  # fmt: skip
-    return one.run.record(
-        lambda now: None if now.status.ended else {**event, "attempts": len(now.attempts)}
-    )
+    return one.run.record(lambda now: None if now.status.ended else {**event, "attempts": len(now.attempts)})
 
 
 def _cancel_jobs(path: str, group: Sequence[Seen]) -> Iterator[Outcome]:
@@ -302,14 +300,15 @@ def _cancel_jobs(path: str, group: Sequence[Seen]) -> Iterator[Outcome]:
             yield SchedulerError(f"run {group[0].run.log_id} was not cancelled: {error}")
         return
     for one, job_id in zip(group, job_ids, strict=True):
-        now, jobs = _withdraw(one), job_id
-        try:
-            if now.job_id not in (None, job_id):  # handed in meanwhile, to follow the one that was seen
-                jobs = f"{job_id}, {now.job_id}"
-                cluster.cancel([str(now.job_id)])
-            yield f"run {one.run.log_id} is cancelled (job {jobs})"
+        newest = _withdraw(one).job_id
+        if newest in (None, job_id):
+            yield f"run {one.run.log_id} is cancelled (job {job_id})"
+            continue
+        try:  # it was handed in meanwhile, to follow the one that was seen
+            cluster.cancel([str(newest)])
+            yield f"run {one.run.log_id} is cancelled (jobs {job_id} and {newest})"
         except SchedulerError as error:
-            yield SchedulerError(f"job {now.job_id} of run {one.run.log_id} was not cancelled: {error}")
+            yield SchedulerError(f"job {newest} of run {one.run.log_id} was not cancelled: {error}")
 
 
 def preempt(seen: Sequence[Seen]) -> Iterator[Outcome]:

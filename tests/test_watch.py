@@ -145,12 +145,14 @@ def test_what_a_job_hands_in_while_it_is_cancelled_is_cancelled_too(
     monkeypatch.setenv("PATH", slurm_stub.project.env["PATH"])
     slurm_stub.say("RUNNING None 0")
     [seen] = watch.look(slurm_stub.project.logs)
-    run.record(lambda state: {"event": "submitting", "scheduler": "S", "class": seen.state.scheduler["class"]})
+    path = seen.state.scheduler["class"]
+    run.record(lambda state: {"event": "submitting", "scheduler": "S", "class": path})
     if answered:
         run.record(lambda state: {"event": "submitted", "submission": 2, "job_id": "2"})
         run.record(lambda state: {"event": "ended", "attempt": 1, "status": "PREEMPTED", "reason": "warned"})
     else:
         [seen] = watch.look(slurm_stub.project.logs)
-    assert list(watch.cancel([seen])) == [f"run 1 is cancelled (job {'1, 2' if answered else '1'})"]
+    jobs = "jobs 1 and 2" if answered else "job 1"
+    assert list(watch.cancel([seen])) == [f"run 1 is cancelled ({jobs})"]
     assert (slurm_stub.folder / "cancelled").read_text() == ("1\n2\n" if answered else "1\n")
     assert (run.state().status, run.state().recalled) == (RunStatus.CANCELLED, not answered)
