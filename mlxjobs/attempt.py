@@ -347,7 +347,7 @@ def _record(
             _completed(run, number, logger)
         else:
             _end(run, number, RunStatus.FAILED, shown.text(f"SystemExit: {error.code}"))
-            if place.is_requeued_by(error.code):
+            if place.is_reserved(error.code):
                 raise SystemExit(1) from error
         raise
     except RunError as error:

@@ -188,6 +188,7 @@ class Scheduler(ABC):
         submitit: which of submitit's job environments describes its jobs; "mlxjobs" is made of this class.
         own_queues: whether each user has a queue on each machine, so that a job is known there alone.
         preempt_once_s: seconds after which `preempt_command`, which may repeat what it does, is ended.
+        reserved_exit_codes: exit codes, beside `requeue_exit_code`, that tell it more than that a job failed.
     """
 
     directive: ClassVar[str] = ""
@@ -204,6 +205,7 @@ class Scheduler(ABC):
     submitit: ClassVar[str] = "mlxjobs"
     own_queues: ClassVar[bool] = False
     preempt_once_s: ClassVar[float | None] = None
+    reserved_exit_codes: ClassVar[tuple[int, ...]] = ()
 
     # -- the script -------------------------------------------------------------------------
 

@@ -38,11 +38,15 @@ class Place:
         """This process' number among the job's tasks; 0 outside of a job."""
         return self.here.rank if self.here else 0
 
-    def is_requeued_by(self, exit_code: object) -> bool:
-        """Whether the scheduler would take this exit code of a task for a wish to be started again."""
-        if self.cluster is None or self.cluster.scheduler.requeues_exit_after_s(None) is None:
+    def is_reserved(self, exit_code: object) -> bool:
+        """Whether the scheduler would take this exit code of a task for more than a failure."""
+        if self.cluster is None or not isinstance(exit_code, int):
             return False
-        return exit_code == self.cluster.scheduler.requeue_exit_code()
+        scheduler = self.cluster.scheduler
+        codes = set(scheduler.reserved_exit_codes)
+        if scheduler.requeues_exit_after_s(None) is not None:
+            codes.add(scheduler.requeue_exit_code())
+        return exit_code & 0xFF in codes  # no more of it reaches the scheduler
 
 
 def process_key(pid: int) -> str:

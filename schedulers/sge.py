@@ -36,6 +36,7 @@ class SGEScheduler(Scheduler):
     array_index = "$TASK_ID"
     remote_shell = ("qrsh", "-inherit")
     node_file = "PE_HOSTFILE"  # sge_pe(5)
+    reserved_exit_codes = (100,)  # the job stays in the queue, in error: sge_conf(5), FORBID_APPERROR
 
     def options(self, job: Job) -> list[str]:
         """Name, output, error, shell, and what lets a job come back."""

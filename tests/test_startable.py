@@ -5,8 +5,13 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
+from mlxjobs.adapters import known
+from mlxjobs.cluster import Cluster
 from mlxjobs.history import Attempt
-from mlxjobs.startable import is_alive, process_key
+from mlxjobs.scheduler import Here
+from mlxjobs.startable import Place, is_alive, process_key
 
 
 def attempt(pid: int, key: str, host: str | None = None) -> Attempt:
@@ -36,3 +41,16 @@ def test_a_process_that_ended_is_dead_even_before_it_is_waited_for() -> None:
 
 def test_what_runs_on_another_machine_cannot_be_seen() -> None:
     assert is_alive(attempt(1, "x", host="elsewhere")) is None
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "reserved"),
+    [("OARScheduler", {99}), ("SGEScheduler", {99, 100}), ("SLURMScheduler", set())],
+)
+def test_what_a_task_exits_with_is_kept_from_a_scheduler_that_it_would_mean_more_to(
+    scheduler: str, reserved: set[int]
+) -> None:
+    place = Place(Cluster(known()[scheduler]), Here("57"))
+    assert {code for code in range(256) if place.is_reserved(code)} == reserved
+    assert place.is_reserved(256 + 99) == (99 in reserved)  # the system takes a byte of it
+    assert not place.is_reserved("out of luck")
