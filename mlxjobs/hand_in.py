@@ -109,15 +109,27 @@ def wait(run: Run, number: int, reason: str) -> None:
 
 
 def end_attempt(
-    run: Run, number: int, status: RunStatus, reason: str, ended: datetime | None = None
+    run: Run,
+    number: int,
+    status: RunStatus,
+    reason: str,
+    ended: datetime | None = None,
+    *,
+    presumed: bool = False,
 ) -> RunState:
-    """Record how an attempt ended, and when if that is known, unless it has spoken, or another one begun."""
+    """Record how an attempt ended, and when if that is known, unless it has spoken, or another one begun.
+
+    `presumed` is for who concludes that from outside, and may be wrong: then the attempt can still speak.
+    """
 
     def record(state: RunState) -> dict[str, Any] | None:
         newest = state.attempt
-        if newest is None or newest.number != number or newest.status is not None:
+        if newest is None or newest.number != number:
+            return None
+        if newest.status is not None and (presumed or not newest.presumed):
             return None
         event = {"event": "ended", "attempt": number, "status": status.value, "reason": reason}
+        event |= {"presumed": True} if presumed else {}
         if status.ended:  # else another one follows
             event |= seals(run.metrics)
         return event if ended is None else {**event, "time": iso(ended)}
@@ -209,7 +221,7 @@ def come_back(
 
 def _check_unfinished(run: Run, state: RunState) -> None:
     """Raise if the task ended, or somebody cancelled the run, while the scheduler was asked."""
-    if state.status.ended:
+    if state.over:
         raise RunError(f"run {run.log_id} is {state.status} by now")
 
 

@@ -66,6 +66,7 @@ class Attempt:
         reason: why it ended, in one line.
         resumed_from: the checkpoint it went on from, relative to the run directory.
         restarts: how often the scheduler had started that job before, as the job was told.
+        presumed: whether how it ended is what others concluded; what it says itself counts for more.
     """
 
     number: int
@@ -80,6 +81,7 @@ class Attempt:
     resumed_from: str | None = None
     first_job_id: str = ""
     restarts: int = 0
+    presumed: bool = False
 
 
 @dataclass
@@ -130,6 +132,12 @@ class RunState:
         """The scheduler's id of the newest job of this run."""
         job_id = self.scheduler.get("job_id")
         return None if job_id is None else str(job_id)
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended by its own account, or by somebody's wish: not as others concluded."""
+        last = self.attempt
+        return self.status.ended and not (last is not None and last.presumed and last.status is self.status)
 
     @property
     def interruptions(self) -> int:
@@ -297,8 +305,9 @@ def _resumed(state: RunState, event: Event) -> None:
 def _ended(state: RunState, event: Event) -> None:
     attempt = _newest(state, event)
     # "preempted" may be followed by "complete": the task returned before it was killed
-    if attempt is None or (attempt.status is not None and attempt.status.ended):
+    if attempt is None or (attempt.status is not None and attempt.status.ended and not attempt.presumed):
         return
+    attempt.presumed = bool(event.get("presumed"))
     attempt.end, attempt.reason = event["time"], event.get("reason")
     attempt.status = RunStatus(event["status"])
     if not (state.recalled and attempt.status is RunStatus.PREEMPTED):  # what should follow was cancelled

@@ -268,7 +268,7 @@ class Preemption:
     def _try_to_come_back(self, reason: str, *, wait: bool) -> None:
         state = self._run.state()
         given_up = state.attempt is not None and state.attempt.number > self._attempt
-        if given_up or state.status.ended or self._leaving is not None:
+        if given_up or state.over or self._leaving is not None:
             return  # it has come back already; Grid Engine warns twice, and a hard limit follows a soft one
         done, words = state.interruptions, with_progress(self._run, reason)
         if done >= self._max_requeues:

@@ -139,7 +139,7 @@ def _check_process(one: Seen, attempt: Attempt) -> None:
         one.doubt = f"unknown since {_last_sign(one.run)}: {attempt.host} cannot be asked from here"
     elif not alive:
         reason = with_progress(one.run, "killed") + ": its process is gone"
-        _record(one, lambda: end_attempt(one.run, attempt.number, RunStatus.FAILED, reason))
+        _record(one, lambda: end_attempt(one.run, attempt.number, RunStatus.FAILED, reason, presumed=True))
 
 
 def _last_sign(run: Run) -> str:
@@ -180,10 +180,10 @@ def _reconcile(run: Run, state: RunState, status: JobStatus) -> RunState:
     if running and attempt is not None and attempt.job_id == state.job_id:
         if status.state is JobState.PENDING:
             reason = with_progress(run, "stopped and requeued by the scheduler")
-            return end_attempt(run, attempt.number, RunStatus.PREEMPTED, reason)
+            return end_attempt(run, attempt.number, RunStatus.PREEMPTED, reason, presumed=True)
         if status.state.ended:
             words = of_job(run, attempt, status) + _hint(run, status)
-            return end_attempt(run, attempt.number, _verdict(status), words, status.ended)
+            return end_attempt(run, attempt.number, _verdict(status), words, status.ended, presumed=True)
     elif not running and status.state.ended:
         how, number = _verdict(status), len(state.attempts)
         reason = f"{_not_begun(state, status)}: {of_job(run, None, status)}{_hint(run, status)}"

@@ -96,6 +96,15 @@ def test_a_preempted_attempt_may_still_complete_but_a_complete_one_stays() -> No
     assert state.status is RunStatus.COMPLETE
 
 
+def test_what_an_attempt_says_counts_for_more_than_what_others_concluded() -> None:
+    gone = {**ended(1, "FAILED", "its process is gone"), "presumed": True}
+    for own in (ended(1, "COMPLETE"), ended(1, "PREEMPTED", "warned")):
+        events = [CREATED, started(1), gone, own]
+        assert [fold(events[:n]).over for n in (3, 4)] == [False, own["status"] == "COMPLETE"]
+        assert fold(events[:4]).status.value == own["status"]
+    assert fold([CREATED, started(1), gone, started(2), ended(1, "COMPLETE")]).status is RunStatus.STARTING
+
+
 def test_interruptions_and_losses_are_counted_apart() -> None:
     state = fold([CREATED, started(1), ended(1, "PREEMPTED", "x"), started(2), started(3)])
     assert (state.interruptions, state.losses) == (1, 1)

@@ -17,6 +17,7 @@ import pytest
 
 from mlxjobs import shell
 from mlxjobs.errors import RunError, SchedulerError
+from mlxjobs.hand_in import end_attempt
 from mlxjobs.history import Preempted, RunStatus
 from mlxjobs.logger import DefaultLogger
 from mlxjobs.preemption import Preemption
@@ -198,6 +199,19 @@ def test_a_task_that_ends_while_its_successor_is_being_handed_in_has_none(
         warn(cluster)
     assert cluster.submitted == []
     assert run.state().status is status
+
+
+def test_a_run_that_somebody_took_for_dead_comes_back_all_the_same(run: Run) -> None:
+    end_attempt(run, 1, RunStatus.FAILED, "its process is gone", presumed=True)
+    cluster = FakeCluster(Fate.TIME_LIMIT)
+    one = preemption(run, cluster)
+    with one.listen():
+        warn(cluster)
+        with pytest.raises(Preempted):
+            one.at_safe_point(nothing)
+    assert cluster.requeued == ["57"]
+    end_attempt(run, 1, RunStatus.FAILED, "its process is gone", presumed=True)
+    assert run.state().status is RunStatus.PREEMPTED
 
 
 def test_a_history_that_cannot_be_read_ends_neither_the_task_nor_its_listening(
