@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,9 @@ from mlxjobs.history import Attempt, RunState, RunStatus
 from mlxjobs.scheduler import JobState, JobStatus
 from mlxjobs.startable import is_alive, lives, out_of_reach
 from mlxjobs.store import NotRecordedError, Run, runs_in
+
+# how long after it began a job may still be said to wait
+_LATE = timedelta(minutes=2)
 
 
 @dataclass
@@ -178,7 +181,7 @@ def _reconcile(run: Run, state: RunState, status: JobStatus) -> RunState:
     attempt = state.attempt
     running = state.status in (RunStatus.STARTING, RunStatus.RUNNING)
     if running and attempt is not None and attempt.job_id == state.job_id:
-        if status.state is JobState.PENDING:
+        if status.state is JobState.PENDING and _waits_again(attempt, status):
             reason = with_progress(run, "stopped and requeued by the scheduler")
             return end_attempt(run, attempt.number, RunStatus.PREEMPTED, reason, presumed=True)
         if status.state.ended:
@@ -190,6 +193,12 @@ def _reconcile(run: Run, state: RunState, status: JobStatus) -> RunState:
         event = {"event": "withdrawn", "attempts": number, "status": how.value, "reason": reason}
         return run.record(lambda now: None if now.sequence != state.sequence else event)
     return state
+
+
+def _waits_again(attempt: Attempt, status: JobStatus) -> bool:
+    """Tell a job that was put back from one that its scheduler does not know to have begun: Moab polls."""
+    age = datetime.now(timezone.utc) - datetime.fromisoformat(attempt.start)
+    return (status.restarts or 0) > attempt.restarts or age > _LATE
 
 
 def _not_begun(state: RunState, status: JobStatus) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+
 import pytest
 
 from mlxjobs import watch
-from mlxjobs.history import RunStatus
+from mlxjobs.history import RunStatus, iso
 from tests.project import MAIN, Project
 from tests.slurm_stub import IMPATIENT, Slurm
 from tests.test_arrays import run_task
@@ -51,6 +53,22 @@ def test_a_job_that_the_scheduler_does_not_know_any_more_is_handed_in_anew(
     assert project.mlxjobs("requeue", "1").stdout == "run 1 is submitted again (job 2)\n"
     assert project.state().job_id == "2"
     assert "SUBMITTED " in project.mlxjobs("ls").stdout
+
+
+@pytest.mark.parametrize(
+    ("restarts", "age_s", "status"),
+    [(0, 5, RunStatus.STARTING), (1, 5, RunStatus.PREEMPTED), (0, 600, RunStatus.PREEMPTED)],
+)
+def test_a_scheduler_that_learns_late_of_a_start_does_not_unmake_it(
+    slurm_stub: Slurm, restarts: int, age_s: int, status: RunStatus
+) -> None:
+    slurm_stub.submit("")
+    project = slurm_stub.project
+    began = iso(datetime.now() - timedelta(seconds=age_s))
+    project.at().record(lambda state: {"event": "started", "attempt": 1, "job_id": "1", "time": began})
+    slurm_stub.say(f"PENDING None {restarts}")
+    project.mlxjobs("ls")
+    assert project.state().status is status
 
 
 def test_nothing_is_handed_in_anew_while_nobody_can_be_asked(slurm_stub: Slurm) -> None:
