@@ -101,6 +101,14 @@ class JobStatus:
         return self.submitted > datetime.fromisoformat(submitted) - _CLOCKS_DIFFER
 
 
+def in_zone(moment: datetime) -> datetime:
+    """Give a scheduler's local time its zone: where an hour comes twice, as summer ends, the later one.
+
+    An earlier one would make a job one that was handed in before its run was (`JobStatus.is_of`).
+    """
+    return moment.replace(fold=1).astimezone()
+
+
 def exit_words(code: int) -> str:
     """Say what an exit code means, as a shell gives it: `exit code 3`; for 137, `killed by SIGKILL`."""
     try:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler, exit_words
+from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler, exit_words, in_zone
 
 # qstat(1B), "The job's state"; C is Torque's F. F, C and X say how it ended by other attributes only
 _STATES = {
@@ -243,6 +243,6 @@ def _time(text: str) -> datetime | None:
     try:
         if re.fullmatch(r"[0-9]{1,12}", text):
             return datetime.fromtimestamp(int(text), timezone.utc)
-        return datetime.strptime(text, "%a %b %d %H:%M:%S %Y").astimezone()
+        return in_zone(datetime.strptime(text, "%a %b %d %H:%M:%S %Y"))
     except (ValueError, OverflowError, OSError):
         return None

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler, exit_words
+from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler, exit_words, in_zone
 
 # `-o` takes `host:path,host:path`, drops quotes, and replaces $ (qsub(1)): neither can be escaped
 _PLAIN = re.compile(r"[A-Za-z0-9_./+@=-]+")
@@ -246,7 +246,7 @@ def _ended(job_id: str, record: Mapping[str, str]) -> JobStatus:
 def _time(text: str) -> datetime | None:
     for form in ("%Y-%m-%dT%H:%M:%S", "%a %b %d %H:%M:%S %Y"):
         try:
-            return datetime.strptime(text, form).astimezone()
+            return in_zone(datetime.strptime(text, form))
         except ValueError:
             continue
     return None

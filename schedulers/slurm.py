@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler, exit_words
+from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler, exit_words, in_zone
 
 # squeue(1), JOB STATE CODES. COMPLETING and the like hide what the job was before.
 _STATES = {
@@ -281,7 +281,7 @@ def _bytes(text: str) -> int | None:
 
 def _time(text: str) -> datetime | None:
     try:
-        return datetime.fromisoformat(text).astimezone()
+        return in_zone(datetime.fromisoformat(text))
     except ValueError:
         return None
 

@@ -7,9 +7,11 @@ import os
 import re
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxjobs import adapters
-from mlxjobs.scheduler import TASK, Fate, Here, Job, JobState, JobStatus, Scheduler
+from mlxjobs.scheduler import TASK, Fate, Here, Job, JobState, JobStatus, Scheduler, in_zone
 from mlxjobs.script import render
 from tests.schedulers.example import RUN, job
 from tests.schedulers.recordings import folders, recordings
@@ -347,3 +349,18 @@ def test_it_touches_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 guarded.setattr(owner, forbidden, refuse)
         guarded.setattr(os, "environ", Forbidden())
         _everything(name)
+
+
+@pytest.fixture
+def paris(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.parametrize("summer", ["+02:00", "+01:00"])
+def test_a_job_of_the_hour_that_comes_twice_is_its_run_s(paris: None, summer: str) -> None:
+    submitted = in_zone(datetime(2026, 10, 25, 2, 30, 1))  # as the scheduler says it, without its zone
+    assert JobStatus(JobState.RUNNING, "R", submitted=submitted).is_of(f"2026-10-25T02:30:00.000{summer}")
