@@ -102,6 +102,7 @@ class RunState:
         recalled: whether the newest of them was cancelled while nobody knew its job yet.
         submitter: `host`, `pid` and `process_key` of the process that did so last.
         attempts: its executions, oldest first.
+        before_again: how many of these there were when somebody handed it in again after it had ended.
         frozen: what was noted of its configuration and environment when it was made or handed in.
         tainted: where it did not execute what was submitted; `provenance` finds it.
     """
@@ -119,6 +120,7 @@ class RunState:
     recalled: bool = False
     submitter: dict[str, Any] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
+    before_again: int = 0
     frozen: dict[str, Any] = field(default_factory=dict)
     tainted: list[str] = field(default_factory=list)
 
@@ -141,13 +143,13 @@ class RunState:
 
     @property
     def interruptions(self) -> int:
-        """How many attempts were stopped and put back into the queue."""
-        return sum(attempt.status is RunStatus.PREEMPTED for attempt in self.attempts)
+        """How many attempts were stopped and put back into the queue, since somebody last asked for more."""
+        return sum(attempt.status is RunStatus.PREEMPTED for attempt in self.attempts[self.before_again :])
 
     @property
     def losses(self) -> int:
-        """How many attempts, the newest aside, vanished without a word: killed, or their node failed."""
-        return sum(attempt.end is None for attempt in self.attempts[:-1])
+        """How many of these, the newest aside, vanished without a word: killed, or their node failed."""
+        return sum(attempt.end is None for attempt in self.attempts[self.before_again : -1])
 
 
 def timestamp() -> str:
@@ -213,6 +215,8 @@ def _submitting(state: RunState, event: Event) -> None:
     state.submissions += 1
     state.unanswered += 1
     state.recalled = False
+    if state.status.ended:
+        state.before_again = len(state.attempts)
     state.before, state.first_job_id = state.scheduler, None
     state.scheduler = {
         "name": event["scheduler"],
@@ -228,6 +232,8 @@ def _submitted(state: RunState, event: Event) -> None:
     _know(state, event["job_id"])
     if event["submission"] == state.submissions:
         state.first_job_id = event["job_id"]
+        if state.status is RunStatus.FAILED and state.job_id is None:  # somebody thought it was interrupted
+            state.status, state.reason = RunStatus.SUBMITTED, None
         # unless it has already been started, and perhaps started again under another id
         if state.scheduler["job_id"] is None:
             state.scheduler["job_id"] = event["job_id"]

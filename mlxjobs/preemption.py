@@ -249,7 +249,7 @@ class Preemption:
 
     def _ask(self) -> Fate:
         job_id = self._here.job_id
-        self._status, self._silent = None, False
+        self._silent = False
         try:
             self._status = self._cluster.status([job_id]).get(job_id)
             if self._status is not None:

@@ -261,7 +261,7 @@ def cancel(seen: Sequence[Seen]) -> Iterator[Outcome]:
             yield f"run {run.log_id} is cancelled, but {away}: end it there"
         elif job_id is not None and (why := not_imported(one)):
             yield RunError(f"run {run.log_id} is not cancelled: {why}")
-        elif job_id is not None:
+        elif job_id is not None and not one.forgotten:
             submitted.setdefault(state.scheduler["class"], []).append(one)
         elif state.attempt is not None and is_alive(state.attempt):
             yield RunError(

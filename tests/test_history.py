@@ -47,8 +47,9 @@ def test_a_refusal_does_not_unmake_a_job_that_started() -> None:
 
 def test_who_looked_before_the_submitter_spoke_and_ended_does_not_unmake_its_job() -> None:
     gone = event("refused", submission=1, reason="the process is gone", unknown=True)
-    state = fold([CREATED, SUBMITTING, ACCEPTED, gone])
-    assert (state.status, state.job_id) == (RunStatus.SUBMITTED, "57")
+    for events in ([ACCEPTED, gone], [gone, ACCEPTED]):
+        state = fold([CREATED, SUBMITTING, *events])
+        assert (state.status, state.reason, state.job_id) == (RunStatus.SUBMITTED, None, "57")
 
 
 def test_a_submission_that_is_cancelled_before_its_job_is_known_stays_cancelled() -> None:
@@ -108,6 +109,22 @@ def test_what_an_attempt_says_counts_for_more_than_what_others_concluded() -> No
 def test_interruptions_and_losses_are_counted_apart() -> None:
     state = fold([CREATED, started(1), ended(1, "PREEMPTED", "x"), started(2), started(3)])
     assert (state.interruptions, state.losses) == (1, 1)
+
+
+def test_who_hands_in_a_run_that_ended_lets_it_come_back_as_often_as_at_first() -> None:
+    events = [
+        CREATED,
+        started(1),
+        ended(1, "PREEMPTED"),
+        started(2),
+        started(3),
+        ended(3, "FAILED", "too often"),
+    ]
+    assert (fold(events).interruptions, fold(events).losses) == (1, 1)
+    again = [*events, SUBMITTING, ACCEPTED, started(4)]
+    assert (fold(again).interruptions, fold(again).losses) == (0, 0)
+    itself = [*again, SUBMITTING, ended(4, "PREEMPTED"), started(5), started(6)]
+    assert (fold(itself).interruptions, fold(itself).losses) == (1, 1)
 
 
 def test_a_withdrawal_counts_only_while_nothing_started() -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +38,7 @@ class FakeCluster:
     refuses: bool = False
     silent: bool = False
     resubmits: bool = False
+    ends: datetime | None = None
     name: str = "Fake"
     path: str = "fake:Fake"
     command: tuple[str, ...] = ()
@@ -62,7 +64,7 @@ class FakeCluster:
         self.asked.set()
         if self.silent:
             raise SchedulerError("nobody answers")
-        return dict.fromkeys(job_ids, JobStatus(JobState.RUNNING, "RUNNING"))
+        return dict.fromkeys(job_ids, JobStatus(JobState.RUNNING, "RUNNING", ends=self.ends))
 
     def submit(self, script: Path, known: Collection[str], after: str) -> str:
         self.submitted.append(str(58 + len(self.submitted)))
@@ -252,6 +254,25 @@ def test_a_silent_scheduler_does_not_keep_a_run_from_coming_back(run: Run) -> No
         with pytest.raises(Preempted):
             one.at_safe_point(nothing)
     assert cluster.requeued == ["57"]
+
+
+def test_a_scheduler_that_falls_silent_does_not_let_the_end_of_the_job_be_missed(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OAR warns again and again, and kills without a warning."""
+    cluster = FakeCluster(ends=datetime.now(timezone.utc) + timedelta(hours=1))
+    one = preemption(run, cluster)
+    left: list[int] = []
+    monkeypatch.setattr("mlxjobs.preemption.os._exit", left.append)
+    with one.listen():
+        warn(cluster)
+        cluster.silent = True
+        cluster.asked.clear()
+        monkeypatch.setattr("mlxjobs.preemption._BEFORE_END_S", 3600.0)  # the end has come near
+        warn(cluster)
+        await_value(lambda: left, "the exit")
+    assert cluster.requeued == ["57"]
+    assert run.state().reason == "TIME_LIMIT, requeued 1 of 100"
 
 
 def test_a_full_disk_does_not_end_a_run_that_wants_to_hand_itself_in_again(

@@ -71,6 +71,15 @@ def test_a_scheduler_that_learns_late_of_a_start_does_not_unmake_it(
     assert project.state().status is status
 
 
+def test_a_run_whose_job_nobody_knows_any_more_can_be_cancelled(slurm_stub: Slurm) -> None:
+    slurm_stub.submit("")
+    slurm_stub.end("1")
+    scancel = slurm_stub.folder / "scancel"
+    scancel.write_text("#!/bin/sh\necho 'Unknown Job Id 1' >&2\nexit 1\n")  # as qdel and bkill say
+    assert slurm_stub.project.mlxjobs("cancel", "1").stdout == "run 1 is cancelled\n"
+    assert slurm_stub.project.state().status is RunStatus.CANCELLED
+
+
 def test_nothing_is_handed_in_anew_while_nobody_can_be_asked(slurm_stub: Slurm) -> None:
     slurm_stub.submit("")
     slurm_stub.end("1")
