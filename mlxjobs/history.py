@@ -99,7 +99,7 @@ class RunState:
         known_jobs: the ids of all jobs that were made for it, as far as it was told of them.
         submissions: how often it was handed to a scheduler.
         unanswered: how many of these may have made a job that it was not told of.
-        recalled: whether the newest of them was cancelled while nobody knew its job yet.
+        recalled: whether somebody cancelled it since the newest of them, so that no job is to start it.
         submitter: `host`, `pid` and `process_key` of the process that did so last.
         attempts: its executions, oldest first.
         before_again: how many of these there were when somebody handed it in again after it had ended.
@@ -327,8 +327,7 @@ def _tainted(state: RunState, event: Event) -> None:
 def _withdrawn(state: RunState, event: Event) -> None:
     """The run was cancelled, or its job vanished, while no attempt of it was running."""
     if not state.status.ended and event["attempts"] == len(state.attempts):
-        in_flight = state.status is RunStatus.SUBMITTED and state.job_id is None
-        state.recalled = in_flight and event["status"] == "CANCELLED"
+        state.recalled = bool(event.get("recalled"))
         state.status, state.reason = RunStatus(event["status"]), event.get("reason")
 
 

@@ -130,7 +130,7 @@ def check_startable(run: Run, state: RunState, place: Place, cluster: Cluster | 
         raise AlreadyComplete
     if state.recalled and ours and is_made_by_us:
         again = f"to start it all the same: mlxjobs requeue {run.log_id} --logs {run.path.parent}"
-        raise RunError(f"run {run.log_id} was cancelled while it was submitted, so this job ends; {again}")
+        raise RunError(f"run {run.log_id} was cancelled, so this job ends; {again}")
     if state.status.ended:
         return
     if last is not None and state.status in (RunStatus.STARTING, RunStatus.RUNNING):

@@ -286,7 +286,7 @@ def _job_to_end(state: RunState) -> str | None:
 def _withdraw(one: Seen) -> RunState:
     event = {
         "event": "withdrawn", "attempts": len(one.state.attempts), "status": RunStatus.CANCELLED.value,
-        "reason": "cancelled by mlxjobs cancel",
+        "reason": "cancelled by mlxjobs cancel", "recalled": True,
     }  # fmt: skip
     return one.run.record(lambda now: None if now.status.ended else {**event, "attempts": len(now.attempts)})
 

@@ -53,7 +53,7 @@ def test_who_looked_before_the_submitter_spoke_and_ended_does_not_unmake_its_job
 
 
 def test_a_submission_that_is_cancelled_before_its_job_is_known_stays_cancelled() -> None:
-    cancelled = event("withdrawn", attempts=1, status="CANCELLED")
+    cancelled = event("withdrawn", attempts=1, status="CANCELLED", recalled=True)
     events = [CREATED, started(1), SUBMITTING, cancelled, ACCEPTED, ended(1, "PREEMPTED")]
     assert [fold(events[:n]).recalled for n in range(3, 7)] == [False, True, True, True]
     assert fold(events).status is RunStatus.CANCELLED
