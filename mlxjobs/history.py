@@ -59,6 +59,7 @@ class Attempt:
         host: the machine it ran on.
         pid: its process there.
         process_key: identifies that process, as its number is given again some day.
+        pid_namespace: what numbers its own is one of: those of the machine, or of a container.
         job_id: the scheduler's job it ran in, if any.
         first_job_id: the id that job was submitted under, where a restart gives new ones; else "".
         end: when it ended; None while it runs, or if nobody saw it end.
@@ -81,6 +82,7 @@ class Attempt:
     resumed_from: str | None = None
     first_job_id: str = ""
     restarts: int = 0
+    pid_namespace: int | None = None
     presumed: bool = False
 
 
@@ -279,6 +281,7 @@ def _started(state: RunState, event: Event) -> None:
             job_id=event.get("job_id"),
             first_job_id=event.get("first_job_id", ""),
             restarts=event.get("restarts", 0),
+            pid_namespace=event.get("pid_namespace"),
         )
     )
     _know(state, event.get("job_id"), event.get("first_job_id"))

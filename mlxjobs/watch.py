@@ -126,7 +126,9 @@ def not_imported(one: Seen) -> str | None:
 def _check_submitter(one: Seen) -> None:
     """A process that is killed while it submits leaves a run that nobody hands in."""
     process = one.state.submitter
-    alive = lives(process["host"], process["pid"], process["process_key"]) if process else None
+    alive, container = None, process.get("pid_namespace")
+    if process:
+        alive = lives(process["host"], process["pid"], process["process_key"], container)
     if alive is None and process:
         one.doubt = f"is being handed in by process {process['pid']} on {process['host']}, or was"
     if alive is False:
@@ -137,7 +139,7 @@ def _check_submitter(one: Seen) -> None:
 
 
 def _check_process(one: Seen, attempt: Attempt) -> None:
-    alive = is_alive(attempt)
+    alive = lives(attempt.host, attempt.pid, attempt.process_key, attempt.pid_namespace)
     if alive is None:
         one.doubt = f"unknown since {_last_sign(one.run)}: {attempt.host} cannot be asked from here"
     elif not alive:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from mlxjobs import watch
 from mlxjobs.history import RunStatus, iso
+from mlxjobs.startable import this_process
+from mlxjobs.store import Run
 from tests.project import MAIN, Project
 from tests.slurm_stub import IMPATIENT, Slurm
 from tests.test_arrays import run_task
@@ -183,3 +186,19 @@ def test_what_a_job_hands_in_while_it_is_cancelled_is_cancelled_too(
     assert list(watch.cancel([seen])) == [f"run 1 is cancelled ({jobs})"]
     assert (slurm_stub.folder / "cancelled").read_text() == ("1\n2\n" if answered else "1\n")
     assert run.state().status is RunStatus.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("boot", "status"), [("this one", RunStatus.STARTING), ("another", RunStatus.FAILED)]
+)
+def test_a_process_in_another_container_of_the_same_host_name_is_not_called_gone(
+    tmp_path: Path, boot: str, status: RunStatus
+) -> None:
+    """As with `docker run --network host`; after a reboot it is gone."""
+    run, me = Run.create(tmp_path), this_process()
+    key = me["process_key"].partition("/")[0] if boot == "this one" else boot
+    container = {**me, "pid": 1, "process_key": f"{key}/1", "pid_namespace": me["pid_namespace"] + 1}
+    run.record(lambda state: {"event": "started", "attempt": 1, **container})
+    [seen] = watch.look(tmp_path)
+    assert seen.state.status is status
+    assert (seen.doubt is None) == (status is RunStatus.FAILED)
