@@ -161,7 +161,7 @@ def execute(
             divert(run, place.rank)
             preemption = _listen(stack, run, 0, place, limit)
             silent = SilentLogger(run.path, preempted=_flag(preemption))
-            context = Context(config, ConfigDict(settings), _info(run, run.state(), place), silent)
+            context = Context(config, ConfigDict(settings), _info(run.state(), place), silent)
             return _as_other_rank(
                 run, place, lambda: _reporting(lambda: _call(task, context, seeding), shown), shown
             )
@@ -177,7 +177,7 @@ def execute(
         stack.callback(logger.close)
         if settings["logger"]["log_streams_to_file"] and place.here is None:
             stack.enter_context(tee(run))
-        context = Context(config, ConfigDict(settings), _info(run, after, place), logger)
+        context = Context(config, ConfigDict(settings), _info(after, place), logger)
 
         def call() -> Any:
             with proof:
@@ -256,7 +256,7 @@ def _logger(run: Run, fence: Fence, before: RunState, preemption: Preemption | N
     return logger
 
 
-def _info(run: Run, state: RunState, place: Place) -> ConfigDict:
+def _info(state: RunState, place: Place) -> ConfigDict:
     info = ConfigDict(history.render(state))
     info.rank = place.rank
     info.world_size = place.here.world_size if place.here else 1
