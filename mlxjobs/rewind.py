@@ -102,7 +102,7 @@ def cut_torn_line(path: Path, fence: Fence) -> None:
     with naming(copy), open(copy, "ab") as target:
         target.write(torn + b"\n")
         _flush(target)
-    _truncate(path, whole, fence)
+    _truncate(path, whole, fence, size)
 
 
 def begin(directory: Path, start: Sizes, fence: Fence) -> None:
@@ -271,9 +271,9 @@ def _set_aside(parent: Path, plans: list[_Plan], fence: Fence, number: int, writ
 def _apply(plan: _Plan, fence: Fence) -> bool:
     """Shorten the file, or write it anew if lines of this attempt follow; tells whether it is new."""
     size = _size(plan.path)
-    if plan.start == size and not plan.restores:
-        _truncate(plan.path, plan.kept, fence)
+    if plan.start == size and not plan.restores and _truncate(plan.path, plan.kept, fence, size):
         return False
+    size = _size(plan.path)
     # not named after the file, whose name may be as long as names can be
     aside = fence.folder(plan.path.parent) / f".{os.uname().nodename}.{os.getpid()}.tmp"
     try:
@@ -334,11 +334,15 @@ def _append(source: Path, begin: int, end: int, target: BinaryIO) -> int:
     return lines
 
 
-def _truncate(path: Path, size: int, fence: Fence) -> None:
+def _truncate(path: Path, size: int, fence: Fence, before: int) -> bool:
+    """Shorten a file, unless it has grown: then another process, as a forked worker, is writing to it."""
     with naming(path), open(path, "r+b") as file:
         fence.check()  # not before: a newer attempt makes the file another one
+        if file.seek(0, os.SEEK_END) != before:
+            return False
         file.truncate(size)
         os.fsync(file.fileno())
+    return True
 
 
 def _flush(file: BinaryIO) -> None:

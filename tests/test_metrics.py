@@ -371,6 +371,33 @@ def test_a_line_that_was_torn_is_moved_away_when_the_file_is_opened(tmp_path: Pa
     assert superseded(tmp_path, "torn") == '{"epo\n'
 
 
+def test_a_line_that_another_process_is_writing_is_not_torn(tmp_path: Path) -> None:
+    path = tmp_path / "metrics" / "train.json"
+    path.parent.mkdir()
+    path.write_bytes(b'{"step":0}\n{"st')
+    missing = [b'ep":1}\n']
+
+    def write_the_rest() -> None:
+        with path.open("ab") as file:
+            file.write(missing.pop() if missing else b"")
+
+    MetricsWriter(path.parent, Fence(2, write_the_rest)).repair()
+    assert lines(tmp_path) == [{"step": 0}, {"step": 1}]
+
+
+def test_what_another_process_writes_during_a_rewind_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "metrics" / "train.json"
+    path.parent.mkdir()
+    path.write_bytes(b'{"step":0}\n')
+
+    def write() -> None:
+        if (path.parent / ".superseded" / "1").exists():  # all that is left is to shorten the file
+            path.write_bytes(b'{"step":0}\n{"step":1}\n')
+
+    assert MetricsWriter(path.parent, Fence(2, write)).rewind({}, {"train": 11}) == 1
+    assert lines(tmp_path) == [{"step": 1}]
+
+
 def test_a_file_that_is_one_torn_line_becomes_empty(tmp_path: Path) -> None:
     folder = tmp_path / "metrics"
     folder.mkdir()
