@@ -7,7 +7,7 @@ The names are those of MLXP 0.1 (`groupBy`, `toPandasDF`, `config_diff`) and of 
 from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mlxjobs import matching, query
 from mlxjobs.columns import MISSING
@@ -247,15 +247,19 @@ class GroupedDataFrame:
         return iter(self.grouped_dict)
 
     def __getitem__(self, key: Any) -> Any:
-        wanted = hashable(key) if isinstance(key, (tuple, list)) else (key,)
-        if wanted in self.grouped_dict:
-            return self.grouped_dict[wanted]
-        texts = {tuple(map(str, one)): one for one in self.grouped_dict}
-        if (found := texts.get(tuple(map(str, wanted)))) is not None:
+        if (found := self._find(key)) is not None:
             return self.grouped_dict[found]
         raise InvalidKeyError(
             f"there is no group {key!r}; there are {', '.join(map(str, self.grouped_dict))}"
         )
+
+    def _find(self, key: Any) -> tuple[Any, ...] | None:
+        """The group that is meant by its values, by the only one, or by how they read."""
+        wanted = hashable(key) if isinstance(key, (tuple, list)) else (hashable(key),)
+        if wanted in self.grouped_dict:
+            return cast("tuple[Any, ...]", wanted)
+        texts = {tuple(map(str, one)): one for one in self.grouped_dict}
+        return texts.get(tuple(map(str, wanted)))
 
     def __repr__(self) -> str:
         return shown_table(self.ungroup(), first=self.group_keys) if self._flat else repr(self.grouped_dict)
@@ -299,8 +303,8 @@ class GroupedDataFrame:
         return DataFrame(rows)
 
     def select(self, key_list: Iterable[Any]) -> GroupedDataFrame:
-        """Return the groups with these values."""
-        wanted = {hashable(key) if isinstance(key, (tuple, list)) else (key,) for key in key_list}
+        """Return the groups with these values, which are given as for `grouped[key]`; some may be of none."""
+        wanted = {self._find(key) for key in key_list}
         return GroupedDataFrame(self.group_keys, {k: group for k, group in self.items() if k in wanted})
 
     def aggregate(self, maps: Any, ungroup: bool = False) -> Any:

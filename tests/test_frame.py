@@ -104,6 +104,13 @@ def test_groups_are_shown_by_pandas(results: DataFrame) -> None:
     assert "config.seed" in results[0]._repr_html_()
 
 
+def test_groups_are_selected_as_they_are_looked_up(results: DataFrame) -> None:
+    for grouped in (results.groupBy("config.lr"), results.groupby("config.lr")):
+        for key in (0.1, "0.1", (0.1,), ["0.1"], np.float64(0.1)):
+            assert list(grouped.select([key, "nothing"]).keys()) == list(grouped)[:1]
+            assert grouped[key][:]["config.seed"] == [1, 2]
+
+
 def test_a_key_that_only_other_groups_have_is_no_mistake() -> None:
     rows = DataFrame(DataDict(values) for values in ({"name": "adam"}, {"name": "sgd", "momentum": 0.9}))
     grouped = rows.groupby("name")

@@ -7,15 +7,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 from typer.testing import CliRunner
 
-from mlxjobs import listing
+from mlxjobs import cli, listing
 from mlxjobs.cli import app
 from mlxjobs.columns import publish
+from mlxjobs.history import Attempt, RunState
 from mlxjobs.logger import DefaultLogger
 from mlxjobs.store import Run
 from tests.run_trees import GENERATIONS, write_run
@@ -101,6 +103,15 @@ def test_ls_says_which_runs_it_does_not_show(logs: Path) -> None:
     command = [sys.executable, "-m", "mlxjobs", "ls"]
     done = subprocess.run(command, cwd=logs.parent, capture_output=True, text=True, check=True)
     assert "2 runs of MLXP are not shown" in done.stderr
+
+
+def test_ls_shows_when_a_run_began_by_the_clock_of_whoever_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = RunState(attempts=[Attempt(1, "2026-11-23T23:30:00-05:00")])
+    with monkeypatch.context() as here:
+        here.setenv("TZ", "UTC")
+        time.tzset()
+        assert cli._clock(state) == "24/11 04:30"
+    time.tzset()
 
 
 def test_ls_tells_keys_apart_whose_last_parts_are_the_same(tmp_path: Path) -> None:
