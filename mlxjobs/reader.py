@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxjobs import matching, query
-from mlxjobs.errors import InvalidKeyError, MLXJobsError
+from mlxjobs.errors import InvalidKeyError, MLXJobsError, RunError
 from mlxjobs.frame import DataFrame
 from mlxjobs.index import Index, Snapshot
 from mlxjobs.pandas_frames import import_pandas
@@ -101,7 +101,7 @@ class Reader:
         stored = self._index.stored() if not refresh and not reload else None
         self._show(stored if stored is not None else self._sync(anew=reload))
 
-    def _sync(self, *, anew: bool = False) -> Snapshot:
+    def _sync(self, *, anew: bool = False, again: bool = True) -> Snapshot:
         """Read what changed, and ask what became of the runs that have not ended."""
         snapshot = self._index.sync(anew=anew)
         log_ids = [log_id for log_id in sorted(snapshot.live) if Path(self.src_dir, str(log_id)).is_dir()]
@@ -110,7 +110,12 @@ class Reader:
             return snapshot
         from mlxjobs import watch  # what it imports is not needed for runs that have ended
 
-        seen = watch.look(Path(self.src_dir), log_ids, run_code=self._runs_code)
+        try:
+            seen = watch.look(Path(self.src_dir), log_ids, run_code=self._runs_code)
+        except RunError:
+            if not again:
+                raise
+            return self._sync(again=False)  # one was removed at this moment
         self._doubts = {one.run.log_id: one.doubt for one in seen if one.doubt}
         if self._doubts:
             message = f"{len(self._doubts)} runs may not be as recorded: {_listed(self._doubts)}"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import mlxpy
 import pytest
 
+from mlxjobs import watch
 from mlxjobs.history import RunStatus
 from mlxjobs.reader import UncertainRunWarning
 from mlxjobs.startable import this_process
@@ -17,9 +20,9 @@ from tests.slurm_stub import Slurm
 from tests.test_own_scheduler import WHOLE
 
 
-def begun(logs: Path, **process: object) -> Run:
+def begun(logs: Path, log_id: int = 1, **process: object) -> Run:
     """A run that began in a process of this machine, or of another."""
-    run = Run.create(logs, 1)
+    run = Run.create(logs, log_id)
     run.write_yaml("config", {"seed": 1})
     run.record(lambda state: {"event": "created", "facts": {}})
     run.record(
@@ -53,6 +56,21 @@ def test_a_run_that_nobody_can_ask_for_says_since_when(tmp_path: Path) -> None:
     assert "another-machine cannot be asked from here" in reader.doubts[1]
     assert reader.filter()[0]["info.status"] == "RUNNING"
     assert reader.live == [1]
+
+
+def test_a_run_that_is_removed_while_the_others_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for log_id in (1, 2):
+        begun(tmp_path, log_id, pid=ended_process())
+
+    def look(parent: Path, *arguments: Any, **options: Any) -> list[watch.Seen]:
+        shutil.rmtree(parent / "1", ignore_errors=True)
+        return real(parent, *arguments, **options)
+
+    real = watch.look
+    monkeypatch.setattr(watch, "look", look)
+    assert mlxpy.Reader(tmp_path).filter("info.status == 'FAILED'")[:]["info.log_id"] == [2]
 
 
 def test_it_asks_nobody_where_it_takes_the_index_as_it_is(tmp_path: Path) -> None:
