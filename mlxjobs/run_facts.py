@@ -77,8 +77,11 @@ def outdate(path: str) -> None:
 
 
 def live_mark_of(path: str) -> list[int]:
-    """Return what changes when a run gets a new metric, artifact or checkpoint."""
+    """Return what changes when a run gets a new metric, artifact or checkpoint, or an event."""
     mark: list[int] = []
+    with suppress(OSError):  # whoever added an event may have been killed before he painted info.yaml
+        found = os.stat(f"{path}/metadata/.history")  # noqa: PTH116
+        mark += (found.st_mtime_ns, found.st_size, found.st_ino)
     for folder in (f"{path}/metrics/.keys", f"{path}/artifacts"):
         for entry in _walk(folder):
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from mlxjobs.reader import UncertainRunWarning
 from mlxjobs.startable import this_process
 from mlxjobs.store import Run
 from tests.project import Project
+from tests.run_trees import age
 from tests.slurm_stub import Slurm
 from tests.test_own_scheduler import WHOLE
 
@@ -56,6 +58,19 @@ def test_a_run_that_nobody_can_ask_for_says_since_when(tmp_path: Path) -> None:
     assert "another-machine cannot be asked from here" in reader.doubts[1]
     assert reader.filter()[0]["info.status"] == "RUNNING"
     assert reader.live == [1]
+
+
+def test_an_event_that_nobody_could_paint_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(run: Run) -> None:  # as it does for somebody else's run
+        raise PermissionError(errno.EACCES, "Permission denied", str(run.path))
+
+    run = begun(tmp_path)
+    os.utime(run.history_dir, (1.7e9, 1.7e9))
+    age(run.path)
+    assert mlxpy.Reader(tmp_path).filter()[:]["info.status"] == ["RUNNING"]
+    run.record(lambda state: {"event": "ended", "attempt": 1, "status": "COMPLETE"}, paint=False)
+    monkeypatch.setattr(Run, "repaint", refuse)
+    assert mlxpy.Reader(tmp_path).filter()[:]["info.status"] == ["COMPLETE"]
 
 
 def test_a_run_that_is_removed_while_the_others_are_asked_for(
