@@ -24,6 +24,12 @@ def named_output() -> Iterator[None]:
         raise
 
 
+def flush() -> None:
+    """Write what was printed, if there is a standard output, and room in it: what follows matters more."""
+    with suppress(OSError):
+        print(end="", flush=True)  # noqa: T201
+
+
 def note(message: str) -> None:
     """Print what the user should know beside that, on standard error."""
     with suppress(OSError):  # a job's stderr is a file, and its disk may be full: the run matters more

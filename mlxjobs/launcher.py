@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxjobs import command_line, compose, settings
 from mlxjobs.config_dict import missing_values
-from mlxjobs.console import is_terminal, note
+from mlxjobs.console import flush, is_terminal, note
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
 from mlxjobs.frozen import Composed
 from mlxjobs.lost_paths import LostPaths
@@ -79,14 +79,14 @@ def _guard(call: Callable[[], None]) -> None:
     try:
         call()
     except MLXJobsError as error:
-        sys.stdout.flush()
+        flush()
         note(f"error: {error}")
         raise SystemExit(error.exit_code) from error
     except OSError as error:
         if error.filename is None:
             raise
         # what is wrong with a disk is no fault of the program; a task's own errors never come here
-        sys.stdout.flush()
+        flush()
         note(f"error: {error.filename}: {error.strerror}")
         raise SystemExit(MLXJobsError.exit_code) from error
     except KeyboardInterrupt as error:
@@ -199,7 +199,7 @@ class _Launch:
         inherited = {**typed, "version_manager": version}
         if program == here:
             return inherited
-        sys.stdout.flush()
+        flush()
         sys.stderr.flush()
         os.chdir(program.work_dir)
         all_settings = f"mlxpy={command_line.quote_dict(options)}"

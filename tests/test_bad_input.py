@@ -127,6 +127,11 @@ def test_a_broken_file(project: Project, files: dict[str, str], words: list[str]
     assert runs(project) == []
 
 
+def test_there_is_no_standard_output(project: Project) -> None:
+    command = f"exec {project.python} main.py nothing=1 >&-"
+    assert_one_message(project.command("sh", "-c", command, code=2), "Could not override 'nothing'")
+
+
 def test_the_current_folder_is_gone(project: Project) -> None:
     command = f"mkdir gone && cd gone && rmdir ../gone && exec {project.python} {project.folder / 'main.py'}"
     assert_one_message(project.command("sh", "-c", command, code=2), "the current folder was removed")
