@@ -11,7 +11,11 @@ from string import ascii_lowercase
 def say(message: str) -> None:
     """Print what was asked for, on standard output."""
     with named_output():
-        print(message, flush=True)  # noqa: T201
+        try:
+            print(message, flush=True)  # noqa: T201
+        except UnicodeEncodeError:  # a terminal that has no sign for it
+            encoding = sys.stdout.encoding
+            print(message.encode(encoding, "backslashreplace").decode(encoding), flush=True)  # noqa: T201
 
 
 @contextmanager

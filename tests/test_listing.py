@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from mlxjobs import cli, listing
 from mlxjobs.cli import app
 from mlxjobs.columns import publish
+from mlxjobs.console import say
 from mlxjobs.history import Attempt, RunState
 from mlxjobs.logger import DefaultLogger
 from mlxjobs.store import Run
@@ -68,6 +70,13 @@ def test_ls_shows_names_and_values_as_they_are(logs: Path) -> None:
     header, row = shown.splitlines()
     assert header.split() == ["steps", "word", "m.loss[red].last", "m.[/b].last"]
     assert row.split() == ["0:100:5", r"\u2192", "1", "2"]
+
+
+def test_what_a_terminal_has_no_sign_for_is_said_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    say("run 3: job 5  +x='\xe9\u2192'")  # as after a submission
+    assert written.getvalue() == rb"run 3: job 5  +x='\xe9\u2192'" + b"\n"
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(logs: Path) -> None:
