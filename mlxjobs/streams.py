@@ -15,7 +15,8 @@ from mlxjobs.store import Run
 def divert(run: Run, rank: int) -> None:
     """Let what this process writes from now on go to files of its own, C code's output too."""
     for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
-        stream.flush()
+        if stream is not None:  # as with `>&-`
+            stream.flush()
         with run.output_of(rank, descriptor).open("ab") as file:
             os.dup2(file.fileno(), descriptor)
 
@@ -29,7 +30,7 @@ class _Tee:
     def write(self, text: str) -> int:
         if self.copy is not None:
             self.copy.write(text)
-        return int(self.stream.write(text))
+        return len(text) if self.stream is None else int(self.stream.write(text))
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -38,7 +39,8 @@ class _Tee:
     def flush(self) -> None:
         if self.copy is not None:
             self.copy.flush()
-        self.stream.flush()
+        if self.stream is not None:
+            self.stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

@@ -602,6 +602,9 @@ def test_streams_are_kept_on_request(project: Project) -> None:
         assert project.stderr(log_id) == f"logged by run {log_id}\nto err: \\udc80\n"
     assert done.stdout.count("printed") == 2
     assert done.stderr.count("to err") == 2
+    kept = "+mlxpy.logger.log_streams_to_file=true"
+    project.command("sh", "-c", '"$0" main.py "$1" >&-', project.python, kept)
+    assert "printed" in project.stdout(3)
 
 
 def test_with_chdir_the_task_works_in_its_run_directory(project: Project) -> None:
