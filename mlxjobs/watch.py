@@ -26,7 +26,7 @@ from mlxjobs.scheduler import JobState, JobStatus
 from mlxjobs.startable import is_alive, lives, out_of_reach
 from mlxjobs.store import NotRecordedError, Run, runs_in
 
-# how long after it began a job may still be said to wait
+# how long after it began a job may still be said to wait; clocks that differ by more say nothing of that
 _LATE = timedelta(minutes=2)
 
 
@@ -200,7 +200,7 @@ def _reconcile(run: Run, state: RunState, status: JobStatus) -> RunState:
 def _waits_again(attempt: Attempt, status: JobStatus) -> bool:
     """Tell a job that was put back from one that its scheduler does not know to have begun: Moab polls."""
     age = datetime.now(timezone.utc) - datetime.fromisoformat(attempt.start)
-    return (status.restarts or 0) > attempt.restarts or age > _LATE
+    return (status.restarts or 0) > attempt.restarts or abs(age) > _LATE
 
 
 def _not_begun(state: RunState, status: JobStatus) -> str:
