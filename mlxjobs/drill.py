@@ -18,6 +18,8 @@ from datetime import datetime
 from enum import Enum
 from pathlib import Path
 
+import yaml  # noqa: F401 - to end the jobs takes it, and once Ctrl-C has cut its import short it has none
+
 from mlxjobs import watch
 from mlxjobs.console import note
 from mlxjobs.curves import Curves, Difference, compare, spread
