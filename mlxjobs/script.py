@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxjobs.command_line import split_arguments
-from mlxjobs.errors import InvalidSchedulerError, SchedulerError
+from mlxjobs.errors import InvalidConfigFileError, InvalidSchedulerError, SchedulerError
 from mlxjobs.scheduler import Job, Scheduler
 
 if TYPE_CHECKING:
@@ -72,16 +72,15 @@ def _render(template: Template, job: Job, scheduler: Scheduler) -> str:
 
 
 def place_in(script: str) -> Path | None:
-    """Return the run directory whose run a script starts; None if it does not say so in one line."""
-    for line in script.splitlines():
-        if "+mlxpy.logger.parent_log_dir=" in line:
-            try:
-                words = shlex.split(line)
-            except ValueError:  # a path of several lines
-                return None
-            place, _ = split_arguments([word for word in words if word.startswith("+mlxpy.logger.")])
-            return Path(place["logger"]["parent_log_dir"], str(place["logger"].get("forced_log_id")))
-    return None
+    """Return the run directory whose run a script starts; None if that cannot be read in it."""
+    lines = script.split("\n")
+    first = next((n for n, line in enumerate(lines) if "+mlxpy.logger.parent_log_dir=" in line), len(lines))
+    try:
+        words = shlex.split("\n".join(lines[first:]))  # a folder's name may have line breaks
+        place, _ = split_arguments([word for word in words if word.startswith("+mlxpy.logger.")])
+        return Path(place["logger"]["parent_log_dir"], str(place["logger"]["forced_log_id"]))
+    except (ValueError, KeyError, InvalidConfigFileError):
+        return None
 
 
 def _ours(name: str) -> Traversable:

@@ -30,9 +30,11 @@ def turn(path: Path, is_done: Callable[[], bool], wait_s: float) -> Iterator[Non
         yield
     finally:
         if lock is not None:
-            with suppress(OSError):
-                path.unlink()
-            os.close(lock)
+            try:
+                with suppress(OSError):
+                    path.unlink()
+            finally:  # Ctrl-C at this moment
+                os.close(lock)
 
 
 def _await(path: Path, is_done: Callable[[], bool], wait_s: float) -> int | None:

@@ -1,6 +1,7 @@
 """Whole job scripts, compared with those in `tests/golden`: `make golden` writes them anew."""
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 
 from mlxjobs import adapters, settings, submit
+from mlxjobs.command_line import quote_value
 from mlxjobs.errors import InvalidConfigFileError
 from mlxjobs.scheduler import Job
-from mlxjobs.script import render
+from mlxjobs.script import place_in, render
 from mlxjobs.submit import Program, Submission
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -158,3 +160,10 @@ def test_an_option_that_cannot_be_meant_is_an_error(lines: list[str], words: str
     job = Job("x-1", run / "s", run / "o", run / "e", run, ["true"], option_lines=lines)
     with pytest.raises(InvalidConfigFileError, match=words):
         render(job, adapters.load(adapters.known()["SLURMScheduler"]))
+
+
+@pytest.mark.parametrize("folder", ["/a/b", "/it's $HOME #1 `id`\n/logs", "/a 'b\nc' d"])
+def test_a_script_says_whose_run_it_starts(folder: str) -> None:
+    command = ["+mlxpy.logger.forced_log_id=1", f"+mlxpy.logger.parent_log_dir={quote_value(folder)}"]
+    assert place_in(f"#!/bin/sh\nexec python main.py {shlex.join(command)}\n") == Path(folder, "1")
+    assert place_in("echo '+mlxpy.logger.parent_log_dir=/a'") is None
