@@ -287,7 +287,7 @@ def test_cancel_signals_the_main_process_only_and_kills_all_after_the_grace(queu
     job = queue.submit(
         f"trap '' TERM; echo $$ > pid; setsid bash -c \"{child}\" & (setsid sleep 1000 &); "
         "trap 'echo term >> got' TERM; while :; do wait; done",
-        MLXJOBS_LOCAL_GRACE="0.6",
+        MLXJOBS_LOCAL_GRACE="4",
     )
     pid = queue.pid()
     until(lambda: "ready" in queue.log())
