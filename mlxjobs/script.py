@@ -73,10 +73,10 @@ def _render(template: Template, job: Job, scheduler: Scheduler) -> str:
 
 def place_in(script: str) -> Path | None:
     """Return the run directory whose run a script starts; None if that cannot be read in it."""
-    lines = script.split("\n")
-    first = next((n for n, line in enumerate(lines) if "+mlxpy.logger.parent_log_dir=" in line), len(lines))
+    # the command ends the script, and a folder's name in it may have line breaks
+    begin = script.rfind("\n", 0, max(0, script.rfind("+mlxpy.logger.parent_log_dir="))) + 1
     try:
-        words = shlex.split("\n".join(lines[first:]))  # a folder's name may have line breaks
+        words = shlex.split(script[begin:])
         place, _ = split_arguments([word for word in words if word.startswith("+mlxpy.logger.")])
         return Path(place["logger"]["parent_log_dir"], str(place["logger"]["forced_log_id"]))
     except (ValueError, KeyError, InvalidConfigFileError):

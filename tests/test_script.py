@@ -167,3 +167,8 @@ def test_a_script_says_whose_run_it_starts(folder: str) -> None:
     command = ["+mlxpy.logger.forced_log_id=1", f"+mlxpy.logger.parent_log_dir={quote_value(folder)}"]
     assert place_in(f"#!/bin/sh\nexec python main.py {shlex.join(command)}\n") == Path(folder, "1")
     assert place_in("echo '+mlxpy.logger.parent_log_dir=/a'") is None
+
+
+def test_all_our_scripts_say_whose_run_they_start() -> None:
+    for script in GOLDEN.glob("*/plain.sh"):
+        assert place_in(script.read_text()) == HOME / "project" / "logs" / "5", script
