@@ -83,8 +83,9 @@ def hand_in_all(
         for run in runs:
             try:
                 run.check_owner()
-                _check_place(run)
-                numbers[run] = claimed[run] if claimed else claim(run, cluster, check)
+                if claimed is None:  # else they were made just now, and here
+                    _check_place(run)
+                numbers[run] = claim(run, cluster, check) if claimed is None else claimed[run]
             except MLXJobsError as error:
                 result.failed[run.log_id] = error
     todo = list(numbers)

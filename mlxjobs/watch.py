@@ -126,12 +126,13 @@ def not_imported(one: Seen) -> str | None:
 def _check_submitter(one: Seen) -> None:
     """A process that is killed while it submits leaves a run that nobody hands in."""
     process = one.state.submitter
-    alive, container = None, process.get("pid_namespace")
-    if process:
-        alive = lives(process["host"], process["pid"], process["process_key"], container)
-    if alive is None and process:
-        one.doubt = f"is being handed in by process {process['pid']} on {process['host']}, or was"
-    if alive is False:
+    if not process:  # an older version did not say
+        return
+    host, pid, container = process["host"], process["pid"], process.get("pid_namespace")
+    alive = lives(host, pid, process["process_key"], container)
+    if alive is None:
+        one.doubt = f"is being handed in by process {pid} on {host}, or was"
+    elif not alive:
         # if there is a job all the same, it starts all the same
         gone = UnknownSubmissionError("its submission was interrupted: the process is gone")
         refuse(one.run, one.state.submissions, gone)
@@ -287,7 +288,7 @@ def _job_to_end(state: RunState) -> str | None:
 
 def _withdraw(one: Seen) -> RunState:
     event = {
-        "event": "withdrawn", "attempts": len(one.state.attempts), "status": RunStatus.CANCELLED.value,
+        "event": "withdrawn", "status": RunStatus.CANCELLED.value,
         "reason": "cancelled by mlxjobs cancel", "recalled": True,
     }  # fmt: skip
     return one.run.record(lambda now: None if now.status.ended else {**event, "attempts": len(now.attempts)})
