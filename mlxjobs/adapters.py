@@ -1,4 +1,4 @@
-"""From a name in the settings to a scheduler or a version manager."""
+"""From a name in the settings to a scheduler."""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mlxjobs import user_class
-from mlxjobs.errors import InvalidSchedulerError, MLXJobsError, SnapshotError
+from mlxjobs import own_scheduler, user_class
+from mlxjobs.errors import InvalidSchedulerError, MLXJobsError
 from mlxjobs.scheduler import Scheduler
 from mlxjobs.settings import NO_SCHEDULER
 
-if TYPE_CHECKING:
-    from mlxjobs.version_manager import VersionManager
-
 GROUP = "mlxjobs.schedulers"
 _SCHEDULER: type[Scheduler] = Scheduler  # type: ignore[type-abstract]  # to compare with
-_PACKAGES = ("", "mlxpy", "mlxp", "mlxjobs")  # what may stand before the name of something of ours
 
 
 @cache
@@ -49,9 +44,9 @@ def find(name: str) -> str:
             "+mlxpy.scheduler.name=LocalScheduler"
         )
     package, _, last = name.replace(":", ".").rpartition(".")
-    if last in known() and package in _PACKAGES:
+    if last in known() and package in user_class.PACKAGES:
         return known()[last]
-    if last and package not in _PACKAGES:
+    if last and package not in user_class.PACKAGES:
         return f"{package}:{last}"
     near = get_close_matches(last, known(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
@@ -71,9 +66,11 @@ def load(path: str) -> Scheduler:
         InvalidSchedulerError: it cannot be imported, or is no scheduler.
     """
     where, _, folder = path.partition("@")
-    scheduler, _ = user_class.make(where, _SCHEDULER, InvalidSchedulerError, folder)
+    scheduler, _ = user_class.make(
+        where, _SCHEDULER, InvalidSchedulerError, folder, advice=own_scheduler.HELP
+    )
     if not type(scheduler).__module__.startswith("mlxjobs."):
-        user_class.guard(scheduler, where)
+        own_scheduler.guard(scheduler, where)
     return scheduler
 
 
@@ -94,39 +91,11 @@ def locate(path: str, program: Path, copy: Path) -> str:
     """
     if path in known().values():
         return path
-    _, home = user_class.make(path, _SCHEDULER, InvalidSchedulerError)
+    _, home = user_class.make(path, _SCHEDULER, InvalidSchedulerError, advice=own_scheduler.HELP)
     if not home:
         return path
     same = os.path.normpath(copy / os.path.relpath(home, program))
     return f"{path}@{same if user_class.holds(same, path.partition(':')[0]) else home}"
-
-
-def load_version_manager(name: str) -> VersionManager:
-    """Import a version manager.
-
-    Args:
-        name: what `version_manager.name` says: `GitVM`, with or without its package, or the import
-            path of a subclass of `mlxpy.VersionManager`.
-
-    Raises:
-        SnapshotError: it cannot be imported, or is no version manager.
-    """
-    from mlxjobs import user_frozen
-    from mlxjobs.snapshot import GitVM
-    from mlxjobs.version_manager import VersionManager
-
-    package, _, last = name.replace(":", ".").rpartition(".")
-    if last == "GitVM" and package in _PACKAGES:
-        return GitVM()
-    if not package:
-        raise SnapshotError(
-            f"unknown version manager '{name}': it is GitVM, or the import path of your own subclass "
-            "of mlxpy.VersionManager (version_manager.name)"
-        )
-    base: type[VersionManager] = VersionManager  # type: ignore[type-abstract]  # to compare with
-    manager, _ = user_class.make(f"{package}:{last}", base, SnapshotError)
-    user_frozen.guard(manager, f"{package}.{last}")
-    return manager
 
 
 def _environment_of(path: str) -> Sequence[str]:

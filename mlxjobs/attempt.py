@@ -23,7 +23,8 @@ from mlxjobs.hold import HeldLogger, is_held
 from mlxjobs.logger import DefaultLogger, SilentLogger
 from mlxjobs.masking import Shown
 from mlxjobs.metrics import seals
-from mlxjobs.startable import Place, check_startable, this_process
+from mlxjobs.processes import this_process
+from mlxjobs.startable import Place, check_startable
 from mlxjobs.store import Run
 from mlxjobs.streams import divert, tee
 

@@ -15,8 +15,8 @@ from mlxjobs.console import note
 from mlxjobs.errors import JobSubmissionError, RunError, SchedulerError, UnknownSubmissionError
 from mlxjobs.history import RunState, RunStatus, iso
 from mlxjobs.metrics import seals
+from mlxjobs.processes import this_process
 from mlxjobs.scheduler import EX_TEMPFAIL, Here, JobStatus
-from mlxjobs.startable import this_process
 from mlxjobs.store import Run
 
 

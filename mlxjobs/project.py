@@ -9,7 +9,7 @@ from typing import Any
 from mlxjobs import compose, settings
 from mlxjobs.errors import InvalidConfigFileError
 from mlxjobs.files import create_file
-from mlxjobs.store import dump_yaml
+from mlxjobs.plain_yaml import dump_yaml
 
 _CONFIG = "# The options of this project: `python main.py seed=1` overrides them.\nseed: null\n"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.history import Attempt, RunState, RunStatus
+from mlxjobs.processes import lives
 from mlxjobs.store import Run
 
 if TYPE_CHECKING:  # a run outside of a job does not pay for what only jobs need
@@ -49,50 +49,9 @@ class Place:
         return exit_code & 0xFF in codes  # no more of it reaches the scheduler
 
 
-def process_key(pid: int) -> str:
-    """Identify a process of this machine for ever, as its number alone is given again; "" if it is gone.
-
-    Field 22 of /proc/PID/stat is when it began, in ticks since the machine's boot: proc(5).
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else f"{boot}/{fields[19]}"
-
-
-def this_process() -> dict[str, Any]:
-    """Return what an event says of the process that records it, as `lives` takes it."""
-    pid = os.getpid()
-    me = {"host": socket.gethostname(), "pid": pid, "process_key": process_key(pid)}
-    return {**me, "uid": os.geteuid(), "pid_namespace": pid_namespace()}
-
-
-def pid_namespace() -> int:
-    """Identify what numbers this process' number is one of: those of the machine, or of a container."""
-    try:
-        return os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - namespaces(7): no path of a file
-    except OSError:
-        return 0
-
-
 def is_alive(attempt: Attempt) -> bool | None:
     """Whether the process of an attempt lives; None if that cannot be seen from here."""
     return lives(attempt.host, attempt.pid, attempt.process_key)
-
-
-def lives(host: str, pid: int | None, key: str, namespace: int | None = None) -> bool | None:
-    """Whether a process lives, given its `process_key` too; None if that cannot be seen from here.
-
-    That may be for its container, if its `pid_namespace` is given; a reboot ends those too.
-    """
-    if host != socket.gethostname() or pid is None:
-        return None
-    if namespace not in (None, pid_namespace()):
-        boot = process_key(os.getpid()).partition("/")[0]
-        return None if key.partition("/")[0] == boot else False
-    return bool(key) and process_key(pid) == key
 
 
 def out_of_reach(cluster: Cluster, state: RunState) -> str | None:

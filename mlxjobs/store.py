@@ -30,33 +30,11 @@ from mlxjobs.errors import DamagedHistoryError, RunError
 from mlxjobs.files import create_file, replace_file
 from mlxjobs.history import Event, RunState, fold, render, timestamp
 from mlxjobs.log_dir import numbers_in, take_log_id, waiting_folder
+from mlxjobs.plain_yaml import dump_yaml, load_yaml
 from mlxjobs.seals import open_json, seal_json, seal_yaml
 from mlxjobs.trust import stranger
 
 COPIED = ("config", "info")
-
-
-def dump_yaml(content: Any) -> str:
-    """Return plain YAML text for nested dictionaries, lists and scalars, keys in their order."""
-    import yaml
-
-    return str(
-        yaml.dump(
-            content,
-            Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper),
-            sort_keys=False,
-            allow_unicode=True,
-            default_flow_style=False,
-        )
-    )
-
-
-def load_yaml(path: Path) -> Any:
-    """Read a YAML file of a run; tags that would build objects are refused."""
-    import yaml
-
-    with path.open("rb") as stream:
-        return yaml.load(stream, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
 
 
 class NotRecordedError(OSError):

@@ -288,10 +288,11 @@ def freeze_code(
         MLXJobsError: the mistake.
     """
     from mlxjobs.snapshot import GitVM
+    from mlxjobs.user_frozen import load_version_manager
     from mlxjobs.version_manager import Launch
 
     given = options["version_manager"]
-    manager = adapters.load_version_manager(given["name"])
+    manager = load_version_manager(given["name"])
     launch = Launch(
         work_dir=program.work_dir,
         program=program.script,

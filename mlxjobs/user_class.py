@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import os
@@ -10,24 +9,24 @@ import stat
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TypeVar
 
 from mlxjobs import trust
-from mlxjobs.errors import InvalidSchedulerError, MLXJobsError, SchedulerError
-from mlxjobs.scheduler import Scheduler
+from mlxjobs.errors import MLXJobsError
 
 T = TypeVar("T")
 
 _INSTALLED = ("site-packages", "dist-packages")
-_MAY_RAISE = {"parse_submission": ValueError, "parse_array": ValueError}
-_HELP = "docs/schedulers.md shows a whole one"
+PACKAGES = ("", "mlxpy", "mlxp", "mlxjobs")  # what may stand before the name of something of ours
 
 
-def make(path: str, base: type[T], error_type: type[MLXJobsError], folder: str = "") -> tuple[T, str]:
+def make(
+    path: str, base: type[T], error_type: type[MLXJobsError], folder: str = "", *, advice: str
+) -> tuple[T, str]:
     """Import a class, check it, and make its object.
 
     Args:
@@ -35,6 +34,7 @@ def make(path: str, base: type[T], error_type: type[MLXJobsError], folder: str =
         base: what it has to be a subclass of.
         error_type: what to raise.
         folder: where to look for the module first.
+        advice: where one is shown, for the messages.
 
     Returns:
         The object, and the folder to import its module from another time; "" if it is installed.
@@ -48,18 +48,14 @@ def make(path: str, base: type[T], error_type: type[MLXJobsError], folder: str =
     if found is None:
         raise error_type(f"{_file(module)} has no class {class_name}{_hint(module, base, class_name)}")
     if not (inspect.isclass(found) and issubclass(found, base)):
-        raise error_type(f"{path} is no subclass of mlxpy.{base.__name__}; {_help(base)}")
+        raise error_type(f"{path} is no subclass of mlxpy.{base.__name__}; {advice}")
     if inspect.isabstract(found):
         lacking = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
-        raise error_type(f"{path} ({_file(module)}) lacks the methods {lacking}; {_help(base)}")
+        raise error_type(f"{path} ({_file(module)}) lacks the methods {lacking}; {advice}")
     try:
         return found(), _home(module)
     except Exception as error:
         raise error_type(f"{path} cannot be made: {words_of(error)}") from error
-
-
-def _help(base: type) -> str:
-    return _HELP if issubclass(base, Scheduler) else "docs/version_manager.md shows a whole one"
 
 
 def _hint(module: types.ModuleType, base: type, name: str) -> str:
@@ -192,69 +188,3 @@ def words_of(error: BaseException) -> str:
     last = frames[-1] if frames else None
     inside = last is None or str(Path(importlib.__file__).parent) == str(Path(last.filename).parent)
     return what if inside or last is None else f"{last.filename}, line {last.lineno}: {what}"
-
-
-# -- what a scheduler may not do ------------------------------------------------------------------
-
-
-def guard(scheduler: Scheduler, path: str) -> None:
-    """See to it that a mistake in somebody else's scheduler becomes a message, wherever it shows.
-
-    Its attributes are checked now; what its methods return, at each call.
-
-    Raises:
-        InvalidSchedulerError: an attribute is missing, or of a wrong type.
-    """
-    for name, hint in get_type_hints(Scheduler).items():
-        kind = get_args(hint)[0] if get_origin(hint) is ClassVar else hint
-        value = getattr(scheduler, name, None)
-        if not _fits(value, kind):
-            words = "lacks it" if value is None else f"says {value!r}"
-            raise InvalidSchedulerError(
-                f"{path}: a scheduler has an attribute '{name}' of type {_name(kind)}, and this one "
-                f"{words}; {_HELP}"
-            )
-    for name, method in vars(Scheduler).items():
-        if inspect.isfunction(method) and not name.startswith("_"):
-            setattr(scheduler, name, _guarded(getattr(scheduler, name), method, f"{path}.{name}"))
-
-
-def _guarded(call: Callable[..., Any], contract: Callable[..., Any], what: str) -> Callable[..., Any]:
-    kind = get_type_hints(contract)["return"]
-    allowed = (MLXJobsError, _MAY_RAISE.get(contract.__name__, MLXJobsError))
-
-    @functools.wraps(call)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        try:
-            value = call(*args, **kwargs)
-        except allowed:
-            raise
-        except Exception as error:
-            raise SchedulerError(f"{what} failed: {words_of(error)}") from error
-        if not _fits(value, kind):
-            raise SchedulerError(f"{what} returned {value!r}, which is no {_name(kind)}")
-        return value
-
-    return guarded
-
-
-def _name(kind: Any) -> str:
-    return (
-        kind.__name__
-        if inspect.isclass(kind) and not get_args(kind)
-        else str(kind).replace("mlxjobs.scheduler.", "")
-    )
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type, as far as the contract's types go."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, one) for one in inner)
-    if origin in (list, tuple):
-        return isinstance(value, (list, tuple)) and all(_fits(item, inner[0]) for item in value)
-    if origin is not None and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(
-            _fits(key, inner[0]) and _fits(item, inner[1]) for key, item in value.items()
-        )
-    return isinstance(value, (int, float) if kind is float else kind)

@@ -1,4 +1,4 @@
-"""What a version manager of the user's own has frozen: checked, so that no mistake of it is ours to show."""
+"""A version manager found by its name; what one of the user's own has frozen is checked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlxjobs import user_class
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.repository import show
 from mlxjobs.trust import stranger
@@ -15,6 +16,32 @@ from mlxjobs.version_manager import Frozen, Launch, VersionManager
 _HELP = "docs/version_manager.md shows a whole one"
 _PLAIN = "texts, numbers, true or false, None, and lists and dictionaries of these"
 _INTEGERS = range(-(2**63), 2**64)  # those of JSON as it is read here
+
+
+def load_version_manager(name: str) -> VersionManager:
+    """Import a version manager.
+
+    Args:
+        name: what `version_manager.name` says: `GitVM`, with or without its package, or the import
+            path of a subclass of `mlxpy.VersionManager`.
+
+    Raises:
+        SnapshotError: it cannot be imported, or is no version manager.
+    """
+    from mlxjobs.snapshot import GitVM  # with all that freezing takes
+
+    package, _, last = name.replace(":", ".").rpartition(".")
+    if last == "GitVM" and package in user_class.PACKAGES:
+        return GitVM()
+    if not package:
+        raise SnapshotError(
+            f"unknown version manager '{name}': it is GitVM, or the import path of your own subclass "
+            "of mlxpy.VersionManager (version_manager.name)"
+        )
+    base: type[VersionManager] = VersionManager  # type: ignore[type-abstract]  # to compare with
+    manager, _ = user_class.make(f"{package}:{last}", base, SnapshotError, advice=_HELP)
+    guard(manager, f"{package}.{last}")
+    return manager
 
 
 def guard(manager: VersionManager, path: str) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from mlxjobs import watch
 from mlxjobs.history import RunStatus
+from mlxjobs.processes import this_process
 from mlxjobs.reader import UncertainRunWarning
-from mlxjobs.startable import this_process
 from mlxjobs.store import Run
 from tests.project import Project
 from tests.run_trees import age

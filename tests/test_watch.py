@@ -9,7 +9,7 @@ import pytest
 
 from mlxjobs import watch
 from mlxjobs.history import RunStatus, iso
-from mlxjobs.startable import this_process
+from mlxjobs.processes import this_process
 from mlxjobs.store import Run
 from tests.project import MAIN, Project
 from tests.slurm_stub import IMPATIENT, Slurm
