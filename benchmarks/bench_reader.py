@@ -27,7 +27,7 @@ from interleaved import HEADER, interleave, row
 
 import mlxjobs
 from mlxjobs.index import FILE_NAME
-from mlxjobs.plain_yaml import dump_yaml
+from mlxjobs.system.plain_yaml import dump_yaml
 
 QUERY = "config.lr <= 0.01 & info.status == 'COMPLETE'"
 _NAMES = ("info", "config")

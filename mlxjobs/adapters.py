@@ -8,10 +8,11 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
-from mlxjobs import own_scheduler, user_class
+from mlxjobs import own_scheduler
 from mlxjobs.errors import InvalidSchedulerError, MLXJobsError
 from mlxjobs.scheduler import Scheduler
 from mlxjobs.settings import NO_SCHEDULER
+from mlxjobs.system import user_class
 
 GROUP = "mlxjobs.schedulers"
 _SCHEDULER: type[Scheduler] = Scheduler  # type: ignore[type-abstract]  # to compare with

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxjobs.fence import Fence
-from mlxjobs.files import sync_directory
+from mlxjobs.system.files import sync_directory
 
 _SINCE = ".since"
 _SUPERSEDED = ".superseded"

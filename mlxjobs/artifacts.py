@@ -36,8 +36,8 @@ from mlxjobs.artifact_types import (
 )
 from mlxjobs.errors import ArtifactNotFoundError, InvalidArtifactError, InvalidKeyError
 from mlxjobs.fence import Fence
-from mlxjobs.files import sync_directory
-from mlxjobs.paths import is_file_name, naming
+from mlxjobs.system.files import sync_directory
+from mlxjobs.system.paths import is_file_name, naming
 
 _KEPT = re.compile(r"\.pkl\.[0-9]+$")
 

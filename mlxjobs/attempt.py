@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from mlxjobs import frozen, history, provenance
 from mlxjobs.config_dict import ConfigDict, seed_of
-from mlxjobs.console import note
 from mlxjobs.context import Context
 from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.fence import Fence, Superseded, Vanished, take_over
@@ -23,10 +22,11 @@ from mlxjobs.hold import HeldLogger, is_held
 from mlxjobs.logger import DefaultLogger, SilentLogger
 from mlxjobs.masking import Shown
 from mlxjobs.metrics import seals
-from mlxjobs.processes import this_process
 from mlxjobs.startable import Place, check_startable
 from mlxjobs.store import Run
 from mlxjobs.streams import divert, tee
+from mlxjobs.system.console import note
+from mlxjobs.system.processes import this_process
 
 if TYPE_CHECKING:  # a run outside of a job does not pay for what only jobs need
     from mlxjobs.cluster import Cluster

@@ -28,11 +28,11 @@ from typing import Any
 
 from mlxjobs import checkpoint_file
 from mlxjobs.checkpoint_file import Record, peek, read_record
-from mlxjobs.console import note
 from mlxjobs.errors import DamagedCheckpointError, InvalidArtifactError
 from mlxjobs.fence import Fence
-from mlxjobs.files import sync_directory
-from mlxjobs.paths import naming
+from mlxjobs.system.console import note
+from mlxjobs.system.files import sync_directory
+from mlxjobs.system.paths import naming
 
 SUFFIX = ".pkl"
 

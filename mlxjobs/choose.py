@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import adapters, shell
+from mlxjobs import adapters
 from mlxjobs.cluster import Cluster
-from mlxjobs.console import ask, note
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError
-from mlxjobs.files import replace_file
+from mlxjobs.system import shell
+from mlxjobs.system.console import ask, note
+from mlxjobs.system.files import replace_file
 
 _KEYS = ("scheduler", "name")
 

@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 
 from mlxjobs import __version__, code_commands, watch
-from mlxjobs.console import named_output, note, say
 from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.frozen import flat
 from mlxjobs.history import RunState, RunStatus
@@ -27,6 +26,7 @@ from mlxjobs.log_dir import from_ranges
 from mlxjobs.metric_values import json_object
 from mlxjobs.metrics import last_lines
 from mlxjobs.store import Run, runs_in
+from mlxjobs.system.console import named_output, note, say
 
 app = typer.Typer(
     help="""Look at runs, end them, and make them come back.

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from mlxjobs import shell
 from mlxjobs.adapters import clean_environment, load
 from mlxjobs.errors import (
     InvalidSchedulerError,
@@ -20,6 +19,7 @@ from mlxjobs.errors import (
     UnknownSubmissionError,
 )
 from mlxjobs.scheduler import JobState, JobStatus
+from mlxjobs.system import shell
 
 # sbatch alone sleeps for two minutes when the queue is full
 _SUBMIT_S = 180.0

@@ -16,11 +16,11 @@ from typing import Any
 
 from mlxjobs import repository
 from mlxjobs.errors import MLXJobsError, RunError, SnapshotError
-from mlxjobs.files import current_umask, sync_directory
 from mlxjobs.frozen import flat
 from mlxjobs.frozen_code import Code, commit_of, facts_of, live_edits, make, version_of
 from mlxjobs.repository import show
 from mlxjobs.store import Run
+from mlxjobs.system.files import current_umask, sync_directory
 
 _DIFF_S = 600
 # programs that the repository's configuration names are not called: it may be another user's; and neither

@@ -27,12 +27,12 @@ from pathlib import Path
 
 from mlxjobs import flushing, lfs, repository, sharing
 from mlxjobs.errors import SnapshotError
-from mlxjobs.files import create_file, current_umask, replace_file
 from mlxjobs.links import make_links
 from mlxjobs.repository import Commit, relative, show
 from mlxjobs.sharing import Made, beside, read_made
 from mlxjobs.submodules import Part, find_parts
-from mlxjobs.turn import turn
+from mlxjobs.system.files import create_file, current_umask, replace_file
+from mlxjobs.system.turn import turn
 
 # splitIndex would write a part of the private index into the user's .git. A sparse checkout is how the
 # user works, not what the commit holds. Workers wait for the disk more than they compute, so there are

@@ -21,11 +21,11 @@ from pathlib import Path
 import yaml  # noqa: F401 - to end the jobs takes it, and once Ctrl-C has cut its import short it has none
 
 from mlxjobs import watch
-from mlxjobs.console import note
 from mlxjobs.curves import Curves, Difference, compare, spread
 from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.history import RunState, RunStatus
 from mlxjobs.hold import DRILL
+from mlxjobs.system.console import note
 from mlxjobs.trial import Stuck, Trial, settings_for
 
 # a task that has not noticed a warning after so long goes on without

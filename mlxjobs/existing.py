@@ -10,15 +10,15 @@ from typing import Any
 from mlxjobs import compose, frozen, ranks, settings
 from mlxjobs.cluster import Cluster
 from mlxjobs.config_dict import ConfigDict
-from mlxjobs.console import note
 from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.frozen import Composed
 from mlxjobs.history import RunStatus
 from mlxjobs.log_dir import waiting_in
 from mlxjobs.masking import without
-from mlxjobs.seals import is_sealed
 from mlxjobs.startable import Place
 from mlxjobs.store import Run
+from mlxjobs.system.console import note
+from mlxjobs.system.seals import is_sealed
 
 
 def stored(run: Run, given: Mapping[str, Any]) -> tuple[dict[str, Any], Composed]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs.errors import MLXJobsError
-from mlxjobs.files import replace_file, sync_directory
+from mlxjobs.system.files import replace_file, sync_directory
 
 DAMAGED = ".damaged"
 

@@ -14,7 +14,7 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-from mlxjobs.files import replace_file, sync_file_system
+from mlxjobs.system.files import replace_file, sync_file_system
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # One call for the whole file system: 5,000 single fsync take minutes on a spinning disk. It goes on when the

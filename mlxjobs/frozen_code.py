@@ -18,7 +18,7 @@ from mlxjobs.links import find_links
 from mlxjobs.marks import leave_mark, marks_of
 from mlxjobs.repository import Commit, show
 from mlxjobs.store import Run
-from mlxjobs.trust import stranger
+from mlxjobs.system.trust import stranger
 
 NOWHERE = Path(os.devnull)  # it exists everywhere, and is no folder
 

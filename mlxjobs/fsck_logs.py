@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from mlxjobs import shell
 from mlxjobs.cluster import Cluster
 from mlxjobs.copying import abandoned, lacking, remove_abandoned
 from mlxjobs.errors import MLXJobsError, SnapshotError
@@ -14,6 +13,7 @@ from mlxjobs.findings import Finding
 from mlxjobs.history import RunStatus
 from mlxjobs.log_dir import arrays_folder, waiting_folder, waiting_in
 from mlxjobs.store import Run
+from mlxjobs.system import shell
 from mlxjobs.watch import Seen, not_imported
 
 _ANSWER_S = 60.0

@@ -12,10 +12,10 @@ from typing import Any
 from mlxjobs.errors import MLXJobsError
 from mlxjobs.findings import DAMAGED, Finding, copy_aside, move_aside
 from mlxjobs.history import Event, RunState, fold, render
-from mlxjobs.plain_yaml import dump_yaml
 from mlxjobs.run_facts import read_copy, read_plain
-from mlxjobs.seals import is_sealed, open_json
 from mlxjobs.store import COPIED, Run
+from mlxjobs.system.plain_yaml import dump_yaml
+from mlxjobs.system.seals import is_sealed, open_json
 
 _EVENT = re.compile(r"([0-9]{4,})\.json")
 # folders of attempts, and `.<name>.<host>.<process>[.<thread>][.<what>].tmp`

@@ -8,16 +8,16 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from mlxjobs import shell
 from mlxjobs.cause import of_job, with_progress
 from mlxjobs.cluster import Cluster
-from mlxjobs.console import note
 from mlxjobs.errors import JobSubmissionError, RunError, SchedulerError, UnknownSubmissionError
 from mlxjobs.history import RunState, RunStatus, iso
 from mlxjobs.metrics import seals
-from mlxjobs.processes import this_process
 from mlxjobs.scheduler import EX_TEMPFAIL, Here, JobStatus
 from mlxjobs.store import Run
+from mlxjobs.system import shell
+from mlxjobs.system.console import note
+from mlxjobs.system.processes import this_process
 
 
 def hand_in(

@@ -23,9 +23,9 @@ from types import FrameType
 
 from mlxjobs import ranks
 from mlxjobs.adapters import load
-from mlxjobs.console import note
 from mlxjobs.errors import MLXJobsError, SchedulerError
 from mlxjobs.scheduler import Scheduler
+from mlxjobs.system.console import note
 
 # Rank 0 loses its connections when another rank fails, and says so itself if it is given the time; and
 # where it leaves first, to come back, the others fail before its exit code is here.

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from mlxjobs import command_line, compose, settings
 from mlxjobs.config_dict import missing_values
-from mlxjobs.console import flush, is_terminal, note
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
 from mlxjobs.frozen import Composed
 from mlxjobs.lost_paths import LostPaths
@@ -29,6 +28,7 @@ from mlxjobs.masking import Mask, lacking
 from mlxjobs.project import Project
 from mlxjobs.runner import ONE_LOG_ID, Runner
 from mlxjobs.store import Run
+from mlxjobs.system.console import flush, is_terminal, note
 
 if TYPE_CHECKING:
     from mlxjobs.rehearsal import Mistake

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from mlxjobs.errors import JobSubmissionError, MLXJobsError, SchedulerError
-from mlxjobs.files import current_umask
 from mlxjobs.localstate import (
     ACTIVE,
     KEEP_S,
@@ -33,6 +32,7 @@ from mlxjobs.localstate import (
     setting,
     staff,
 )
+from mlxjobs.system.files import current_umask
 
 
 def parse_signal(text: str) -> int:

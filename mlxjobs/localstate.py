@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxjobs.errors import MLXJobsError, SchedulerError
-from mlxjobs.files import replace_file, sync_directory
+from mlxjobs.system.files import replace_file, sync_directory
 
 PATIENCE_S = 10.0  # for a worker's answer and for killed processes to be gone
 KEEP_S = 7 * 24 * 3600.0  # ended jobs

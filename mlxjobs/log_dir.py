@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mlxjobs.errors import RunError
-from mlxjobs.trust import own_folder
+from mlxjobs.system.trust import own_folder
 
 
 def _is_number(name: str) -> bool:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
-from mlxjobs.console import note
+from mlxjobs.system.console import note
 
 _NAMED = 10  # settings that the warning names
 _LONGEST = 1024  # characters of what may be a path

@@ -14,7 +14,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxjobs.files import replace_file
+from mlxjobs.system.files import replace_file
 
 
 @dataclass(frozen=True)

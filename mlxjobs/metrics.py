@@ -23,11 +23,11 @@ from weakref import ref
 from mlxjobs import rewind as rewinding
 from mlxjobs.errors import InvalidKeyError, InvalidMetricError
 from mlxjobs.fence import Fence
-from mlxjobs.files import replace_file, sync_directory
 from mlxjobs.metric_values import json_object, key_text, type_name, unwrap
-from mlxjobs.paths import is_file_name, naming
-from mlxjobs.seals import checksum, seal_yaml
-from mlxjobs.turn import turn
+from mlxjobs.system.files import replace_file, sync_directory
+from mlxjobs.system.paths import is_file_name, naming
+from mlxjobs.system.seals import checksum, seal_yaml
+from mlxjobs.system.turn import turn
 
 RESERVED_NAMES = ("info", "config", "mlxpy", "artifacts")
 

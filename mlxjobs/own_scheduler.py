@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from mlxjobs.errors import InvalidSchedulerError, MLXJobsError, SchedulerError
 from mlxjobs.scheduler import Scheduler
-from mlxjobs.user_class import words_of
+from mlxjobs.system.user_class import words_of
 
 HELP = "docs/schedulers.md shows a whole one"
 _MAY_RAISE = {"parse_submission": ValueError, "parse_array": ValueError}

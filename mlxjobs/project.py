@@ -8,8 +8,8 @@ from typing import Any
 
 from mlxjobs import compose, settings
 from mlxjobs.errors import InvalidConfigFileError
-from mlxjobs.files import create_file
-from mlxjobs.plain_yaml import dump_yaml
+from mlxjobs.system.files import create_file
+from mlxjobs.system.plain_yaml import dump_yaml
 
 _CONFIG = "# The options of this project: `python main.py seed=1` overrides them.\nseed: null\n"
 

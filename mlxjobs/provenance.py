@@ -17,15 +17,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mlxjobs.console import note
 from mlxjobs.errors import RunError
 from mlxjobs.fence import Superseded
-from mlxjobs.files import replace_file
 from mlxjobs.history import RunState
 from mlxjobs.live_tree import live_files
-from mlxjobs.seals import checksum_of
 from mlxjobs.store import Run
-from mlxjobs.trust import own_folder
+from mlxjobs.system.console import note
+from mlxjobs.system.files import replace_file
+from mlxjobs.system.seals import checksum_of
+from mlxjobs.system.trust import own_folder
 
 _NAMED = 20  # findings that info.yaml names; "and more" follows
 _TOLD = 3  # those that a message holds

@@ -22,7 +22,7 @@ from mlxjobs.marks import Mark, marks_of
 from mlxjobs.repository import Commit
 from mlxjobs.snapshots import MARK, Snapshot, Usage, age, asked, real
 from mlxjobs.store import runs_in
-from mlxjobs.trust import stranger
+from mlxjobs.system.trust import stranger
 
 # what a launch, or another removal, has in its hands at this moment
 _IN_HAND = re.compile(r"\.(tmp(\..*)?|lock)$")

@@ -14,12 +14,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mlxjobs import repository
-from mlxjobs.console import ask_letter, note, read_line
 from mlxjobs.errors import SnapshotError
 from mlxjobs.links import find_links
 from mlxjobs.rehearsal import Mistake
 from mlxjobs.repository import show
 from mlxjobs.snapshot import find_code, not_missed
+from mlxjobs.system.console import ask_letter, note, read_line
 from mlxjobs.version_manager import Launch
 
 _SHOWN = 10  # files that a question names

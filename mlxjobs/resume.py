@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mlxjobs.artifact_history import ArtifactHistory
 from mlxjobs.checkpoint_file import Record
-from mlxjobs.console import note
 from mlxjobs.metrics import MetricsWriter
+from mlxjobs.system.console import note
 
 
 class Resumption:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mlxjobs.fence import Fence
-from mlxjobs.files import replace_file, sync_directory
-from mlxjobs.paths import naming
-from mlxjobs.seals import checksum_of, open_json, seal_json
+from mlxjobs.system.files import replace_file, sync_directory
+from mlxjobs.system.paths import naming
+from mlxjobs.system.seals import checksum_of, open_json, seal_json
 
 SUPERSEDED = ".superseded"
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from mlxjobs import compose, settings
 from mlxjobs.config_dict import seed_of
-from mlxjobs.console import note
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError
 from mlxjobs.frozen import Composed, to_yaml
 from mlxjobs.lost_paths import LostPaths
 from mlxjobs.masking import Mask, filled
 from mlxjobs.store import Run
+from mlxjobs.system.console import note
 
 ONE_LOG_ID = "the runs of a sweep cannot share one forced_log_id: leave it out"
 

@@ -11,7 +11,6 @@ from mlxjobs.artifact_history import ArtifactHistory
 from mlxjobs.artifacts import check_artifact_name
 from mlxjobs.checkpoint_file import Record, peek
 from mlxjobs.checkpoints import SUFFIX, Loaded
-from mlxjobs.console import note
 from mlxjobs.errors import (
     CheckpointNotFoundError,
     DamagedCheckpointError,
@@ -22,6 +21,7 @@ from mlxjobs.metrics import MetricsWriter
 from mlxjobs.monitor import Monitor
 from mlxjobs.pickling import Pickled
 from mlxjobs.resume import Resumption
+from mlxjobs.system.console import note
 
 
 class Background:

@@ -25,7 +25,7 @@ from pathlib import Path
 from mlxjobs import repository
 from mlxjobs.flushing import is_doubtful
 from mlxjobs.submodules import Part
-from mlxjobs.trust import stranger
+from mlxjobs.system.trust import stranger
 
 # ctime changes with each link. Times, sizes, inodes and executable bits of files must be what git wrote.
 LOOK = ("core.trustctime=false", "core.checkStat=default", "core.fileMode=true", "core.ignoreStat=false")

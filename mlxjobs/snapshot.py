@@ -17,7 +17,7 @@ from mlxjobs.links import find_links, suffix
 from mlxjobs.marks import leave_mark
 from mlxjobs.repository import Commit, Taken, relative, show, show_some
 from mlxjobs.sharing import read_made
-from mlxjobs.trust import stranger
+from mlxjobs.system.trust import stranger
 from mlxjobs.version_manager import Frozen, Launch, VersionManager
 
 _LACKS = {

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.history import Attempt, RunState, RunStatus
-from mlxjobs.processes import lives
 from mlxjobs.store import Run
+from mlxjobs.system.processes import lives
 
 if TYPE_CHECKING:  # a run outside of a job does not pay for what only jobs need
     from mlxjobs.cluster import Cluster

@@ -25,14 +25,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mlxjobs.console import note
 from mlxjobs.errors import DamagedHistoryError, RunError
-from mlxjobs.files import create_file, replace_file
 from mlxjobs.history import Event, RunState, fold, render, timestamp
 from mlxjobs.log_dir import numbers_in, take_log_id, waiting_folder
-from mlxjobs.plain_yaml import dump_yaml, load_yaml
-from mlxjobs.seals import open_json, seal_json, seal_yaml
-from mlxjobs.trust import stranger
+from mlxjobs.system.console import note
+from mlxjobs.system.files import create_file, replace_file
+from mlxjobs.system.plain_yaml import dump_yaml, load_yaml
+from mlxjobs.system.seals import open_json, seal_json, seal_yaml
+from mlxjobs.system.trust import stranger
 
 COPIED = ("config", "info")
 

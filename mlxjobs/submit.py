@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mlxjobs import adapters, command_line, flushing, frozen, live_tree, provenance, settings
 from mlxjobs.arrays import HandedIn, hand_in_all
 from mlxjobs.cluster import Cluster
-from mlxjobs.console import is_terminal, note, say
 from mlxjobs.errors import InvalidConfigFileError, InvalidShellPathError, RunError
-from mlxjobs.files import flushed_together, replace_file
 from mlxjobs.frozen import Composed
 from mlxjobs.hand_in import claim, hand_in
 from mlxjobs.history import RunState, RunStatus
@@ -27,6 +25,8 @@ from mlxjobs.scheduler import Job
 from mlxjobs.script import job_name, render
 from mlxjobs.startable import Place, check_startable
 from mlxjobs.store import Run
+from mlxjobs.system.console import is_terminal, note, say
+from mlxjobs.system.files import flushed_together, replace_file
 
 if TYPE_CHECKING:
     from mlxjobs.rehearsal import Mistake

@@ -8,16 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import checkpoints, command_line, curves, shell, watch
+from mlxjobs import checkpoints, command_line, curves, watch
 from mlxjobs.cause import progress
 from mlxjobs.cluster import Cluster
-from mlxjobs.console import note
 from mlxjobs.errors import MLXJobsError, RunError, SchedulerError
 from mlxjobs.history import RunState, RunStatus
 from mlxjobs.hold import HELD, HOLD
 from mlxjobs.metrics import last_lines
 from mlxjobs.settings import as_lines
 from mlxjobs.store import Run, runs_in
+from mlxjobs.system import shell
+from mlxjobs.system.console import note
 
 _SUBMIT_S = 300.0
 _POLL_S, _LOOK_S, _NEWS_S = 0.1, 2.0, 15.0

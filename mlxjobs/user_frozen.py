@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import user_class
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.repository import show
-from mlxjobs.trust import stranger
-from mlxjobs.user_class import words_of
+from mlxjobs.system import user_class
+from mlxjobs.system.trust import stranger
+from mlxjobs.system.user_class import words_of
 from mlxjobs.version_manager import Frozen, Launch, VersionManager
 
 _HELP = "docs/version_manager.md shows a whole one"

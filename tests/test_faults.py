@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from mlxjobs import hand_in, launcher, localqueue, settings, shell, watch
+from mlxjobs import hand_in, launcher, localqueue, settings, watch
 from mlxjobs.attempt import TaskFailed, execute
 from mlxjobs.cluster import Cluster
 from mlxjobs.config_dict import ConfigDict
@@ -30,9 +30,10 @@ from mlxjobs.history import RunState, RunStatus, iso
 from mlxjobs.localstate import open_queue
 from mlxjobs.reader import Reader
 from mlxjobs.schedulers import local
-from mlxjobs.seals import open_json, seal_json
 from mlxjobs.startable import Place
 from mlxjobs.store import Run
+from mlxjobs.system import shell
+from mlxjobs.system.seals import open_json, seal_json
 from tests.faulty import NEED_ROOM, Calls, full_at, killed_at, vanishing_at
 from tests.project import Project, await_value
 from tests.run_trees import write_run

@@ -20,10 +20,10 @@ from mlxjobs.fsck import check
 from mlxjobs.hand_in import end_attempt
 from mlxjobs.history import RunStatus
 from mlxjobs.logger import DefaultLogger
-from mlxjobs.processes import this_process
 from mlxjobs.reader import Reader
-from mlxjobs.seals import seal_yaml
 from mlxjobs.store import Run
+from mlxjobs.system.processes import this_process
+from mlxjobs.system.seals import seal_yaml
 from tests.attempts import attempt
 from tests.project import Project
 from tests.run_trees import write_run

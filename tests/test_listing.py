@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 from mlxjobs import cli, listing
 from mlxjobs.cli import app
 from mlxjobs.columns import publish
-from mlxjobs.console import say
 from mlxjobs.history import Attempt, RunState
 from mlxjobs.logger import DefaultLogger
 from mlxjobs.store import Run
+from mlxjobs.system.console import say
 from tests.run_trees import GENERATIONS, write_run
 
 

@@ -14,10 +14,10 @@ import pytest
 from mlxjobs.arrays import feed
 from mlxjobs.columns import SCHEMA
 from mlxjobs.errors import RunError, SnapshotError
-from mlxjobs.files import replace_file
 from mlxjobs.log_dir import take_array, waiting_in
 from mlxjobs.snapshot import GitVM
 from mlxjobs.store import Run
+from mlxjobs.system.files import replace_file
 from mlxjobs.version_manager import Launch
 from tests.project import Project
 from tests.run_trees import write_run

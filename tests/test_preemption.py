@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from mlxjobs import shell
 from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.hand_in import end_attempt
 from mlxjobs.history import Preempted, RunStatus
@@ -24,6 +23,7 @@ from mlxjobs.logger import DefaultLogger
 from mlxjobs.preemption import Preemption
 from mlxjobs.scheduler import EX_TEMPFAIL, Fate, Here, JobState, JobStatus
 from mlxjobs.store import Run
+from mlxjobs.system import shell
 from tests.faulty import full_at
 from tests.project import await_value
 

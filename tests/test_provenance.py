@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from mlxpy import Reader
 
-from mlxjobs import provenance, seals, settings
+from mlxjobs import provenance, settings
 from mlxjobs.fence import Superseded
 from mlxjobs.history import Preempted, RunStatus
 from mlxjobs.store import Run
+from mlxjobs.system import seals
 from tests.project import Project, await_value
 
 # The user's modules are imported before ours, as most programs have it.

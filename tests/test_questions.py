@@ -8,7 +8,7 @@ import pexpect
 import pytest
 
 from mlxjobs import settings
-from mlxjobs.plain_yaml import dump_yaml
+from mlxjobs.system.plain_yaml import dump_yaml
 from tests.project import Project
 from tests.test_choose import closing, terminal
 from tests.test_launch import runs

@@ -13,9 +13,9 @@ import pytest
 
 from mlxjobs import watch
 from mlxjobs.history import RunStatus
-from mlxjobs.processes import this_process
 from mlxjobs.reader import UncertainRunWarning
 from mlxjobs.store import Run
+from mlxjobs.system.processes import this_process
 from tests.project import Project
 from tests.run_trees import age
 from tests.slurm_stub import Slurm

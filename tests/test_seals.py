@@ -10,8 +10,8 @@ import yaml
 from mlxjobs import watch
 from mlxjobs.errors import DamagedHistoryError
 from mlxjobs.history import RunStatus
-from mlxjobs.seals import is_sealed, open_json, seal_json, seal_yaml
 from mlxjobs.store import Run
+from mlxjobs.system.seals import is_sealed, open_json, seal_json, seal_yaml
 from tests.project import Project
 
 EVENT = {"event": "created", "time": "2026-11-23T10:00:00.000+01:00", "facts": {"user": "ada", "log_id": 10}}

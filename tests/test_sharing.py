@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.copying import lacking
-from mlxjobs.turn import turn
+from mlxjobs.system.turn import turn
 from tests.test_snapshot import (
     AS_A_PROGRAM,
     _git_of_its_own,

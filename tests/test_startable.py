@@ -10,9 +10,9 @@ import pytest
 from mlxjobs.adapters import known
 from mlxjobs.cluster import Cluster
 from mlxjobs.history import Attempt
-from mlxjobs.processes import process_key
 from mlxjobs.scheduler import Here
 from mlxjobs.startable import Place, is_alive
+from mlxjobs.system.processes import process_key
 
 
 def attempt(pid: int, key: str, host: str | None = None) -> Attempt:

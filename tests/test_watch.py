@@ -9,8 +9,8 @@ import pytest
 
 from mlxjobs import watch
 from mlxjobs.history import RunStatus, iso
-from mlxjobs.processes import this_process
 from mlxjobs.store import Run
+from mlxjobs.system.processes import this_process
 from tests.project import MAIN, Project
 from tests.slurm_stub import IMPATIENT, Slurm
 from tests.test_arrays import run_task

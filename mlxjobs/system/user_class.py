@@ -15,8 +15,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
-from mlxjobs import trust
 from mlxjobs.errors import MLXJobsError
+from mlxjobs.system import trust
 
 T = TypeVar("T")
 
