@@ -15,8 +15,8 @@ from pathlib import Path
 
 from interleaved import HEADER, interleave, row
 
-from mlxjobs.log_dir import take_log_id
-from mlxjobs.store import Run
+from mlxjobs.record.log_dir import take_log_id
+from mlxjobs.record.run import Run
 
 
 def bare(parent: Path) -> Path:

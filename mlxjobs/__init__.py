@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from mlxjobs.frame import DataDictList as DataDictList
     from mlxjobs.frame import DataFrame as DataFrame
     from mlxjobs.guard import MixedRunsWarning as MixedRunsWarning
-    from mlxjobs.history import Preempted as Preempted
-    from mlxjobs.history import RunStatus as RunStatus
     from mlxjobs.launcher import launch as launch
     from mlxjobs.logger import DefaultLogger as DefaultLogger
     from mlxjobs.logger import Logger as Logger
     from mlxjobs.reader import Reader as Reader
+    from mlxjobs.record.history import Preempted as Preempted
+    from mlxjobs.record.history import RunStatus as RunStatus
     from mlxjobs.scheduler import Scheduler as Scheduler
     from mlxjobs.schedulers.local import LocalScheduler as LocalScheduler
     from mlxjobs.schedulers.oar import OARScheduler as OARScheduler
@@ -47,9 +47,9 @@ _MODULES = {
     "MLXJobsError": "errors",
     "MixedRunsWarning": "guard",
     "OARScheduler": "schedulers.oar",
-    "Preempted": "history",
+    "Preempted": "record.history",
     "Reader": "reader",
-    "RunStatus": "history",
+    "RunStatus": "record.history",
     "SLURMScheduler": "schedulers.slurm",
     "Scheduler": "scheduler",
     "VersionManager": "version_manager",

@@ -24,11 +24,11 @@ from mlxjobs.errors import (
     UnknownSubmissionError,
 )
 from mlxjobs.hand_in import accept, claim, refuse, wait
-from mlxjobs.history import RunState, RunStatus
-from mlxjobs.log_dir import take_array, waiting_folder, waiting_in
+from mlxjobs.record.history import RunState, RunStatus
+from mlxjobs.record.log_dir import take_array, waiting_folder, waiting_in
+from mlxjobs.record.run import Run
 from mlxjobs.scheduler import TASK, Job
 from mlxjobs.script import job_name, place_in, render
-from mlxjobs.store import Run
 from mlxjobs.system.files import flushed_together, replace_file
 
 # how long a run that ends keeps its job to hand in another one

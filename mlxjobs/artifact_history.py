@@ -25,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxjobs.fence import Fence
+from mlxjobs.record.fence import Fence
 from mlxjobs.system.files import sync_directory
 
 _SINCE = ".since"

@@ -35,7 +35,7 @@ from mlxjobs.artifact_types import (
     save_torch,
 )
 from mlxjobs.errors import ArtifactNotFoundError, InvalidArtifactError, InvalidKeyError
-from mlxjobs.fence import Fence
+from mlxjobs.record.fence import Fence
 from mlxjobs.system.files import sync_directory
 from mlxjobs.system.paths import is_file_name, naming
 

@@ -12,18 +12,19 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxjobs import frozen, history, provenance
+from mlxjobs import frozen, provenance
 from mlxjobs.config_dict import ConfigDict, seed_of
 from mlxjobs.context import Context
 from mlxjobs.errors import RunError, SchedulerError
-from mlxjobs.fence import Fence, Superseded, Vanished, take_over
-from mlxjobs.history import Attempt, Event, Preempted, RunState, RunStatus
 from mlxjobs.hold import HeldLogger, is_held
 from mlxjobs.logger import DefaultLogger, SilentLogger
 from mlxjobs.masking import Shown
 from mlxjobs.metrics import seals
+from mlxjobs.record import history
+from mlxjobs.record.fence import Fence, Superseded, Vanished, take_over
+from mlxjobs.record.history import Attempt, Event, Preempted, RunState, RunStatus
+from mlxjobs.record.run import Run
 from mlxjobs.startable import Place, check_startable
-from mlxjobs.store import Run
 from mlxjobs.streams import divert, tee
 from mlxjobs.system.console import note
 from mlxjobs.system.processes import this_process

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mlxjobs.history import Attempt
 from mlxjobs.metrics import last_lines
+from mlxjobs.record.history import Attempt
+from mlxjobs.record.run import Run
 from mlxjobs.scheduler import JobState, JobStatus
-from mlxjobs.store import Run
 
 # keys that tell how far a task is, the coarsest first
 PROGRESS = ("epoch", "round", "episode", "iteration", "iter", "global_step", "step", "update", "batch")

@@ -29,7 +29,7 @@ from typing import Any
 from mlxjobs import checkpoint_file
 from mlxjobs.checkpoint_file import Record, peek, read_record
 from mlxjobs.errors import DamagedCheckpointError, InvalidArtifactError
-from mlxjobs.fence import Fence
+from mlxjobs.record.fence import Fence
 from mlxjobs.system.console import note
 from mlxjobs.system.files import sync_directory
 from mlxjobs.system.paths import naming

@@ -21,11 +21,11 @@ from rich.table import Table
 from mlxjobs import __version__, code_commands, watch
 from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.frozen import flat
-from mlxjobs.history import RunState, RunStatus
-from mlxjobs.log_dir import from_ranges
 from mlxjobs.metric_values import json_object
 from mlxjobs.metrics import last_lines
-from mlxjobs.store import Run, runs_in
+from mlxjobs.record.history import RunState, RunStatus
+from mlxjobs.record.log_dir import from_ranges
+from mlxjobs.record.run import Run, runs_in
 from mlxjobs.system.console import named_output, note, say
 
 app = typer.Typer(

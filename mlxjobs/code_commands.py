@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlxjobs.errors import RunError, SnapshotError
-from mlxjobs.log_dir import from_ranges
 from mlxjobs.metric_values import json_object
-from mlxjobs.store import Run
+from mlxjobs.record.log_dir import from_ranges
+from mlxjobs.record.run import Run
 from mlxjobs.system.console import note, say
 
 if TYPE_CHECKING:  # what other commands would import for nothing

@@ -18,8 +18,8 @@ from mlxjobs import repository
 from mlxjobs.errors import MLXJobsError, RunError, SnapshotError
 from mlxjobs.frozen import flat
 from mlxjobs.frozen_code import Code, commit_of, facts_of, live_edits, make, version_of
+from mlxjobs.record.run import Run
 from mlxjobs.repository import show
-from mlxjobs.store import Run
 from mlxjobs.system.files import current_umask, sync_directory
 
 _DIFF_S = 600

@@ -12,11 +12,11 @@ from mlxjobs.cluster import Cluster
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.frozen import Composed
-from mlxjobs.history import RunStatus
-from mlxjobs.log_dir import waiting_in
 from mlxjobs.masking import without
+from mlxjobs.record.history import RunStatus
+from mlxjobs.record.log_dir import waiting_in
+from mlxjobs.record.run import Run
 from mlxjobs.startable import Place
-from mlxjobs.store import Run
 from mlxjobs.system.console import note
 from mlxjobs.system.seals import is_sealed
 

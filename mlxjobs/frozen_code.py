@@ -16,8 +16,8 @@ from mlxjobs.copying import is_usable, lacking, make_snapshot
 from mlxjobs.errors import RunError, SnapshotError
 from mlxjobs.links import find_links
 from mlxjobs.marks import leave_mark, marks_of
+from mlxjobs.record.run import Run
 from mlxjobs.repository import Commit, show
-from mlxjobs.store import Run
 from mlxjobs.system.trust import stranger
 
 NOWHERE = Path(os.devnull)  # it exists everywhere, and is no folder

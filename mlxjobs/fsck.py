@@ -12,9 +12,9 @@ from mlxjobs.findings import Finding
 from mlxjobs.fsck_logs import check_jobs, check_links, check_marks, check_snapshots
 from mlxjobs.fsck_metadata import Known, check_history, check_leftovers, check_metadata, lacks_events
 from mlxjobs.fsck_metrics import check_checkpoints, check_metrics
-from mlxjobs.history import RunStatus
-from mlxjobs.run_facts import outdate
-from mlxjobs.store import Run, runs_in
+from mlxjobs.record.facts import outdate
+from mlxjobs.record.history import RunStatus
+from mlxjobs.record.run import Run, runs_in
 from mlxjobs.watch import Seen
 
 # a run without a history, or without anything, that nobody has touched for so long is no longer written

@@ -10,9 +10,9 @@ from mlxjobs.cluster import Cluster
 from mlxjobs.copying import abandoned, lacking, remove_abandoned
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.findings import Finding
-from mlxjobs.history import RunStatus
-from mlxjobs.log_dir import arrays_folder, waiting_folder, waiting_in
-from mlxjobs.store import Run
+from mlxjobs.record.history import RunStatus
+from mlxjobs.record.log_dir import arrays_folder, waiting_folder, waiting_in
+from mlxjobs.record.run import Run
 from mlxjobs.system import shell
 from mlxjobs.watch import Seen, not_imported
 

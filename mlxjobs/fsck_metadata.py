@@ -11,9 +11,9 @@ from typing import Any
 
 from mlxjobs.errors import MLXJobsError
 from mlxjobs.findings import DAMAGED, Finding, copy_aside, move_aside
-from mlxjobs.history import Event, RunState, fold, render
-from mlxjobs.run_facts import read_copy, read_plain
-from mlxjobs.store import COPIED, Run
+from mlxjobs.record.facts import read_copy, read_plain
+from mlxjobs.record.history import Event, RunState, fold, render
+from mlxjobs.record.run import COPIED, Run
 from mlxjobs.system.plain_yaml import dump_yaml
 from mlxjobs.system.seals import is_sealed, open_json
 

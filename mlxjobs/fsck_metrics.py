@@ -12,12 +12,12 @@ from typing import Any
 
 from mlxjobs import checkpoint_file, checkpoints, rewind
 from mlxjobs.errors import DamagedCheckpointError, MLXJobsError
-from mlxjobs.fence import Fence
 from mlxjobs.findings import DAMAGED, Finding, copy_aside, move_aside
 from mlxjobs.fsck_metadata import Known
 from mlxjobs.metric_values import type_name
 from mlxjobs.metrics import MetricsWriter
-from mlxjobs.run_facts import read_plain
+from mlxjobs.record.facts import read_plain
+from mlxjobs.record.fence import Fence
 from mlxjobs.system.files import replace_file
 from mlxjobs.system.seals import checksum, is_sealed, open_json
 

@@ -11,10 +11,10 @@ from typing import Any
 from mlxjobs.cause import of_job, with_progress
 from mlxjobs.cluster import Cluster
 from mlxjobs.errors import JobSubmissionError, RunError, SchedulerError, UnknownSubmissionError
-from mlxjobs.history import RunState, RunStatus, iso
 from mlxjobs.metrics import seals
+from mlxjobs.record.history import RunState, RunStatus, iso
+from mlxjobs.record.run import Run
 from mlxjobs.scheduler import EX_TEMPFAIL, Here, JobStatus
-from mlxjobs.store import Run
 from mlxjobs.system import shell
 from mlxjobs.system.console import note
 from mlxjobs.system.processes import this_process

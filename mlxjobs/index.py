@@ -18,7 +18,7 @@ from typing import Any
 
 from mlxjobs.columns import BLOCK, MISSING, BlockChange, ColumnFile, publish
 from mlxjobs.errors import RunError
-from mlxjobs.run_facts import live_mark_of, mark_of, read_facts
+from mlxjobs.record.facts import live_mark_of, mark_of, read_facts
 
 FILE_NAME = ".mlxjobs-index.sqlite"
 # what begins the names of columns that were computed

@@ -26,8 +26,8 @@ from mlxjobs.frozen import Composed
 from mlxjobs.lost_paths import LostPaths
 from mlxjobs.masking import Mask, lacking
 from mlxjobs.project import Project
+from mlxjobs.record.run import Run
 from mlxjobs.runner import ONE_LOG_ID, Runner
-from mlxjobs.store import Run
 from mlxjobs.system.console import flush, is_terminal, note
 
 if TYPE_CHECKING:

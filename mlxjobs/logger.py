@@ -14,9 +14,9 @@ from mlxjobs import artifacts
 from mlxjobs.artifact_history import ArtifactHistory
 from mlxjobs.artifacts import Artifact
 from mlxjobs.checkpoints import SUFFIX
-from mlxjobs.fence import Fence
 from mlxjobs.metrics import MetricsWriter
 from mlxjobs.monitor import Monitor
+from mlxjobs.record.fence import Fence
 from mlxjobs.resume import Resumption
 from mlxjobs.saving import Checkpoints
 

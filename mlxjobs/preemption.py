@@ -25,9 +25,9 @@ from mlxjobs.cause import with_progress
 from mlxjobs.cluster import Cluster
 from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.hand_in import come_back, end_attempt
-from mlxjobs.history import Preempted, RunStatus
+from mlxjobs.record.history import Preempted, RunStatus
+from mlxjobs.record.run import Run
 from mlxjobs.scheduler import EX_TEMPFAIL, Fate, Here, JobState, JobStatus
-from mlxjobs.store import Run
 from mlxjobs.system.console import note
 
 _TIME_LIMIT = JobState.TIME_LIMIT.name

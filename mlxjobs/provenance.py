@@ -18,10 +18,10 @@ from types import TracebackType
 from typing import Any
 
 from mlxjobs.errors import RunError
-from mlxjobs.fence import Superseded
-from mlxjobs.history import RunState
 from mlxjobs.live_tree import live_files
-from mlxjobs.store import Run
+from mlxjobs.record.fence import Superseded
+from mlxjobs.record.history import RunState
+from mlxjobs.record.run import Run
 from mlxjobs.system.console import note
 from mlxjobs.system.files import replace_file
 from mlxjobs.system.seals import checksum_of

@@ -19,9 +19,9 @@ from mlxjobs.copying import name_aside
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.frozen_code import code_of
 from mlxjobs.marks import Mark, marks_of
+from mlxjobs.record.run import runs_in
 from mlxjobs.repository import Commit
 from mlxjobs.snapshots import MARK, Snapshot, Usage, age, asked, real
-from mlxjobs.store import runs_in
 from mlxjobs.system.trust import stranger
 
 # what a launch, or another removal, has in its hands at this moment

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from mlxjobs.fence import Fence
+from mlxjobs.record.fence import Fence
 from mlxjobs.system.files import replace_file, sync_directory
 from mlxjobs.system.paths import naming
 from mlxjobs.system.seals import checksum_of, open_json, seal_json

@@ -15,7 +15,7 @@ from mlxjobs.errors import InvalidConfigFileError, MLXJobsError
 from mlxjobs.frozen import Composed, to_yaml
 from mlxjobs.lost_paths import LostPaths
 from mlxjobs.masking import Mask, filled
-from mlxjobs.store import Run
+from mlxjobs.record.run import Run
 from mlxjobs.system.console import note
 
 ONE_LOG_ID = "the runs of a sweep cannot share one forced_log_id: leave it out"
@@ -63,7 +63,7 @@ class Runner:
             SystemExit: a task failed; with its exit code.
         """
         from mlxjobs.attempt import TaskFailed
-        from mlxjobs.fence import Superseded
+        from mlxjobs.record.fence import Superseded
 
         cwd = Path.cwd()
         mask, lost = Mask(options["secrets"]), LostPaths(facts["launch_dir"], cwd)
@@ -158,8 +158,8 @@ class Runner:
         """
         from mlxjobs import existing, hydra_job, provenance
         from mlxjobs.attempt import TaskFailed, execute
-        from mlxjobs.fence import Superseded
-        from mlxjobs.history import Preempted
+        from mlxjobs.record.fence import Superseded
+        from mlxjobs.record.history import Preempted
         from mlxjobs.startable import AlreadyComplete, check_startable
 
         place, cluster = existing.place_of(run)

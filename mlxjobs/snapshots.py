@@ -12,9 +12,9 @@ from pathlib import Path
 from mlxjobs.copying import NAME
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.frozen_code import code_of, facts_of
-from mlxjobs.log_dir import in_ranges
 from mlxjobs.marks import Mark, marks_of
-from mlxjobs.store import runs_in
+from mlxjobs.record.log_dir import in_ranges
+from mlxjobs.record.run import runs_in
 
 # the name of a mark beside a snapshot
 MARK = re.compile(rf"\.({NAME})\.log-[0-9a-f]+")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlxjobs.errors import RunError, SchedulerError
-from mlxjobs.history import Attempt, RunState, RunStatus
-from mlxjobs.store import Run
+from mlxjobs.record.history import Attempt, RunState, RunStatus
+from mlxjobs.record.run import Run
 from mlxjobs.system.processes import lives
 
 if TYPE_CHECKING:  # a run outside of a job does not pay for what only jobs need

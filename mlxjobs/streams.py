@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlxjobs.store import Run
+from mlxjobs.record.run import Run
 
 
 def divert(run: Run, rank: int) -> None:

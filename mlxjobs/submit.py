@@ -19,12 +19,12 @@ from mlxjobs.cluster import Cluster
 from mlxjobs.errors import InvalidConfigFileError, InvalidShellPathError, RunError
 from mlxjobs.frozen import Composed
 from mlxjobs.hand_in import claim, hand_in
-from mlxjobs.history import RunState, RunStatus
-from mlxjobs.log_dir import in_ranges
+from mlxjobs.record.history import RunState, RunStatus
+from mlxjobs.record.log_dir import in_ranges
+from mlxjobs.record.run import Run
 from mlxjobs.scheduler import Job
 from mlxjobs.script import job_name, render
 from mlxjobs.startable import Place, check_startable
-from mlxjobs.store import Run
 from mlxjobs.system.console import is_terminal, note, say
 from mlxjobs.system.files import flushed_together, replace_file
 

@@ -12,11 +12,11 @@ from mlxjobs import checkpoints, command_line, curves, watch
 from mlxjobs.cause import progress
 from mlxjobs.cluster import Cluster
 from mlxjobs.errors import MLXJobsError, RunError, SchedulerError
-from mlxjobs.history import RunState, RunStatus
 from mlxjobs.hold import HELD, HOLD
 from mlxjobs.metrics import last_lines
+from mlxjobs.record.history import RunState, RunStatus
+from mlxjobs.record.run import Run, runs_in
 from mlxjobs.settings import as_lines
-from mlxjobs.store import Run, runs_in
 from mlxjobs.system import shell
 from mlxjobs.system.console import note
 

@@ -21,10 +21,10 @@ from mlxjobs.errors import (
     UnknownSubmissionError,
 )
 from mlxjobs.hand_in import end_attempt, follow, hand_in, refuse
-from mlxjobs.history import Attempt, RunState, RunStatus
+from mlxjobs.record.history import Attempt, RunState, RunStatus
+from mlxjobs.record.run import NotRecordedError, Run, runs_in
 from mlxjobs.scheduler import JobState, JobStatus
 from mlxjobs.startable import is_alive, out_of_reach
-from mlxjobs.store import NotRecordedError, Run, runs_in
 from mlxjobs.system.processes import lives
 
 # how long after it began a job may still be said to wait; clocks that differ by more say nothing of that

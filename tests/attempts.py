@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mlxjobs.fence import Fence, take_over
 from mlxjobs.logger import DefaultLogger
+from mlxjobs.record.fence import Fence, take_over
 
 
 def attempt(run: Path, number: int, **options: Any) -> DefaultLogger:

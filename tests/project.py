@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlxjobs.history import RunState
-from mlxjobs.store import Run
+from mlxjobs.record.history import RunState
+from mlxjobs.record.run import Run
 
 # The seed's program; each epoch ends when the test says so, if it says so.
 MAIN = '''

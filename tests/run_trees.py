@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from mlxjobs.logger import DefaultLogger
-from mlxjobs.store import Run
+from mlxjobs.record.run import Run
 
 GENERATIONS = ("ours", "mlxp-0.1", "mlxp-1.0")
 LOSSES = (1.0, 0.5, 0.25)

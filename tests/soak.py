@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs import checkpoints
-from mlxjobs.history import RunState, RunStatus
-from mlxjobs.store import Run
+from mlxjobs.record.history import RunState, RunStatus
+from mlxjobs.record.run import Run
 from tests.clusters.fixtures import install_python
 from tests.clusters.machine import USER, ClusterError, account, say, wait_for
 from tests.clusters.project import UserProject

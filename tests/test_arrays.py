@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlxjobs import watch
-from mlxjobs.history import RunStatus
+from mlxjobs.record.history import RunStatus
 from tests.project import MAIN, Project
 from tests.slurm_stub import IMPATIENT, Slurm
 from tests.test_launch import assert_one_message, names, runs, write

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.cause import of_job, with_progress
-from mlxjobs.history import Attempt
+from mlxjobs.record.history import Attempt
+from mlxjobs.record.run import Run
 from mlxjobs.scheduler import JobState, JobStatus, exit_words
-from mlxjobs.store import Run
 
 
 @pytest.fixture

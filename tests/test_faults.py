@@ -26,12 +26,12 @@ from mlxjobs.attempt import TaskFailed, execute
 from mlxjobs.cluster import Cluster
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.context import Context
-from mlxjobs.history import RunState, RunStatus, iso
 from mlxjobs.localstate import open_queue
 from mlxjobs.reader import Reader
+from mlxjobs.record.history import RunState, RunStatus, iso
+from mlxjobs.record.run import Run
 from mlxjobs.schedulers import local
 from mlxjobs.startable import Place
-from mlxjobs.store import Run
 from mlxjobs.system import shell
 from mlxjobs.system.seals import open_json, seal_json
 from tests.faulty import NEED_ROOM, Calls, full_at, killed_at, vanishing_at

@@ -18,10 +18,10 @@ from mlxjobs.checkpoints import candidates, load_first
 from mlxjobs.cli import app
 from mlxjobs.fsck import check
 from mlxjobs.hand_in import end_attempt
-from mlxjobs.history import RunStatus
 from mlxjobs.logger import DefaultLogger
 from mlxjobs.reader import Reader
-from mlxjobs.store import Run
+from mlxjobs.record.history import RunStatus
+from mlxjobs.record.run import Run
 from mlxjobs.system.processes import this_process
 from mlxjobs.system.seals import seal_yaml
 from tests.attempts import attempt

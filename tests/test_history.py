@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mlxjobs.history import Event, RunStatus, fold, render
+from mlxjobs.record.history import Event, RunStatus, fold, render
 
 T = "2026-11-23T10:00:00.000+01:00"
 

@@ -18,10 +18,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlxjobs import columns, run_facts
+from mlxjobs import columns
 from mlxjobs.columns import MISSING, ColumnFile, decode, encode
 from mlxjobs.index import FILE_NAME, Index
 from mlxjobs.reader import UnreadableRunWarning
+from mlxjobs.record import facts
 from tests.run_trees import write_run
 
 
@@ -148,7 +149,7 @@ def test_a_run_that_cannot_be_opened_for_a_while_is_read_later(
         return open(path, mode, **options)
 
     with monkeypatch.context() as full:
-        full.setattr(run_facts, "open", refuse, raising=False)
+        full.setattr(facts, "open", refuse, raising=False)
         with pytest.warns(UnreadableRunWarning, match="Too many open"):
             mlxpy.Reader(tmp_path)
     assert mlxpy.Reader(tmp_path).filter()[:]["train.epoch"] == [[0, 1, 2]] * 2

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 from mlxjobs import cli, listing
 from mlxjobs.cli import app
 from mlxjobs.columns import publish
-from mlxjobs.history import Attempt, RunState
 from mlxjobs.logger import DefaultLogger
-from mlxjobs.store import Run
+from mlxjobs.record.history import Attempt, RunState
+from mlxjobs.record.run import Run
 from mlxjobs.system.console import say
 from tests.run_trees import GENERATIONS, write_run
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.history import RunStatus
-from mlxjobs.store import Run
+from mlxjobs.record.history import RunStatus
+from mlxjobs.record.run import Run
 from tests.project import MAIN, Project, await_value
 
 

@@ -29,8 +29,8 @@ from mlxjobs.errors import (
     InvalidArtifactError,
     InvalidKeyError,
 )
-from mlxjobs.fence import Fence
 from mlxjobs.logger import DefaultLogger, Logger, SilentLogger
+from mlxjobs.record.fence import Fence
 from tests.attempts import attempt
 from tests.project import await_value
 

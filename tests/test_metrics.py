@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from mlxjobs import metrics as metrics_module
 from mlxjobs.errors import InvalidKeyError, InvalidMetricError, MLXJobsError
-from mlxjobs.fence import Fence
 from mlxjobs.metrics import MetricsWriter
+from mlxjobs.record.fence import Fence
 from tests.crashes import crash_points
 
 

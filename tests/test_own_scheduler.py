@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.history import RunStatus
+from mlxjobs.record.history import RunStatus
 from tests.clusters.fixtures import unavailable
 from tests.clusters.machine import ClusterError, install_packages
 from tests.project import Project, await_value

@@ -14,9 +14,9 @@ import pytest
 from mlxjobs.arrays import feed
 from mlxjobs.columns import SCHEMA
 from mlxjobs.errors import RunError, SnapshotError
-from mlxjobs.log_dir import take_array, waiting_in
+from mlxjobs.record.log_dir import take_array, waiting_in
+from mlxjobs.record.run import Run
 from mlxjobs.snapshot import GitVM
-from mlxjobs.store import Run
 from mlxjobs.system.files import replace_file
 from mlxjobs.version_manager import Launch
 from tests.project import Project

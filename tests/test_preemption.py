@@ -18,11 +18,11 @@ import pytest
 
 from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.hand_in import end_attempt
-from mlxjobs.history import Preempted, RunStatus
 from mlxjobs.logger import DefaultLogger
 from mlxjobs.preemption import Preemption
+from mlxjobs.record.history import Preempted, RunStatus
+from mlxjobs.record.run import Run
 from mlxjobs.scheduler import EX_TEMPFAIL, Fate, Here, JobState, JobStatus
-from mlxjobs.store import Run
 from mlxjobs.system import shell
 from tests.faulty import full_at
 from tests.project import await_value

@@ -14,9 +14,9 @@ import pytest
 from mlxpy import Reader
 
 from mlxjobs import provenance, settings
-from mlxjobs.fence import Superseded
-from mlxjobs.history import Preempted, RunStatus
-from mlxjobs.store import Run
+from mlxjobs.record.fence import Superseded
+from mlxjobs.record.history import Preempted, RunStatus
+from mlxjobs.record.run import Run
 from mlxjobs.system import seals
 from tests.project import Project, await_value
 

@@ -12,9 +12,9 @@ import mlxpy
 import pytest
 
 from mlxjobs import watch
-from mlxjobs.history import RunStatus
 from mlxjobs.reader import UncertainRunWarning
-from mlxjobs.store import Run
+from mlxjobs.record.history import RunStatus
+from mlxjobs.record.run import Run
 from mlxjobs.system.processes import this_process
 from tests.project import Project
 from tests.run_trees import age

@@ -9,8 +9,8 @@ import yaml
 
 from mlxjobs import watch
 from mlxjobs.errors import DamagedHistoryError
-from mlxjobs.history import RunStatus
-from mlxjobs.store import Run
+from mlxjobs.record.history import RunStatus
+from mlxjobs.record.run import Run
 from mlxjobs.system.seals import is_sealed, open_json, seal_json, seal_yaml
 from tests.project import Project
 

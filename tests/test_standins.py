@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mlxjobs.history import RunState, RunStatus
+from mlxjobs.record.history import RunState, RunStatus
 from tests.project import MAIN, Project, await_value
 from tests.slurm_stub import IMPATIENT
 from tests.standins import standin

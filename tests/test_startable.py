@@ -9,7 +9,7 @@ import pytest
 
 from mlxjobs.adapters import known
 from mlxjobs.cluster import Cluster
-from mlxjobs.history import Attempt
+from mlxjobs.record.history import Attempt
 from mlxjobs.scheduler import Here
 from mlxjobs.startable import Place, is_alive
 from mlxjobs.system.processes import process_key

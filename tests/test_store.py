@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from mlxjobs.errors import RunError
-from mlxjobs.history import RunState, RunStatus
-from mlxjobs.store import Run, runs_in
+from mlxjobs.record.history import RunState, RunStatus
+from mlxjobs.record.run import Run, runs_in
 
 ALLOCATE = """
 import sys
 from pathlib import Path
-from mlxjobs.store import Run
+from mlxjobs.record.run import Run
 sys.stdin.read()  # all start at once
 print(Run.create(Path(sys.argv[1])).log_id)
 """
@@ -106,7 +106,7 @@ def test_a_reader_never_sees_half_an_info_file(run: Run) -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from mlxjobs.store import Run\n"
+            "import sys; from pathlib import Path; from mlxjobs.record.run import Run\n"
             "run = Run(Path(sys.argv[1]))\n"
             "facts = {'long': 'x' * 20000}\n"
             "for n in range(300): run.record(lambda s: {'event': 'created', 'facts': {**facts, 'n': n}})",
@@ -121,7 +121,7 @@ def test_a_reader_never_sees_half_an_info_file(run: Run) -> None:
 
 def test_a_writer_killed_at_any_moment_leaves_a_readable_run(run: Run) -> None:
     code = (
-        "import sys; from pathlib import Path; from mlxjobs.store import Run\n"
+        "import sys; from pathlib import Path; from mlxjobs.record.run import Run\n"
         "run = Run(Path(sys.argv[1]))\n"
         "print('ready', flush=True)\n"
         "while True: run.record(lambda s: {'event': 'created', 'facts': {'long': 'x' * 5000}})"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mlxjobs import watch
-from mlxjobs.history import RunStatus, iso
-from mlxjobs.store import Run
+from mlxjobs.record.history import RunStatus, iso
+from mlxjobs.record.run import Run
 from mlxjobs.system.processes import this_process
 from tests.project import MAIN, Project
 from tests.slurm_stub import IMPATIENT, Slurm

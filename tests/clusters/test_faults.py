@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mlxjobs.history import RunStatus
+from mlxjobs.record.history import RunStatus
 from tests.clusters.fixtures import small_slurm
 from tests.clusters.machine import children
 from tests.clusters.oar import OarCluster

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.history import RunState, RunStatus
+from mlxjobs.record.history import RunState, RunStatus
 from tests.clusters.machine import USER
 from tests.clusters.oar import OarCluster
 from tests.clusters.project import UserProject

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.history import RunState, RunStatus
+from mlxjobs.record.history import RunState, RunStatus
 from tests.clusters.test_oar_runs import OarProject
 from tests.clusters.test_runs import ClusterProject
 from tests.project import await_value

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.history import RunStatus
+from mlxjobs.record.history import RunStatus
 from tests.clusters.machine import USER
 from tests.clusters.project import UserProject
 from tests.clusters.slurm import SlurmCluster

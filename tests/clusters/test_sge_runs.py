@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.history import RunState, RunStatus
+from mlxjobs.record.history import RunState, RunStatus
 from mlxjobs.scheduler import TASK, Job, JobState
 from mlxjobs.schedulers.sge import SGEScheduler
 from mlxjobs.script import render

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.history import RunStatus
+from mlxjobs.record.history import RunStatus
 from tests.clusters.fixtures import small_slurm
 from tests.clusters.machine import USER
 from tests.clusters.slurm import SlurmCluster

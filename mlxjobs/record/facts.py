@@ -21,8 +21,8 @@ from typing import Any
 import orjson
 
 from mlxjobs.errors import MLXJobsError, RunError
-from mlxjobs.history import render
-from mlxjobs.store import Run
+from mlxjobs.record.history import render
+from mlxjobs.record.run import Run
 
 ENDED = frozenset(("COMPLETE", "FAILED", "CANCELLED"))
 

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs.errors import DamagedHistoryError, RunError
-from mlxjobs.history import Event, RunState, fold, render, timestamp
-from mlxjobs.log_dir import numbers_in, take_log_id, waiting_folder
+from mlxjobs.record.history import Event, RunState, fold, render, timestamp
+from mlxjobs.record.log_dir import numbers_in, take_log_id, waiting_folder
 from mlxjobs.system.console import note
 from mlxjobs.system.files import create_file, replace_file
 from mlxjobs.system.plain_yaml import dump_yaml, load_yaml
