@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 
 from mlxjobs import own_scheduler
+from mlxjobs.config.settings import NO_SCHEDULER
 from mlxjobs.errors import InvalidSchedulerError, MLXJobsError
 from mlxjobs.scheduler import Scheduler
-from mlxjobs.settings import NO_SCHEDULER
 from mlxjobs.system import user_class
 
 GROUP = "mlxjobs.schedulers"

@@ -13,8 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import settings
 from mlxjobs.cluster import Cluster
+from mlxjobs.config import settings
 from mlxjobs.errors import (
     JobSubmissionError,
     MLXJobsError,

@@ -12,13 +12,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxjobs import frozen, provenance
+from mlxjobs import provenance
+from mlxjobs.config import stored
+from mlxjobs.config.secrets import Shown
 from mlxjobs.config_dict import ConfigDict, seed_of
 from mlxjobs.context import Context
 from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.hold import HeldLogger, is_held
 from mlxjobs.logger import DefaultLogger, SilentLogger
-from mlxjobs.masking import Shown
 from mlxjobs.metrics import seals
 from mlxjobs.record import history
 from mlxjobs.record.fence import Fence, Superseded, Vanished, take_over
@@ -204,7 +205,7 @@ def _prepare(
     try:
         fence = _fence(run, number)
         with fence.explaining():
-            run.write_yaml("config", frozen.plain(shown.config), fence.folder(run.metadata))
+            run.write_yaml("config", stored.plain(shown.config), fence.folder(run.metadata))
         proof = provenance.Proof(run, state, settings)
         proof.begin()
     except OSError as error:

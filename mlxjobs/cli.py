@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mlxjobs import __version__, code_commands, watch
+from mlxjobs.config.stored import flat
 from mlxjobs.errors import MLXJobsError, RunError
-from mlxjobs.frozen import flat
 from mlxjobs.metric_values import json_object
 from mlxjobs.metrics import last_lines
 from mlxjobs.record.history import RunState, RunStatus

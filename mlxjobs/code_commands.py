@@ -188,7 +188,8 @@ def _short(root: Path) -> str:
 
 def _find(users: snapshots.Users) -> list[snapshots.Snapshot]:
     """Find the snapshots where the project keeps them, and where its runs do."""
-    from mlxjobs import settings, snapshots
+    from mlxjobs import snapshots
+    from mlxjobs.config import settings
 
     options, file = settings.defaults(), Path("configs") / settings.FILE_NAME
     if file.exists():

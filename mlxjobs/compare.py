@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs import repository
+from mlxjobs.config.stored import flat
 from mlxjobs.errors import MLXJobsError, RunError, SnapshotError
-from mlxjobs.frozen import flat
 from mlxjobs.frozen_code import Code, commit_of, facts_of, live_edits, make, version_of
 from mlxjobs.record.run import Run
 from mlxjobs.repository import show

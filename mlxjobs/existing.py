@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mlxjobs import compose, frozen, ranks, settings
+from mlxjobs import ranks
 from mlxjobs.cluster import Cluster
+from mlxjobs.config import compose, settings
+from mlxjobs.config import stored as frozen
+from mlxjobs.config.secrets import without
+from mlxjobs.config.stored import Composed
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.errors import MLXJobsError, RunError
-from mlxjobs.frozen import Composed
-from mlxjobs.masking import without
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.log_dir import waiting_in
 from mlxjobs.record.run import Run

@@ -19,19 +19,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxjobs import command_line, compose, settings
+from mlxjobs.config import command_line, compose, settings
+from mlxjobs.config.project import Project
+from mlxjobs.config.secrets import Mask, lacking
+from mlxjobs.config.stored import Composed
 from mlxjobs.config_dict import missing_values
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
-from mlxjobs.frozen import Composed
 from mlxjobs.lost_paths import LostPaths
-from mlxjobs.masking import Mask, lacking
-from mlxjobs.project import Project
 from mlxjobs.record.run import Run
 from mlxjobs.runner import ONE_LOG_ID, Runner
 from mlxjobs.system.console import flush, is_terminal, note
 
 if TYPE_CHECKING:
-    from mlxjobs.rehearsal import Mistake
+    from mlxjobs.config.rehearsal import Mistake
 
 # carries what is known of a run into the program that is started for it from the snapshot
 _SNAPSHOT = "MLXJOBS_SNAPSHOT"
@@ -170,7 +170,7 @@ class _Launch:
 
     def _find_mistake(self, options: dict[str, Any], arguments: Sequence[str]) -> Mistake | None:
         """Compose here, where the snapshot is to compose, as a question costs the user more than that."""
-        from mlxjobs.rehearsal import find_mistake
+        from mlxjobs.config.rehearsal import find_mistake
 
         def check(composed: Composed, several: bool) -> None:
             self.runner.check_seed(composed)

@@ -14,9 +14,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mlxjobs import repository
+from mlxjobs.config.rehearsal import Mistake
 from mlxjobs.errors import SnapshotError
 from mlxjobs.links import find_links
-from mlxjobs.rehearsal import Mistake
 from mlxjobs.repository import show
 from mlxjobs.snapshot import find_code, not_missed
 from mlxjobs.system.console import ask_letter, note, read_line

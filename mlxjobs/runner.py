@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import compose, settings
+from mlxjobs.config import compose, settings
+from mlxjobs.config.secrets import Mask, filled
+from mlxjobs.config.stored import Composed, to_yaml
 from mlxjobs.config_dict import seed_of
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError
-from mlxjobs.frozen import Composed, to_yaml
 from mlxjobs.lost_paths import LostPaths
-from mlxjobs.masking import Mask, filled
 from mlxjobs.record.run import Run
 from mlxjobs.system.console import note
 
@@ -105,8 +105,8 @@ class Runner:
         facts: dict[str, Any],
         cwd: Path,
     ) -> Any:
-        from mlxjobs import hydra_job
         from mlxjobs.attempt import execute
+        from mlxjobs.config import around_task
         from mlxjobs.startable import Place
 
         hidden = mask.hide(composed)
@@ -119,7 +119,7 @@ class Runner:
         if options["use_logger"]:
             run = Run.create(settings.log_dir(options), logger["forced_log_id"])
         try:
-            placed = hydra_job.settle_here(
+            placed = around_task.settle_here(
                 composed,
                 run.path if run else cwd,
                 keep_log=run is not None,
@@ -156,8 +156,9 @@ class Runner:
         Raises:
             SystemExit: the attempt did not complete the run; with the exit code that says how.
         """
-        from mlxjobs import existing, hydra_job, provenance
+        from mlxjobs import existing, provenance
         from mlxjobs.attempt import TaskFailed, execute
+        from mlxjobs.config import around_task
         from mlxjobs.record.fence import Superseded
         from mlxjobs.record.history import Preempted
         from mlxjobs.startable import AlreadyComplete, check_startable
@@ -169,7 +170,7 @@ class Runner:
                 check_startable(run, run.state(), place, cluster)
                 run.keep(to_yaml(composed), secrets=composed.secrets)
                 provenance.record_change(run)
-            with hydra_job.surroundings(
+            with around_task.surroundings(
                 filled(composed), run.path, keep_log=place.rank == 0, follow_streams=follow
             ) as placed:
                 config = existing.resolve(run, placed, place)
@@ -181,7 +182,7 @@ class Runner:
                         seeding=self.seeding, facts=facts, place=place, cluster=cluster,
                     )  # fmt: skip
 
-                hydra_job.call_with_callbacks(placed, self.task, call)
+                around_task.call_with_callbacks(placed, self.task, call)
             existing.hand_in_more(run, place)
         except (TaskFailed, provenance.Refused) as error:
             existing.hand_in_more(run, place)

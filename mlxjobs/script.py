@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlxjobs.command_line import split_arguments
+from mlxjobs.config.command_line import split_arguments
 from mlxjobs.errors import InvalidConfigFileError, InvalidSchedulerError, SchedulerError
 from mlxjobs.scheduler import Job, Scheduler
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxjobs import adapters, command_line, flushing, frozen, live_tree, provenance, settings
+from mlxjobs import adapters, flushing, live_tree, provenance
 from mlxjobs.arrays import HandedIn, hand_in_all
 from mlxjobs.cluster import Cluster
+from mlxjobs.config import command_line, settings, stored
+from mlxjobs.config.stored import Composed
 from mlxjobs.errors import InvalidConfigFileError, InvalidShellPathError, RunError
-from mlxjobs.frozen import Composed
 from mlxjobs.hand_in import claim, hand_in
 from mlxjobs.record.history import RunState, RunStatus
 from mlxjobs.record.log_dir import in_ranges
@@ -29,7 +30,7 @@ from mlxjobs.system.console import is_terminal, note, say
 from mlxjobs.system.files import flushed_together, replace_file
 
 if TYPE_CHECKING:
-    from mlxjobs.rehearsal import Mistake
+    from mlxjobs.config.rehearsal import Mistake
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Submission:
 
         def prepare() -> None:
             self._flush_code()
-            run.keep(frozen.to_yaml(composed), self._options, composed.secrets)
+            run.keep(stored.to_yaml(composed), self._options, composed.secrets)
             replace_file(run.script, self._script(run.path), mode=0o777)
             code = {"version_manager": self._facts.get("version_manager")}
             facts = {**code, "work_dir": str(self._program.work_dir)}
@@ -195,8 +196,8 @@ class Submission:
         run = Run.create(self._parent, self._options["logger"]["forced_log_id"], after=after)
         about = {**self._facts, "log_dir": str(run.path), "log_id": run.log_id}
         try:
-            run.write_yaml("config", frozen.plain(composed.config))
-            run.keep(frozen.to_yaml(composed), self._options, composed.secrets)
+            run.write_yaml("config", stored.plain(composed.config))
+            run.keep(stored.to_yaml(composed), self._options, composed.secrets)
             replace_file(run.script, self._script(run.path), mode=0o777)
             noted = {**environment, **provenance.configuration(run)}
             run.record(lambda state: {"event": "created", "facts": about, "frozen": noted}, paint=False)

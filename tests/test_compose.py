@@ -8,9 +8,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxjobs import command_line, compose, frozen
+from mlxjobs.config import command_line, compose
+from mlxjobs.config import stored as frozen
+from mlxjobs.config.stored import Composed
 from mlxjobs.errors import InvalidConfigFileError
-from mlxjobs.frozen import Composed
 
 
 class Colour(enum.Enum):

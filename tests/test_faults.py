@@ -21,9 +21,10 @@ from typing import Any
 
 import pytest
 
-from mlxjobs import hand_in, launcher, localqueue, settings, watch
+from mlxjobs import hand_in, launcher, localqueue, watch
 from mlxjobs.attempt import TaskFailed, execute
 from mlxjobs.cluster import Cluster
+from mlxjobs.config import settings
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.context import Context
 from mlxjobs.localstate import open_queue

@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlxjobs import frozen
-from mlxjobs.command_line import quote_value
-from mlxjobs.frozen import Composed
+from mlxjobs.config import stored
+from mlxjobs.config.command_line import quote_value
+from mlxjobs.config.stored import Composed
 from tests.project import Project
 
 MAIN = """
@@ -210,6 +210,6 @@ configurations = st.dictionaries(
 @given(configurations)
 def test_any_configuration_survives_being_stored(config: dict[Any, Any]) -> None:
     composed = Composed(config, {"job": config}, ["a=1"])
-    text = frozen.to_yaml(composed)
-    again = frozen.from_yaml(text.encode(), Path("x"))
+    text = stored.to_yaml(composed)
+    again = stored.from_yaml(text.encode(), Path("x"))
     assert repr(again) == repr(composed)  # -0.0, True and 1 are told apart

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from mlxpy import Reader
 
-from mlxjobs import provenance, settings
+from mlxjobs import provenance
+from mlxjobs.config import settings
 from mlxjobs.record.fence import Superseded
 from mlxjobs.record.history import Preempted, RunStatus
 from mlxjobs.record.run import Run

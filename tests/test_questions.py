@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pexpect
 import pytest
 
-from mlxjobs import settings
+from mlxjobs.config import settings
 from mlxjobs.system.plain_yaml import dump_yaml
 from tests.project import Project
 from tests.test_choose import closing, terminal

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from mlxjobs.config.rehearsal import Mistake, find_mistake
+from mlxjobs.config.stored import Composed
 from mlxjobs.errors import InvalidConfigFileError, RunError
-from mlxjobs.frozen import Composed
-from mlxjobs.rehearsal import Mistake, find_mistake
 
 
 def composed(arguments: Sequence[str]) -> list[Sequence[str]]:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from mlxjobs import adapters, settings, submit
-from mlxjobs.command_line import quote_value
+from mlxjobs import adapters, submit
+from mlxjobs.config import settings
+from mlxjobs.config.command_line import quote_value
 from mlxjobs.errors import InvalidConfigFileError
 from mlxjobs.scheduler import Job
 from mlxjobs.script import place_in, render

@@ -9,8 +9,8 @@ from pathlib import Path
 import mlxpy
 import pytest
 
-from mlxjobs.frozen import Composed
-from mlxjobs.masking import Mask, filled
+from mlxjobs.config.secrets import Mask, filled
+from mlxjobs.config.stored import Composed
 from tests.project import Project
 from tests.slurm_stub import Slurm
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from mlxjobs import settings
+from mlxjobs.config import settings
+from mlxjobs.config.project import Project
 from mlxjobs.errors import InvalidConfigFileError
-from mlxjobs.project import Project
 
 
 def merged(given: object) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def test_a_registered_configuration_needs_no_file_where_none_can_be_written(
     def refuse(path: Path, text: str) -> bool:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-    monkeypatch.setattr("mlxjobs.project.create_file", refuse)
+    monkeypatch.setattr("mlxjobs.config.project.create_file", refuse)
     ConfigStore.instance().store(name="registered", node={"lr": 0.1})
     assert Project(tmp_path, "registered").read_settings({}) == settings.defaults()
     with pytest.raises(InvalidConfigFileError, match="cannot be created"):

@@ -17,9 +17,10 @@ from hydra.core.config_store import ConfigStore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlxjobs import compose, shortcut
+from mlxjobs.config import compose
+from mlxjobs.config import sweeps as shortcut
+from mlxjobs.config.stored import Composed
 from mlxjobs.errors import InvalidConfigFileError
-from mlxjobs.frozen import Composed
 
 # a property is tried on many sweeps, each of which Hydra composes run by run
 pytestmark = pytest.mark.timeout(600)

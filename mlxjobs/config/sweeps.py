@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from mlxjobs.frozen import Composed
+from mlxjobs.config.stored import Composed
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 # a sweep whose runs differ in more than plain values must not fill the memory

@@ -22,8 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mlxjobs.compose import has_interpolation
-from mlxjobs.frozen import Composed
+from mlxjobs.config.compose import has_interpolation
+from mlxjobs.config.stored import Composed
 
 
 def settle(composed: Composed, output_dir: Path) -> Composed:

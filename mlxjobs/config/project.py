@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import compose, settings
+from mlxjobs.config import compose, settings
 from mlxjobs.errors import InvalidConfigFileError
 from mlxjobs.system.files import create_file
 from mlxjobs.system.plain_yaml import dump_yaml

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
-from mlxjobs.frozen import Composed
+from mlxjobs.config.stored import Composed
 
 MASK = "***"
 # the last part of a key; pad_token and num_tokens are none, so that those of services have to be named

@@ -12,10 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import settings
-from mlxjobs.command_line import separate_options
+from mlxjobs.config import settings
+from mlxjobs.config.command_line import separate_options
+from mlxjobs.config.stored import Composed
 from mlxjobs.errors import MLXJobsError
-from mlxjobs.frozen import Composed
 
 _MOST = 20  # choices of a group that are tried: each takes as long as a run's composition
 # what Hydra itself has in its store of registered configurations; its plug-ins are in the first

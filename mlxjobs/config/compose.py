@@ -19,10 +19,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from mlxjobs.command_line import is_question, names_action, quote_value, separate_options
+from mlxjobs.config.command_line import is_question, names_action, quote_value, separate_options
+from mlxjobs.config.stored import Composed, check_text
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
-from mlxjobs.frozen import Composed, check_text
 
 # what a sweeper writes before the first run: all that was typed, secrets too
 _RECORD = "multirun.yaml"
@@ -129,7 +129,7 @@ def compose_runs(
 def _shortened(
     execute: Callable[[Composed], Any] | None, seen: list[Composed]
 ) -> AbstractContextManager[None]:
-    from mlxjobs import shortcut  # only a sweep pays for it
+    from mlxjobs.config import sweeps as shortcut  # only a sweep pays for it
 
     return shortcut.taken(execute, seen)
 

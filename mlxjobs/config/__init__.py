@@ -1,0 +1,1 @@
+"""What was typed, and the configuration and settings that it makes."""
