@@ -14,7 +14,7 @@ from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler
 # the modules of the standard library too. That may be anybody's folder, or have a select.py of its own.
 _START = (
     "import sys; sys.path = [*filter(None, sys.path), sys.argv.pop(1)]; "
-    "from mlxjobs.localqueue import main; raise SystemExit(main())"
+    "from mlxjobs.local.queue import main; raise SystemExit(main())"
 )
 QUEUE = [sys.executable, "-c", _START, str(Path(__file__).parents[2])]
 _STATES = {

@@ -21,13 +21,14 @@ from typing import Any
 
 import pytest
 
-from mlxjobs import hand_in, launcher, localqueue, watch
+from mlxjobs import hand_in, launcher, watch
 from mlxjobs.attempt import TaskFailed, execute
 from mlxjobs.cluster import Cluster
 from mlxjobs.config import settings
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.context import Context
-from mlxjobs.localstate import open_queue
+from mlxjobs.local import queue as localqueue
+from mlxjobs.local.state import open_queue
 from mlxjobs.reader import Reader
 from mlxjobs.record.history import RunState, RunStatus, iso
 from mlxjobs.record.run import Run

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs import localqueue
+from mlxjobs.local import queue as localqueue
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 
@@ -100,7 +100,7 @@ class Cluster:
         return processes_with(str(self.state))
 
     def workers(self) -> list[int]:
-        return sorted({*self.processes()} & {*processes_with("mlxjobs.localworker")})
+        return sorted({*self.processes()} & {*processes_with("mlxjobs.local.worker")})
 
     def finish(self, *numbers: int) -> None:
         self("wait", *numbers, "--timeout", "30")

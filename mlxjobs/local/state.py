@@ -1,6 +1,6 @@
 """What the commands and the workers of the local queue share: its files, its locks, its processes.
 
-Commands and workers (`mlxjobs.localworker`) meet only in the state directory, `$MLXJOBS_LOCAL_DIR`:
+Commands and workers (`mlxjobs.local.worker`) meet only in the state directory, `$MLXJOBS_LOCAL_DIR`:
 
     jobs/7/job.json          the record; written only by the holder of jobs/7/lock
     jobs/7/lock              flock: who supervises or changes the job; free with a RUNNING record: worker lost
@@ -44,7 +44,7 @@ RUN = "MLXJOBS_LOCAL_RUN"  # its value, new in each run, marks the processes of 
 ELSEWHERE = "set MLXJOBS_LOCAL_DIR to a folder of yours on a disk of this machine"
 OF_A_JOB = ("MLXJOBS_LOCAL_JOB_ID", "MLXJOBS_LOCAL_RESTART_COUNT", RUN)
 # The path is appended, since a package folder put first may shadow the standard library.
-WORKER = "import sys; sys.path.append(sys.argv[1]); from mlxjobs.localworker import main; main()"
+WORKER = "import sys; sys.path.append(sys.argv[1]); from mlxjobs.local.worker import main; main()"
 
 
 def complain(message: str) -> None:
@@ -312,7 +312,7 @@ def start_worker(root: Path, slot: int) -> int:
     """Start a worker that inherits the lock of its slot and nothing else of ours; return its process id."""
     log = os.open(root / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     worker = subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(Path(__file__).parents[1]), str(root), str(slot)],
+        [sys.executable, "-c", WORKER, str(Path(__file__).parents[2]), str(root), str(slot)],
         pass_fds=(slot,),
         stdin=subprocess.DEVNULL,
         stdout=log,

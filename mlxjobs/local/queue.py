@@ -2,7 +2,7 @@
 
     python -m mlxjobs.localqueue submit|status|cancel|preempt|requeue|signal|wait|forget
 
-Its files and its settings are described in `mlxjobs.localstate`.
+Its files and its settings are described in `mlxjobs.local.state`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mlxjobs.errors import JobSubmissionError, MLXJobsError, SchedulerError
-from mlxjobs.localstate import (
+from mlxjobs.local.state import (
     ACTIVE,
     KEEP_S,
     OF_A_JOB,

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from mlxjobs.localstate import RUN, Job, Queue, kill_matching, locked, new_socket, open_queue, short_path
+from mlxjobs.local.state import RUN, Job, Queue, kill_matching, locked, new_socket, open_queue, short_path
 from mlxjobs.scheduler import exit_words
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
