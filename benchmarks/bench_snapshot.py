@@ -20,7 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from mlxjobs.snapshot import GitVM
+from mlxjobs.code.gitvm import GitVM
 from mlxjobs.version_manager import Launch
 
 WORKTREE = "git worktree add"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mlxjobs import errors as errors
     from mlxjobs.artifacts import Artifact as Artifact
     from mlxjobs.artifacts import Checkpoint as Checkpoint
+    from mlxjobs.code.gitvm import GitVM as GitVM
     from mlxjobs.config_dict import ConfigDict as ConfigDict
     from mlxjobs.context import Context as Context
     from mlxjobs.errors import MLXJobsError as MLXJobsError
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from mlxjobs.schedulers.local import LocalScheduler as LocalScheduler
     from mlxjobs.schedulers.oar import OARScheduler as OARScheduler
     from mlxjobs.schedulers.slurm import SLURMScheduler as SLURMScheduler
-    from mlxjobs.snapshot import GitVM as GitVM
     from mlxjobs.version_manager import VersionManager as VersionManager
 
 __version__ = "0.1.0.dev0"
@@ -41,7 +41,7 @@ _MODULES = {
     "DataDictList": "frame",
     "DataFrame": "frame",
     "DefaultLogger": "logger",
-    "GitVM": "snapshot",
+    "GitVM": "code.gitvm",
     "LocalScheduler": "schedulers.local",
     "Logger": "logger",
     "MLXJobsError": "errors",

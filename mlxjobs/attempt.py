@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxjobs import provenance
+from mlxjobs.code import provenance
 from mlxjobs.config import stored
 from mlxjobs.config.secrets import Shown
 from mlxjobs.config_dict import ConfigDict, seed_of

@@ -19,7 +19,7 @@ from mlxjobs.record.run import Run
 from mlxjobs.system.console import note, say
 
 if TYPE_CHECKING:  # what other commands would import for nothing
-    from mlxjobs import compare, snapshots
+    from mlxjobs.code import compare, snapshots
 
 Logs = Annotated[Path, typer.Option("--logs", "-d", help="The log directory.")]
 Id = Annotated[str, typer.Argument(metavar="RUN", help="The number of a run: 5.")]
@@ -42,10 +42,10 @@ def env(
     logs: Logs = Path("logs"),
 ) -> None:
     """Print what was installed where a run was launched, as pip and uv take it: mlxjobs env 5 > old.txt"""
-    from mlxjobs import environment, frozen_code
+    from mlxjobs.code import environment, run_code
 
     one = _run(run, logs)
-    recorded = frozen_code.version_of(frozen_code.facts_of(one))
+    recorded = run_code.version_of(run_code.facts_of(one))
     lines, facts = recorded.get("requirements"), recorded.get("environment") or {}
     if not lines:
         raise RunError(
@@ -69,7 +69,7 @@ def diff(
     logs: Logs = Path("logs"),
 ) -> None:
     """Show what differs between two runs: code, as `git diff` does, configuration, and environment."""
-    from mlxjobs import compare
+    from mlxjobs.code import compare
 
     colour = ("--color=always",) if sys.stdout.isatty() and not as_json else ()
     one, two = _run(old, logs), _run(new, logs)
@@ -111,11 +111,11 @@ def checkout(
     logs: Logs = Path("logs"),
 ) -> None:
     """Give the code of a run as a plain folder: mlxjobs checkout 5 ../as-run-5"""
-    from mlxjobs import compare, frozen_code
+    from mlxjobs.code import compare, run_code
 
     one = _run(run, logs)
-    facts = frozen_code.facts_of(one)
-    code = frozen_code.commit_of(facts)
+    facts = run_code.facts_of(one)
+    code = run_code.commit_of(facts)
     if code is None:
         raise RunError(
             f"the code of run {run} is not recorded: it ran from the folder where it was launched, "
@@ -129,7 +129,7 @@ def checkout(
         say(json.dumps({"id": one.log_id, "commit": code.hash, "folder": str(folder), "command": again}))
         return
     say(f"the code of run {run}, commit {code.hash[:12]}, is in {folder}\nto run it again: {again}")
-    if edits := frozen_code.live_edits(facts):
+    if edits := run_code.live_edits(facts):
         note(f"run {run} {edits}: they are not there")
     if one.stranger:
         note(f"look at it before you run it: {one.stranger.partition(';')[0]}")
@@ -150,7 +150,7 @@ def list_snapshots(
     """
     if context.invoked_subcommand:
         return
-    from mlxjobs import snapshots
+    from mlxjobs.code import snapshots
 
     users = snapshots.Users(logs)
     rows = []
@@ -188,7 +188,7 @@ def _short(root: Path) -> str:
 
 def _find(users: snapshots.Users) -> list[snapshots.Snapshot]:
     """Find the snapshots where the project keeps them, and where its runs do."""
-    from mlxjobs import snapshots
+    from mlxjobs.code import snapshots
     from mlxjobs.config import settings
 
     options, file = settings.defaults(), Path("configs") / settings.FILE_NAME
@@ -210,7 +210,7 @@ def prune(
     One is kept while a run of any log directory, also of other projects and users, waits, runs or may come
     back, or has ended within the given time; and whenever that cannot be known.
     """
-    from mlxjobs import snapshots
+    from mlxjobs.code import snapshots
     from mlxjobs.pruning import Pruning
 
     pruning = Pruning(logs, snapshots.seconds(older_than))

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from mlxjobs.cluster import Cluster
-from mlxjobs.copying import abandoned, lacking, remove_abandoned
+from mlxjobs.code.copying import abandoned, lacking, remove_abandoned
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.findings import Finding
 from mlxjobs.record.history import RunStatus

@@ -188,7 +188,7 @@ class _Launch:
         find_mistake: Callable[[], Mistake | None] = lambda: None,
     ) -> dict[str, Any]:
         """Become the same program, started from its snapshot; return only if there is none, and the facts."""
-        from mlxjobs.live_tree import with_python_path
+        from mlxjobs.code.live_tree import with_python_path
         from mlxjobs.submit import freeze_code, this_program
 
         here = this_program()
@@ -359,6 +359,6 @@ def _recorded(options: dict[str, Any]) -> dict[str, Any]:
     """What is installed here, for a run without a version manager; nothing unless it was asked for."""
     if not options["version_manager"]["compute_requirements"]:
         return {}
-    from mlxjobs.environment import record
+    from mlxjobs.code.environment import record
 
     return {"version_manager": record()}

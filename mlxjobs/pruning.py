@@ -14,14 +14,15 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from mlxjobs import references, watch
-from mlxjobs.copying import name_aside
+from mlxjobs import watch
+from mlxjobs.code import references
+from mlxjobs.code.copying import name_aside
+from mlxjobs.code.git import Commit
+from mlxjobs.code.marks import Mark, marks_of
+from mlxjobs.code.run_code import code_of
+from mlxjobs.code.snapshots import MARK, Snapshot, Usage, age, asked, real
 from mlxjobs.errors import MLXJobsError, SnapshotError
-from mlxjobs.frozen_code import code_of
-from mlxjobs.marks import Mark, marks_of
 from mlxjobs.record.run import runs_in
-from mlxjobs.repository import Commit
-from mlxjobs.snapshots import MARK, Snapshot, Usage, age, asked, real
 from mlxjobs.system.trust import stranger
 
 # what a launch, or another removal, has in its hands at this moment

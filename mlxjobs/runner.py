@@ -156,8 +156,9 @@ class Runner:
         Raises:
             SystemExit: the attempt did not complete the run; with the exit code that says how.
         """
-        from mlxjobs import existing, provenance
+        from mlxjobs import existing
         from mlxjobs.attempt import TaskFailed, execute
+        from mlxjobs.code import provenance
         from mlxjobs.config import around_task
         from mlxjobs.record.fence import Superseded
         from mlxjobs.record.history import Preempted

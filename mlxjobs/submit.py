@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxjobs import adapters, flushing, live_tree, provenance
+from mlxjobs import adapters
 from mlxjobs.arrays import HandedIn, hand_in_all
 from mlxjobs.cluster import Cluster
+from mlxjobs.code import flushing, live_tree, provenance
 from mlxjobs.config import command_line, settings, stored
 from mlxjobs.config.stored import Composed
 from mlxjobs.errors import InvalidConfigFileError, InvalidShellPathError, RunError
@@ -288,8 +289,8 @@ def freeze_code(
         SnapshotError: the code cannot be frozen.
         MLXJobsError: the mistake.
     """
-    from mlxjobs.snapshot import GitVM
-    from mlxjobs.user_frozen import load_version_manager
+    from mlxjobs.code.gitvm import GitVM
+    from mlxjobs.code.own_manager import load_version_manager
     from mlxjobs.version_manager import Launch
 
     given = options["version_manager"]
@@ -306,7 +307,7 @@ def freeze_code(
         log_dir=settings.log_dir(options),
     )
     if options["interactive_mode"] and isinstance(manager, GitVM) and is_terminal():
-        from mlxjobs.questions import settle
+        from mlxjobs.code.questions import settle
 
         copy = manager.freeze(launch) if settle(launch, find_mistake) else manager.stay(launch)
     else:
@@ -317,7 +318,7 @@ def freeze_code(
     facts = dict(copy.facts)
     command_line.check_text([fact for fact in facts.values() if isinstance(fact, str)])  # as behind a link
     if given["compute_requirements"] and not facts.get("requirements"):  # one of the user's own left it to us
-        from mlxjobs.environment import record
+        from mlxjobs.code.environment import record
 
         facts |= record()
     first = live_tree.python_path(facts, program.folder)

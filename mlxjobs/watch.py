@@ -342,7 +342,7 @@ def preempt(seen: Sequence[Seen]) -> Iterator[Outcome]:
 
 def requeue(seen: Sequence[Seen]) -> Iterator[Outcome]:
     """Stop the jobs of runs and start them again; hand those in again that have none. Yields as `cancel`."""
-    from mlxjobs.frozen_code import bring_back  # git and all that, which looking does not need
+    from mlxjobs.code.run_code import bring_back  # git and all that, which looking does not need
 
     again: list[Seen] = []
     for one in seen:

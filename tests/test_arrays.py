@@ -144,7 +144,7 @@ def test_a_submission_is_killed(slurm_stub: Slurm) -> None:
 def test_a_sweep_is_interrupted_while_its_runs_are_made(slurm_stub: Slurm, how: str, code: int) -> None:
     project = slurm_stub.project
     patch = (
-        "import os, signal, mlxjobs.provenance as p\n"
+        "import os, signal, mlxjobs.code.provenance as p\n"
         "configuration = p.configuration\n"
         "def stopped(run):\n"
         f"    run.log_id == 3 and os.kill(os.getpid(), signal.{how})\n"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.compare import diff_code
-from mlxjobs.frozen_code import Code
+from mlxjobs.code.compare import diff_code
+from mlxjobs.code.run_code import Code
 from tests.project import Project
 from tests.test_snapshot import commit, git, new_repo
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mlxjobs import environment
+from mlxjobs.code import environment
 from tests.project import Project
 from tests.test_snapshot import _git_of_its_own, git, new_repo, write
 

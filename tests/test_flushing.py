@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs import flushing
+from mlxjobs.code import flushing
 from tests.crashes import crash_points
 from tests.project import Project, await_value
 from tests.slurm_stub import Slurm

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.copying import lacking
+from mlxjobs.code.copying import lacking
 from mlxjobs.errors import SnapshotError
 from tests.project import Project
 from tests.test_launch import assert_one_message

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from mlxjobs.code.own_manager import guard
+from mlxjobs.code.run_code import bring_back
 from mlxjobs.errors import SnapshotError
-from mlxjobs.frozen_code import bring_back
-from mlxjobs.user_frozen import guard
 from mlxjobs.version_manager import Launch
 from tests.project import Project
 from tests.test_choose import closing, terminal

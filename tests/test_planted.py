@@ -12,11 +12,11 @@ import mlxpy
 import pytest
 
 from mlxjobs.arrays import feed
+from mlxjobs.code.gitvm import GitVM
 from mlxjobs.columns import SCHEMA
 from mlxjobs.errors import RunError, SnapshotError
 from mlxjobs.record.log_dir import take_array, waiting_in
 from mlxjobs.record.run import Run
-from mlxjobs.snapshot import GitVM
 from mlxjobs.system.files import replace_file
 from mlxjobs.version_manager import Launch
 from tests.project import Project

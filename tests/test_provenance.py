@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from mlxpy import Reader
 
-from mlxjobs import provenance
+from mlxjobs.code import provenance
 from mlxjobs.config import settings
 from mlxjobs.record.fence import Superseded
 from mlxjobs.record.history import Preempted, RunStatus

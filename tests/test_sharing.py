@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.copying import lacking
+from mlxjobs.code.copying import lacking
 from mlxjobs.system.turn import turn
 from tests.test_snapshot import (
     AS_A_PROGRAM,
@@ -187,8 +187,8 @@ def test_without_hard_links_all_is_copied(repo: Path, monkeypatch: pytest.Monkey
         raise PermissionError(1, "Operation not permitted")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mlxjobs.sharing.os.link", refuse)
-        patch.setattr("mlxjobs.copying.create_file", lambda *_: True)  # makes links of its own
+        patch.setattr("mlxjobs.code.sharing.os.link", refuse)
+        patch.setattr("mlxjobs.code.copying.create_file", lambda *_: True)  # makes links of its own
         second = freeze(repo).root
     assert contents(second) == contents(repo)
     assert shared(first, second) == set()

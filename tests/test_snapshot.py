@@ -16,16 +16,17 @@ from typing import Any
 
 import pytest
 
-from mlxjobs import copying, flushing, repository
-from mlxjobs.environment import record
+from mlxjobs.code import copying, flushing
+from mlxjobs.code import git as repository
+from mlxjobs.code.environment import record
+from mlxjobs.code.gitvm import GitVM
 from mlxjobs.errors import SnapshotError
-from mlxjobs.snapshot import GitVM
 from mlxjobs.version_manager import Frozen, Launch, VersionManager
 
 AS_A_PROGRAM = """
 import sys
 from pathlib import Path
-from mlxjobs.snapshot import GitVM
+from mlxjobs.code.gitvm import GitVM
 from mlxjobs.version_manager import Launch
 sys.stdin.readline()
 frozen = GitVM().freeze(Launch(Path(sys.argv[1]), Path("main.py"), Path(".workdir")))

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
-from mlxjobs import flushing, pruning, repository, sharing, snapshot
-from mlxjobs.copying import make_snapshot
+from mlxjobs import pruning
+from mlxjobs.code import flushing, gitvm, sharing
+from mlxjobs.code import git as repository
+from mlxjobs.code.copying import make_snapshot
+from mlxjobs.code.git import Commit
+from mlxjobs.code.marks import leave_mark, marks_of
+from mlxjobs.code.snapshots import Snapshot, Usage, find
 from mlxjobs.errors import SnapshotError
-from mlxjobs.marks import leave_mark, marks_of
 from mlxjobs.pruning import Pruning, remove_tree
-from mlxjobs.repository import Commit
-from mlxjobs.snapshots import Snapshot, Usage, find
 from tests.project import Project
 from tests.test_snapshot import _git_of_its_own, commit, contents, freeze, git, new_repo, write
 from tests.test_worktree import add_submodule
@@ -224,7 +226,7 @@ def test_a_launch_makes_a_snapshot_again_that_is_removed_under_it(
             removals.append(pruning.remove(one))
         leave_mark(root, logs, repo)
 
-    monkeypatch.setattr(snapshot, "leave_mark", late)
+    monkeypatch.setattr(gitvm, "leave_mark", late)
     assert (freeze(tmp_path / "proj", log_dir=tmp_path / "logs").root / "main.py").is_file()
     assert removals[0] is not None
 
@@ -256,7 +258,7 @@ def test_a_launch_that_cannot_note_its_use_is_refused(
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied", "x")
 
-    monkeypatch.setattr(snapshot, "leave_mark", refuse)
+    monkeypatch.setattr(gitvm, "leave_mark", refuse)
     with pytest.raises(SnapshotError, match="cannot be noted beside it: Permission denied"):
         freeze(new_repo(tmp_path / "proj"), log_dir=tmp_path / "logs")
 
@@ -335,7 +337,7 @@ def test_a_launch_keeps_the_commits_that_are_forgotten_under_it(
                 collect(edited)
         leave_mark(*mark)
 
-    monkeypatch.setattr(snapshot, "leave_mark", late)
+    monkeypatch.setattr(gitvm, "leave_mark", late)
     if is_collected:
         with pytest.raises(SnapshotError, match="Launch again"):
             launch(edited)

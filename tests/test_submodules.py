@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs import flushing
-from mlxjobs.copying import lacking, make_snapshot
+from mlxjobs.code import flushing
+from mlxjobs.code.copying import lacking, make_snapshot
+from mlxjobs.code.git import Commit
 from mlxjobs.errors import SnapshotError
-from mlxjobs.repository import Commit
 from tests.test_sharing import shared
 from tests.test_snapshot import (
     _git_of_its_own,

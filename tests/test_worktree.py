@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mlxjobs import repository
+from mlxjobs.code import git as repository
 from mlxjobs.errors import SnapshotError
 from mlxjobs.version_manager import Frozen
 from tests.project import MAIN, Project
@@ -41,7 +41,7 @@ KEY = (
 AS_A_PROGRAM = """
 import sys
 from pathlib import Path
-from mlxjobs.snapshot import GitVM
+from mlxjobs.code.gitvm import GitVM
 from mlxjobs.version_manager import Launch
 sys.stdin.readline()
 print(GitVM().freeze(Launch(Path(sys.argv[1]), Path("main.py"), Path(".workdir"), include="all")).root)

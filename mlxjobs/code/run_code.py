@@ -11,13 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import flushing, repository
-from mlxjobs.copying import is_usable, lacking, make_snapshot
+from mlxjobs.code import flushing, git
+from mlxjobs.code.copying import is_usable, lacking, make_snapshot
+from mlxjobs.code.git import Commit, show
+from mlxjobs.code.links import find_links
+from mlxjobs.code.marks import leave_mark, marks_of
 from mlxjobs.errors import RunError, SnapshotError
-from mlxjobs.links import find_links
-from mlxjobs.marks import leave_mark, marks_of
 from mlxjobs.record.run import Run
-from mlxjobs.repository import Commit, show
 from mlxjobs.system.trust import stranger
 
 NOWHERE = Path(os.devnull)  # it exists everywhere, and is no folder
@@ -43,7 +43,7 @@ class Code:
     def is_committed(self) -> bool:
         """Whether the repository still has the commit, and may be read."""
         try:
-            return self.repo.is_dir() and repository.has_commit(self.repo, self.hash)
+            return self.repo.is_dir() and git.has_commit(self.repo, self.hash)
         except SnapshotError:
             return False
 

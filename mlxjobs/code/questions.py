@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from mlxjobs import repository
+from mlxjobs.code import git
+from mlxjobs.code.git import show
+from mlxjobs.code.gitvm import find_code, not_missed
+from mlxjobs.code.links import find_links
 from mlxjobs.config.rehearsal import Mistake
 from mlxjobs.errors import SnapshotError
-from mlxjobs.links import find_links
-from mlxjobs.repository import show
-from mlxjobs.snapshot import find_code, not_missed
 from mlxjobs.system.console import ask_letter, note, read_line
 from mlxjobs.version_manager import Launch
 
@@ -92,7 +92,7 @@ def settle(launch: Launch, find_mistake: Callable[[], Mistake | None] = lambda: 
 
 def _refuse(mistake: Mistake, launch: Launch, top: Path, ignore: Sequence[Path], answers: _Answers) -> None:
     """Raise the mistake, unless what would run may lack what it hangs on."""
-    left_out = repository.list_left_out(top, *ignore, each=True)
+    left_out = git.list_left_out(top, *ignore, each=True)
     if not answers.copy or launch.include == "all":
         left_out = []
     elif launch.include == "tracked" or answers.message is not None:
@@ -106,13 +106,13 @@ def _refuse(mistake: Mistake, launch: Launch, top: Path, ignore: Sequence[Path],
 
 def _ask_untracked(top: Path, ignore: Sequence[Path], answers: _Answers) -> None:
     while True:
-        found = [path for path, tracked in repository.list_left_out(top, *ignore) if not tracked]
+        found = [path for path, tracked in git.list_left_out(top, *ignore) if not tracked]
         if not found:
             return
         question = f"Files of {show(top)} that git does not track:\n{_listed(found)}"
         letter = ask_letter(question, ["add them, or some of them", _AGAIN, "ignore them"])
         if letter == "a":
-            answers.add = _choose(repository.list_untracked(top, *ignore))
+            answers.add = _choose(git.list_untracked(top, *ignore))
         if letter != "b":
             return
 
@@ -156,19 +156,19 @@ def _matching(word: str, paths: Iterable[str]) -> list[str]:
 def _ask_uncommitted(top: Path, ignore: Sequence[Path], answers: _Answers) -> None:
     while True:
         if answers.add:  # else somebody has added them meanwhile
-            answers.add = sorted({*answers.add} & {*repository.list_untracked(top, *ignore)})
+            answers.add = sorted({*answers.add} & {*git.list_untracked(top, *ignore)})
         # what is edited inside of a submodule, no commit of this repository takes
-        left_out = repository.list_left_out(top, *ignore, inner=False)
+        left_out = git.list_left_out(top, *ignore, inner=False)
         found = [path for path, tracked in left_out if tracked] + answers.add
         if not found:
             return
         question = f"Changes in {show(top)} that are not committed:\n{_listed(found)}"
-        branch = repository.find_commit(top).branch
+        branch = git.find_commit(top).branch
         where = "on no branch, as HEAD is detached" if branch is None else f"on {branch}"
         commits = f"commit them {where}{_in_progress(top)}"
         letter = ask_letter(question, [commits, _AGAIN, "ignore them"])
         if letter == "a":
-            conflicts = repository.list_conflicts(top)
+            conflicts = git.list_conflicts(top)
             if conflicts:
                 note(f"conflicts have to be resolved before: {', '.join(map(show, conflicts))}")
                 continue
@@ -178,7 +178,7 @@ def _ask_uncommitted(top: Path, ignore: Sequence[Path], answers: _Answers) -> No
 
 
 def _in_progress(top: Path) -> str:
-    folder = repository.git_folder(top)
+    folder = git.git_folder(top)
     found = [words for name, words in _IN_PROGRESS.items() if (folder / name).exists()]
     return f". {found[0]}" if found else ""
 
@@ -197,26 +197,26 @@ def _apply(top: Path, answers: _Answers) -> None:
         if answers.add:
             names = os.fsencode("".join(f"{path}\0" for path in answers.add))
             command = ("--literal-pathspecs", "add", "--pathspec-from-file=-", "--pathspec-file-nul")
-            repository.change(top, *command, stdin=names)
+            git.change(top, *command, stdin=names)
         if answers.message is not None:
-            repository.change(top, "commit", "--all", f"--message={answers.message}")
+            git.change(top, "commit", "--all", f"--message={answers.message}")
     if answers.message is not None:
-        now = repository.find_commit(top)
+        now = git.find_commit(top)
         note(f"committed as {now.hash[:12]}{f' on {now.branch}' if now.branch else ''}")
 
 
 @contextmanager
 def _index_kept(top: Path) -> Iterator[None]:
     """Put the index back if what is done inside fails before there is a new commit."""
-    head = repository.find_commit(top).hash
-    index = repository.git_folder(top) / "index"
+    head = git.find_commit(top).hash
+    index = git.git_folder(top) / "index"
     before = index.read_bytes() if index.exists() else b""
     try:
         yield
     except BaseException as error:
         left = ""
-        if repository.find_commit(top).hash == head:
-            left = repository.put_back(index, before)
+        if git.find_commit(top).hash == head:
+            left = git.put_back(index, before)
         if not isinstance(error, SnapshotError):
             raise
         raise SnapshotError(

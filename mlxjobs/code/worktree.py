@@ -19,9 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mlxjobs import repository, untracked
+from mlxjobs.code import git, untracked
+from mlxjobs.code.git import Commit, Taken, show
 from mlxjobs.errors import SnapshotError
-from mlxjobs.repository import Commit, Taken, show
 
 # The private index is whole and by itself, and no setting of the user's makes git skip or refuse a file.
 _SETTINGS = ("core.splitIndex=false", "core.sparseCheckout=false", "core.untrackedCache=false",
@@ -102,7 +102,7 @@ def take(head: Commit, include: str, max_untracked_mb: int, ignore: Sequence[Pat
 
 def _stage(head: Commit, folder: Path, whole: bool, ignore: Sequence[Path]) -> _Tree:
     """Put the tracked files as they are into a private index, and list the untracked ones."""
-    asked = repository.ask(head.top, "rev-parse", "HEAD^{tree}", "--git-path", "index")
+    asked = git.ask(head.top, "rev-parse", "HEAD^{tree}", "--git-path", "index")
     head_tree, place = asked.split("\n", 1)
     tree = _Tree(head, Path(tempfile.mkdtemp(dir=folder), "index"), head_tree)
     _copy_index(head.top / place[:-1], tree.index)
@@ -111,7 +111,7 @@ def _stage(head: Commit, folder: Path, whole: bool, ignore: Sequence[Path]) -> _
     edited = [path for path, tracked in found + (_compare(tree, False, ()) if unseen else []) if tracked]
     if edited:
         tree.dirty = True
-        _git(tree, "add", "--update", "--", *repository.all_but(head.top))
+        _git(tree, "add", "--update", "--", *git.all_but(head.top))
         if any((head.top / path).is_dir() for path in edited):  # what is in there has become untracked
             links, found = _list_links(tree, ignore)[0], _compare(tree, whole, ignore)
     others = [path for path, tracked in found if not tracked]
@@ -129,7 +129,7 @@ def _compare(tree: _Tree, whole: bool, ignore: Sequence[Path]) -> list[tuple[str
     def asking(_: Path, *arguments: str) -> str:
         return _git(tree, *arguments, gap=_GAP_IN_FOLDER if whole else _GAP)
 
-    return repository.list_left_out(tree.head.top, *ignore, each=whole, inner=False, asking=asking)
+    return git.list_left_out(tree.head.top, *ignore, each=whole, inner=False, asking=asking)
 
 
 def _copy_index(source: Path, target: Path) -> None:
@@ -154,7 +154,7 @@ def _list_links(tree: _Tree, ignore: Sequence[Path]) -> tuple[list[str], bool]:
     hidden = [path for tag, _, path in odd if tag == "h" or (tag in "sS" and _exists(top / path))]
     for bit in ("assume-unchanged", "skip-worktree") if hidden else ():
         _git(tree, "update-index", f"--no-{bit}", "-z", "--stdin", stdin="\0".join(hidden))
-    unseen = any(f"\t{repository.relative(path.resolve(), top)}/" in lines for path in ignore)
+    unseen = any(f"\t{git.relative(path.resolve(), top)}/" in lines for path in ignore)
     return sorted({path for _, mode, path in odd if mode == "160000"}), unseen  # once, though amid a conflict
 
 
@@ -182,7 +182,7 @@ def _is_repository(top: Path) -> bool:
 
 def _find_inner(top: Path) -> Commit:
     """Find the latest commit of a repository inside of another."""
-    inner = repository.find_commit(top)
+    inner = git.find_commit(top)
     if inner.top != top.resolve():
         raise SnapshotError(
             f"The repository in {show(top)} cannot be used: its .git leads to that of {show(inner.top)}.\n"
@@ -224,11 +224,9 @@ def _git(
     """Run git on the private index. Raises SnapshotError if it fails, or says what makes a gap."""
     command = (*(word for setting in _SETTINGS for word in ("-c", setting)), *arguments)
     own = {"GIT_INDEX_FILE": str(tree.index), **(env or {})}
-    result = repository.run(
-        tree.head.top, *command, wait_s=_TAKE_S, stdin=os.fsencode(stdin), umask=-1, **own
-    )
+    result = git.run(tree.head.top, *command, wait_s=_TAKE_S, stdin=os.fsencode(stdin), umask=-1, **own)
     if result.returncode or gap.search(result.stderr):
-        raise _explain(tree, repository.quote(result))
+        raise _explain(tree, git.quote(result))
     return os.fsdecode(result.stdout)
 
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import repository
+from mlxjobs.code import git
+from mlxjobs.code.git import show
+from mlxjobs.code.run_code import Code, commit_of, facts_of, live_edits, make, version_of
 from mlxjobs.config.stored import flat
 from mlxjobs.errors import MLXJobsError, RunError, SnapshotError
-from mlxjobs.frozen_code import Code, commit_of, facts_of, live_edits, make, version_of
 from mlxjobs.record.run import Run
-from mlxjobs.repository import show
 from mlxjobs.system.files import current_umask, sync_directory
 
 _DIFF_S = 600
@@ -49,20 +49,16 @@ def diff_code(old: Code, new: Code, *, options: tuple[str, ...] = ()) -> str:
     for repo in dict.fromkeys((new.repo, old.repo)):
         if all(Code(one.hash, one.root, repo).is_committed for one in (old, new)):
             # into submodules too, whose edits are commits there
-            return repository.ask(
-                repo, "diff", "--submodule=diff", *_PLAIN, *options, old.hash, new.hash, "--"
-            )
+            return git.ask(repo, "diff", "--submodule=diff", *_PLAIN, *options, old.hash, new.hash, "--")
     with _folder(old) as before, _folder(new) as after:
         # side by side, for short names; no repository above is asked for its settings
         place, names = before.parent, (before.name, after.name)
         if after.parent != place:
             place, names = Path("/"), (str(before), str(after))
         command = ("diff", *_PLAIN, *options, "--no-index", "--", *names)
-        result = repository.run(place, *command, wait_s=_DIFF_S, GIT_CEILING_DIRECTORIES=str(place.parent))
+        result = git.run(place, *command, wait_s=_DIFF_S, GIT_CEILING_DIRECTORIES=str(place.parent))
         if result.returncode not in (0, 1):
-            raise SnapshotError(
-                f"{show(before)} and {show(after)} cannot be compared.\n{repository.quote(result)}"
-            )
+            raise SnapshotError(f"{show(before)} and {show(after)} cannot be compared.\n{git.quote(result)}")
         return os.fsdecode(result.stdout)
 
 
@@ -166,9 +162,7 @@ def _make_writable(folder: Path) -> None:
 def command_in(facts: Mapping[str, Any], code: Code, folder: Path) -> str:
     """Return the command that runs a run's program again, in a folder that holds its code."""
     work_dir = Path(str(facts.get("work_dir") or code.root))
-    inside = next(
-        (path for top in (code.root, code.repo) if (path := repository.relative(work_dir, top))), "."
-    )
+    inside = next((path for top in (code.root, code.repo) if (path := git.relative(work_dir, top))), ".")
     place = folder / inside
     words = [word for word in _split(str(facts.get("cmd") or "")) if not _VERSIONED.match(word)]
     for top in (code.root, code.repo):

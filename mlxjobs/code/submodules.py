@@ -13,9 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxjobs import repository
+from mlxjobs.code import git
+from mlxjobs.code.git import Commit, show
 from mlxjobs.errors import SnapshotError
-from mlxjobs.repository import Commit, show
 
 _FALSE = ("false", "no", "off", "0")  # as git reads them
 
@@ -57,7 +57,7 @@ def find_parts(commit: Commit, path: str = "") -> tuple[list[Part], list[str]]:
         SnapshotError: a submodule, or the commit of it that is asked for, is not on this machine.
     """
     parts, unwanted = [Part(path, commit)], []
-    _, links = repository.list_tree(commit)
+    _, links = git.list_tree(commit)
     wishes = _read_wishes(commit) if links else {}
     for link in links:
         where = f"{path}/{link}" if path else link
@@ -76,7 +76,7 @@ def find_there(commit: Commit) -> Iterator[Commit]:
     yield commit
     with suppress(SnapshotError):  # git has not the commit any more
         wishes = _read_wishes(commit)
-        for link in repository.list_tree(commit)[1]:
+        for link in git.list_tree(commit)[1]:
             with suppress(SnapshotError):
                 found = _find(commit, link, link, wishes.get(link, _Wish(link)))
                 if found is not None:
@@ -88,7 +88,7 @@ def _read_wishes(commit: Commit) -> dict[str, _Wish]:
     words = ("config", "-z", "--get-regexp", r"^submodule\..*\.(path|active|update)$")
     known: dict[str, dict[str, str]] = {}
     for source in ("--blob", f"{commit.hash}:.gitmodules"), ():
-        answer = repository.run(commit.top, words[0], *source, *words[1:])  # fails if there is none
+        answer = git.run(commit.top, words[0], *source, *words[1:])  # fails if there is none
         for entry in os.fsdecode(answer.stdout).split("\0")[:-1]:
             key, _, value = entry.partition("\n")
             name, _, what = key.removeprefix("submodule.").rpartition(".")
@@ -105,12 +105,12 @@ def _find(commit: Commit, link: str, where: str, wish: _Wish) -> Commit | None:
     is_checked_out = (commit.top / link / ".git").exists()
     if (wish.active or "").lower() in _FALSE or (wish.update == "none" and not is_checked_out):
         return None
-    wanted = repository.read_tree(commit)[link].split(" ")[2]
+    wanted = git.read_tree(commit)[link].split(" ")[2]
     places = [commit.top / link] if is_checked_out else []
-    if not any(repository.has_commit(place, wanted) for place in places):
+    if not any(git.has_commit(place, wanted) for place in places):
         places += _kept(commit, wish.name)
     for place in places:
-        if repository.has_commit(place, wanted):
+        if git.has_commit(place, wanted):
             return Commit(place, wanted, None)
     what = f"has not the commit {wanted[:12]} that is asked for" if places else "is not checked out"
     top = shlex.quote(str(commit.top))
@@ -127,6 +127,6 @@ def _kept(commit: Commit, name: str) -> list[Path]:
     # In a linked work tree (`git worktree`) the two differ, and either may have it.
     words = ("--git-dir", "--git-common-dir")
     # relative to where it is asked, or not: git before 2.31 cannot be told
-    said = (repository.ask(commit.top, "rev-parse", word)[:-1] for word in words)
+    said = (git.ask(commit.top, "rev-parse", word)[:-1] for word in words)
     places = dict.fromkeys(commit.top / folder / "modules" / name for folder in said)
     return [place for place in places if (place / "HEAD").is_file()]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from mlxjobs import repository
+from mlxjobs.code import git
 from mlxjobs.errors import SnapshotError
 
 # what a torn or odd file of an installer leads to
@@ -104,9 +104,9 @@ def _requirement(name: str, version: str, origin: Mapping[str, Any]) -> tuple[st
 def _editable(name: str, folder: Path) -> tuple[str, bool]:
     """Name an editable install by the commit of its repository; it may be dirty; else by its folder."""
     try:
-        commit = repository.find_commit(folder)
-        part = repository.relative(folder.resolve(), commit.top)
-        dirty = any(tracked for _, tracked in repository.list_left_out(commit.top))
+        commit = git.find_commit(folder)
+        part = git.relative(folder.resolve(), commit.top)
+        dirty = any(tracked for _, tracked in git.list_left_out(commit.top))
         url = _remote(commit) or commit.top.as_uri()
     except (SnapshotError, OSError):  # in no repository, none that can be read, or gone
         return f"-e {_option(folder)}", False
@@ -114,15 +114,15 @@ def _editable(name: str, folder: Path) -> tuple[str, bool]:
     return f"{name} @ git+{url}@{commit.hash}{where}", dirty
 
 
-def _remote(commit: repository.Commit) -> str | None:
+def _remote(commit: git.Commit) -> str | None:
     """Return a URL where others find the commit: that of a remote that is known to have it."""
     options = ("--count=1", f"--contains={commit.hash}", "--format=%(refname:lstrip=2)", "refs/remotes")
-    branch = repository.ask(commit.top, "for-each-ref", *options).strip()
+    branch = git.ask(commit.top, "for-each-ref", *options).strip()
     if not branch:
         return None
-    for name in repository.ask(commit.top, "remote").split():
+    for name in git.ask(commit.top, "remote").split():
         if branch.startswith(f"{name}/"):
-            return _public(repository.ask(commit.top, "remote", "get-url", name).strip())
+            return _public(git.ask(commit.top, "remote", "get-url", name).strip())
     return None
 
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from fnmatch import translate
 from pathlib import Path
 
+from mlxjobs.code.git import show
 from mlxjobs.errors import SnapshotError
-from mlxjobs.repository import show
 
 _NAMED = 10  # files that a message names
 _SCANNED = 1 << 20  # bytes of each file

@@ -22,9 +22,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mlxjobs import repository
-from mlxjobs.flushing import is_doubtful
-from mlxjobs.submodules import Part
+from mlxjobs.code import git as repository
+from mlxjobs.code.flushing import is_doubtful
+from mlxjobs.code.submodules import Part
 from mlxjobs.system.trust import stranger
 
 # ctime changes with each link. Times, sizes, inodes and executable bits of files must be what git wrote.

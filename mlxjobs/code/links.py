@@ -11,8 +11,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mlxjobs.code.git import place_of, relative, show
 from mlxjobs.errors import SnapshotError
-from mlxjobs.repository import place_of, relative, show
 
 _SETTING = "version_manager.link"
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlxjobs.code.git import show
 from mlxjobs.errors import MLXJobsError, SnapshotError
-from mlxjobs.repository import show
 from mlxjobs.system import user_class
 from mlxjobs.system.trust import stranger
 from mlxjobs.system.user_class import words_of
@@ -28,7 +28,7 @@ def load_version_manager(name: str) -> VersionManager:
     Raises:
         SnapshotError: it cannot be imported, or is no version manager.
     """
-    from mlxjobs.snapshot import GitVM  # with all that freezing takes
+    from mlxjobs.code.gitvm import GitVM  # with all that freezing takes
 
     package, _, last = name.replace(":", ".").rpartition(".")
     if last == "GitVM" and package in user_class.PACKAGES:

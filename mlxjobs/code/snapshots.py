@@ -9,10 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlxjobs.copying import NAME
+from mlxjobs.code.copying import NAME
+from mlxjobs.code.marks import Mark, marks_of
+from mlxjobs.code.run_code import code_of, facts_of
 from mlxjobs.errors import MLXJobsError, SnapshotError
-from mlxjobs.frozen_code import code_of, facts_of
-from mlxjobs.marks import Mark, marks_of
 from mlxjobs.record.log_dir import in_ranges
 from mlxjobs.record.run import runs_in
 

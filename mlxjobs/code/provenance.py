@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mlxjobs.code.live_tree import live_files
 from mlxjobs.errors import RunError
-from mlxjobs.live_tree import live_files
 from mlxjobs.record.fence import Superseded
 from mlxjobs.record.history import RunState
 from mlxjobs.record.run import Run

@@ -6,9 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-from mlxjobs import repository
+from mlxjobs.code import git
+from mlxjobs.code.git import Commit, show, show_some
 from mlxjobs.errors import SnapshotError
-from mlxjobs.repository import Commit, show, show_some
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1024  # git-lfs itself takes nothing longer for a pointer
@@ -21,11 +21,11 @@ _OFFLINE = ("filter.lfs.required=false", "lfs.url=file:///nonexistent", "lfs.ski
 
 def settings(commit: Commit) -> tuple[str, ...]:
     """Return the settings of git with which a checkout of the commit has real contents; () without LFS."""
-    tree = repository.read_tree(commit)
+    tree = git.read_tree(commit)
     if not any(path.rpartition("/")[2] == ".gitattributes" for path in tree):
         return ()
     words = ("grep", "-q", "-F", "filter=lfs", commit.hash, "--", ":(glob)**/.gitattributes")
-    if repository.run(commit.top, *words).returncode:
+    if git.run(commit.top, *words).returncode:
         return ()
     process = "git-lfs filter-process" if shutil.which("git-lfs") else ""
     return (f"filter.lfs.process={process}", "filter.lfs.smudge=", *_OFFLINE)
@@ -34,10 +34,10 @@ def settings(commit: Commit) -> tuple[str, ...]:
 def check_contents(commit: Commit, folder: Path, index: Path) -> None:
     """Raise SnapshotError if files of git-lfs are still pointers in a folder that was checked out."""
     words = (f"--work-tree={folder}", "ls-files", "-z", "--", ":(attr:filter=lfs)")
-    result = repository.run(commit.top, *words, GIT_INDEX_FILE=str(index))
+    result = git.run(commit.top, *words, GIT_INDEX_FILE=str(index))
     if result.returncode:
         raise SnapshotError(f"git cannot tell which files of {show(commit.top)} are git-lfs's.\n"
-                            f"{repository.quote(result)}")  # fmt: skip
+                            f"{git.quote(result)}")  # fmt: skip
     paths = [path for path in os.fsdecode(result.stdout).split("\0") if path]
     missing = [path for path in paths if _is_pointer(folder / path)]
     if missing:

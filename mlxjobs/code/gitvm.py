@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import flushing, references, repository
-from mlxjobs.copying import is_usable, make_snapshot
+from mlxjobs.code import flushing, git, references
+from mlxjobs.code.copying import is_usable, make_snapshot
+from mlxjobs.code.git import Commit, Taken, relative, show, show_some
+from mlxjobs.code.links import find_links, suffix
+from mlxjobs.code.marks import leave_mark
+from mlxjobs.code.sharing import read_made
 from mlxjobs.errors import SnapshotError
-from mlxjobs.links import find_links, suffix
-from mlxjobs.marks import leave_mark
-from mlxjobs.repository import Commit, Taken, relative, show, show_some
-from mlxjobs.sharing import read_made
 from mlxjobs.system.trust import stranger
 from mlxjobs.version_manager import Frozen, Launch, VersionManager
 
@@ -59,7 +59,9 @@ class GitVM(VersionManager):
                 root = _have(launch, head, folder, wanted, links)
             commit, taken = head, leaving.result()
         else:
-            from mlxjobs import worktree  # with tempfile and many patterns, which the latest commit needs not
+            from mlxjobs.code import (
+                worktree,  # with tempfile and many patterns, which the latest commit needs not
+            )
 
             taken = worktree.take(head, launch.include, launch.max_untracked_mb, ignore)
             commit = replace(head, hash=taken.hash)
@@ -97,7 +99,7 @@ class GitVM(VersionManager):
             "requirements": [],
         }
         if launch.compute_requirements:
-            from mlxjobs.environment import record  # imports the e-mail parser
+            from mlxjobs.code.environment import record  # imports the e-mail parser
 
             facts |= record()
         return facts
@@ -108,7 +110,7 @@ def find_code(launch: Launch) -> tuple[Path | None, Commit, Path]:
     program = None if launch.program is None else launch.work_dir / launch.program
     if program is not None:  # a committed link to a script runs as the link it is
         program = program.parent.resolve() / program.name
-    commit = repository.find_commit(launch.work_dir.resolve() if program is None else program.parent)
+    commit = git.find_commit(launch.work_dir.resolve() if program is None else program.parent)
     parent_work_dir = (launch.work_dir / launch.parent_work_dir).absolute()
     return program, commit, parent_work_dir / (commit.top.name or "root")
 
@@ -180,7 +182,7 @@ def _check_owner(root: Path) -> None:
 
 def _leave(head: Commit, ignore: list[Path]) -> Taken:
     """Take the latest commit, and nothing else."""
-    left_out = repository.list_left_out(head.top, *ignore)
+    left_out = git.list_left_out(head.top, *ignore)
     dirty = any(tracked for _, tracked in left_out)  # as `git describe --dirty` means it
     return Taken(head.hash, dirty, [path for path, _ in left_out])
 
@@ -207,7 +209,7 @@ def _lacking(commit: Commit, wanted: list[Path], is_held: Callable[[str], bool])
 
 def _is_promised(commit: Commit, path: str) -> bool:
     """Tell whether the commit has a path; what is inside its submodules is seen when they are there."""
-    paths, submodules = repository.list_tree(commit)
+    paths, submodules = git.list_tree(commit)
     return path in paths or any(path.startswith(f"{submodule}/") for submodule in submodules)
 
 

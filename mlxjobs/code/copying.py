@@ -25,12 +25,12 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from mlxjobs import flushing, lfs, repository, sharing
+from mlxjobs.code import flushing, git, lfs, sharing
+from mlxjobs.code.git import Commit, relative, show
+from mlxjobs.code.links import make_links
+from mlxjobs.code.sharing import Made, beside, read_made
+from mlxjobs.code.submodules import Part, find_parts
 from mlxjobs.errors import SnapshotError
-from mlxjobs.links import make_links
-from mlxjobs.repository import Commit, relative, show
-from mlxjobs.sharing import Made, beside, read_made
-from mlxjobs.submodules import Part, find_parts
 from mlxjobs.system.files import create_file, current_umask, replace_file
 from mlxjobs.system.turn import turn
 
@@ -62,7 +62,7 @@ def make_snapshot(commit: Commit, root: Path, links: Mapping[str, str] | None = 
         SnapshotError: it cannot be written, or something is missing that belongs to it.
     """
     folder = root.parent
-    if relative(folder.resolve(), commit.top) in repository.list_tree(commit)[0]:
+    if relative(folder.resolve(), commit.top) in git.list_tree(commit)[0]:
         raise SnapshotError(f"Snapshots cannot be kept in {show(folder)}, which holds code.\n{_HINT}")
     parts, empty = find_parts(commit)
     try:
@@ -157,14 +157,14 @@ def _check_out(commit: Commit, folder: Path, index: Path, filters: tuple[str, ..
     """Have the commit's files in `folder`: what the index knows to be there already is left as it is."""
     settings = [word for setting in (*_FULL_COPY, *sharing.LOOK, *filters) for word in ("-c", setting)]
     command = (*settings, f"--work-tree={folder}", "read-tree", "--reset", "-u", commit.hash)
-    result = repository.run(
+    result = git.run(
         commit.top, *command, wait_s=_COPY_S, umask=umask, GIT_INDEX_FILE=str(index), GIT_LFS_SKIP_SMUDGE="0"
     )
     if result.returncode:
         raise SnapshotError(
             f"git could not copy commit {commit.hash[:12]} of {show(commit.top)} to {show(index.parent)};"
             f" nothing is left there.\n{_HINT} If git misses an object, run `git fsck`.\n"
-            f"{repository.quote(result)}"
+            f"{git.quote(result)}"
         )
     if filters:
         lfs.check_contents(commit, folder, index)
@@ -218,10 +218,10 @@ def lacking(root: Path, top: Path) -> list[str]:
             missing.append(part)
         elif index.is_file():
             words = (f"--work-tree={folder}", "ls-files", "--deleted", "-z")
-            names = repository.ask(top, *words, GIT_INDEX_FILE=str(index)).split("\0")[:-1]
+            names = git.ask(top, *words, GIT_INDEX_FILE=str(index)).split("\0")[:-1]
             missing += [f"{part}/{name}" if part else name for name in names]
     if not missing:  # also if all these files are gone
-        paths, _ = repository.list_tree(Commit(top, root.name.partition("-")[0], None))
+        paths, _ = git.list_tree(Commit(top, root.name.partition("-")[0], None))
         missing = [path for path in paths if not os.path.lexists(root / path)]
     return sorted(missing)
 

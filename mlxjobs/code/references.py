@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mlxjobs import repository
+from mlxjobs.code import git
+from mlxjobs.code.git import Commit, show
+from mlxjobs.code.submodules import find_there
 from mlxjobs.errors import SnapshotError
-from mlxjobs.repository import Commit, show
-from mlxjobs.submodules import find_there
 
 _SETTINGS = ("-c", "core.logAllRefUpdates=false", "-c", "core.filesRefLockTimeout=10000")
 
@@ -34,9 +34,9 @@ def keep(whole: str, own: Iterable[Commit]) -> None:
     for commit in own:
         if not _is_kept(whole, commit):
             name = _name(whole, commit)
-            result = repository.run(commit.top, *_SETTINGS, "update-ref", name, commit.hash)
+            result = git.run(commit.top, *_SETTINGS, "update-ref", name, commit.hash)
             if result.returncode:
-                raise SnapshotError(_explain(commit, repository.quote(result)))
+                raise SnapshotError(_explain(commit, git.quote(result)))
 
 
 def find_kept(whole: Commit) -> list[Commit]:
@@ -47,7 +47,7 @@ def find_kept(whole: Commit) -> list[Commit]:
 def drop(whole: str, own: Sequence[Commit]) -> None:
     """Remove the references, that of the whole last: without it the others are not found again."""
     for commit in reversed(own):
-        repository.run(commit.top, *_SETTINGS, "update-ref", "-d", _name(whole, commit))
+        git.run(commit.top, *_SETTINGS, "update-ref", "-d", _name(whole, commit))
 
 
 def _name(whole: str, commit: Commit) -> str:
@@ -56,7 +56,7 @@ def _name(whole: str, commit: Commit) -> str:
 
 def _is_kept(whole: str, commit: Commit) -> bool:
     words = ("rev-parse", "--quiet", "--verify", _name(whole, commit))
-    return not repository.run(commit.top, *words).returncode
+    return not git.run(commit.top, *words).returncode
 
 
 def _explain(commit: Commit, said: str) -> str:

@@ -1,0 +1,1 @@
+"""The code of a run: frozen, compared with what ran, brought back."""
