@@ -13,7 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mlxjobs.cluster import Cluster
+from mlxjobs.cluster.cluster import Cluster
+from mlxjobs.cluster.script import job_name, place_in, render
 from mlxjobs.config import settings
 from mlxjobs.errors import (
     JobSubmissionError,
@@ -28,7 +29,6 @@ from mlxjobs.record.history import RunState, RunStatus
 from mlxjobs.record.log_dir import take_array, waiting_folder, waiting_in
 from mlxjobs.record.run import Run
 from mlxjobs.scheduler import TASK, Job
-from mlxjobs.script import job_name, place_in, render
 from mlxjobs.system.files import flushed_together, replace_file
 
 # how long a run that ends keeps its job to hand in another one

@@ -31,7 +31,7 @@ from mlxjobs.system.console import note
 from mlxjobs.system.processes import this_process
 
 if TYPE_CHECKING:  # a run outside of a job does not pay for what only jobs need
-    from mlxjobs.cluster import Cluster
+    from mlxjobs.cluster.cluster import Cluster
     from mlxjobs.preemption import Preemption
 
 Task = Callable[[Context], Any]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mlxjobs import ranks
-from mlxjobs.cluster import Cluster
+from mlxjobs.cluster import ranks
+from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.config import compose, settings
 from mlxjobs.config import stored as frozen
 from mlxjobs.config.secrets import without

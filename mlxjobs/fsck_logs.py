@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from mlxjobs.cluster import Cluster
+from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.code.copying import abandoned, lacking, remove_abandoned
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.findings import Finding

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from mlxjobs.cause import of_job, with_progress
-from mlxjobs.cluster import Cluster
+from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.errors import JobSubmissionError, RunError, SchedulerError, UnknownSubmissionError
 from mlxjobs.metrics import seals
 from mlxjobs.record.history import RunState, RunStatus, iso

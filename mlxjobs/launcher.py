@@ -242,7 +242,7 @@ class _Launch:
             options["interactive_mode"] and is_terminal()
         ):
             return
-        from mlxjobs.choose import choose_scheduler
+        from mlxjobs.cluster.choose import choose_scheduler
 
         with suppress(EOFError):  # no answer: the error says how to set one
             given["name"] = choose_scheduler(self.project.settings_file)

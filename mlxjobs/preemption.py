@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from mlxjobs.cause import with_progress
-from mlxjobs.cluster import Cluster
+from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.hand_in import come_back, end_attempt
 from mlxjobs.record.history import Preempted, RunStatus

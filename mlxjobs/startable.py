@@ -13,7 +13,7 @@ from mlxjobs.record.run import Run
 from mlxjobs.system.processes import lives
 
 if TYPE_CHECKING:  # a run outside of a job does not pay for what only jobs need
-    from mlxjobs.cluster import Cluster
+    from mlxjobs.cluster.cluster import Cluster
     from mlxjobs.scheduler import Here
 
 

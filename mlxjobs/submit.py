@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxjobs import adapters
 from mlxjobs.arrays import HandedIn, hand_in_all
-from mlxjobs.cluster import Cluster
+from mlxjobs.cluster import registry
+from mlxjobs.cluster.cluster import Cluster
+from mlxjobs.cluster.script import job_name, render
 from mlxjobs.code import flushing, live_tree, provenance
 from mlxjobs.config import command_line, settings, stored
 from mlxjobs.config.stored import Composed
@@ -25,7 +26,6 @@ from mlxjobs.record.history import RunState, RunStatus
 from mlxjobs.record.log_dir import in_ranges
 from mlxjobs.record.run import Run
 from mlxjobs.scheduler import Job
-from mlxjobs.script import job_name, render
 from mlxjobs.startable import Place, check_startable
 from mlxjobs.system.console import is_terminal, note, say
 from mlxjobs.system.files import flushed_together, replace_file
@@ -118,8 +118,8 @@ class Submission:
         self._options = options
         self._program = program
         self._facts = facts
-        path = adapters.find(options["scheduler"]["name"])
-        self._cluster = Cluster(adapters.locate(path, this_program().folder, program.folder))
+        path = registry.find(options["scheduler"]["name"])
+        self._cluster = Cluster(registry.locate(path, this_program().folder, program.folder))
         self._parent = settings.log_dir(options)
         self._cluster.check()
         shell_path = options["scheduler"]["shell_path"]

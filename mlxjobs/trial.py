@@ -10,7 +10,7 @@ from typing import Any
 
 from mlxjobs import checkpoints, curves, watch
 from mlxjobs.cause import progress
-from mlxjobs.cluster import Cluster
+from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.config import command_line
 from mlxjobs.config.settings import as_lines
 from mlxjobs.errors import MLXJobsError, RunError, SchedulerError

@@ -9,10 +9,10 @@ from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 
-from mlxjobs.adapters import known
 from mlxjobs.arrays import alike, hand_in_all
 from mlxjobs.cause import of_job, with_progress
-from mlxjobs.cluster import Cluster
+from mlxjobs.cluster.cluster import Cluster
+from mlxjobs.cluster.registry import known
 from mlxjobs.errors import (
     DamagedHistoryError,
     MLXJobsError,

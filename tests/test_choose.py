@@ -11,8 +11,8 @@ import pexpect
 import pytest
 import yaml
 
-from mlxjobs import adapters
-from mlxjobs.choose import set_value
+from mlxjobs.cluster import registry
+from mlxjobs.cluster.choose import set_value
 from mlxjobs.errors import InvalidConfigFileError
 from tests.project import Project
 from tests.slurm_stub import Slurm
@@ -70,8 +70,8 @@ def test_those_whose_commands_are_here_come_first(slurm_stub: Slurm) -> None:
     child = terminal(slurm_stub.project, USE)
     child.expect(PROMPT)
     offers = re.findall(r"([0-9])  (\w+) +(\S.*)\r\n", str(child.before))
-    assert [int(number) for number, *_ in offers] == list(range(1, len(adapters.known()) + 1))
-    assert {name for _, name, _ in offers} == set(adapters.known())
+    assert [int(number) for number, *_ in offers] == list(range(1, len(registry.known()) + 1))
+    assert {name for _, name, _ in offers} == set(registry.known())
     here = [not about.startswith("not here: no ") for *_, about in offers]
     assert here == sorted(here, reverse=True)
     slurm = next(offer for offer in offers if offer[1] == "SLURMScheduler")

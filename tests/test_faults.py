@@ -23,7 +23,7 @@ import pytest
 
 from mlxjobs import hand_in, launcher, watch
 from mlxjobs.attempt import TaskFailed, execute
-from mlxjobs.cluster import Cluster
+from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.config import settings
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.context import Context

@@ -19,7 +19,7 @@ from mlxpy.data_structures.contrib.artifacts import NumpyArray
 from mlxjobs import adapters
 known = adapters.known()
 assert {"SLURMScheduler", "LocalScheduler"} <= set(known), known
-from mlxjobs.script import render
+from mlxjobs.cluster.script import render
 from mlxjobs.scheduler import Job
 run = pathlib.Path("/run")
 for path in known.values():

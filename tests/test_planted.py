@@ -197,7 +197,8 @@ def test_the_current_folder_of_another_user_is_no_place_for_modules(project: Pro
     marker = tmp_path / "marker"
     (theirs / "evil.py").write_text(f"open({str(marker)!r}, 'w')\n")
     give_away(theirs)
-    code = "import sys; sys.path.remove(''); from mlxjobs.adapters import load; load('evil:X@/nowhere')"
+    load = "from mlxjobs.cluster.registry import load; load('evil:X@/nowhere')"
+    code = f"import sys; sys.path.remove(''); {load}"
     done = subprocess.run([project.python, "-c", code], cwd=theirs, capture_output=True, text=True)
     assert "evil:X cannot be imported: No module named 'evil'" in done.stderr
     assert not marker.exists()

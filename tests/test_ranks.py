@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs import adapters, launch_ranks, ranks
+from mlxjobs.cluster import launch_ranks, ranks, registry
 from mlxjobs.scheduler import Here
 from tests.project import Project, await_value
 
@@ -32,8 +32,8 @@ RANKS = {ranks.RANK: "3", ranks.RANKS: "4", ranks.NODE: "1", ranks.NODES: "2", r
 
 def ask(name: str, env: dict[str, str]) -> list[list[str]]:
     """What submitit says in a job of this scheduler."""
-    path = adapters.known()[name]
-    tell = f"from mlxjobs import adapters, ranks; ranks.tell_submitit(adapters.load({path!r}), {path!r})"
+    path = registry.known()[name]
+    tell = f"from mlxjobs import adapters, ranks; ranks.tell_submitit(registry.load({path!r}), {path!r})"
     command = [sys.executable, "-c", f"{tell}\n{ASK}"]
     told = {"PATH": os.environ["PATH"], **JOBS, **env}
     done = subprocess.run(command, env=told, capture_output=True, text=True, check=False)
@@ -41,9 +41,9 @@ def ask(name: str, env: dict[str, str]) -> list[list[str]]:
     return [line.split() for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("name", adapters.known())
+@pytest.mark.parametrize("name", registry.known())
 def test_submitit_tells_a_job_of_any_scheduler_its_ranks(name: str) -> None:
-    scheduler = adapters.load(adapters.known()[name])
+    scheduler = registry.load(registry.known()[name])
     here = scheduler.here(JOBS)
     assert here is not None
     job, torch = ask(name, {**RANKS, ranks.HOSTS: "n1,n2"})
@@ -51,9 +51,9 @@ def test_submitit_tells_a_job_of_any_scheduler_its_ranks(name: str) -> None:
     assert torch == ["n1", "3", "4", "1", "2"]
 
 
-@pytest.mark.parametrize("name", adapters.known())
+@pytest.mark.parametrize("name", registry.known())
 def test_submitit_tells_the_hosts_of_a_job_of_one_rank(name: str, tmp_path: Path) -> None:
-    scheduler = adapters.load(adapters.known()[name])
+    scheduler = registry.load(registry.known()[name])
     own = os.uname().nodename
     if not scheduler.node_file:
         return  # one that names none is on one host, or has another way: above, and on the real one
@@ -73,7 +73,7 @@ def test_without_a_job_submitit_answers_as_before() -> None:
 
 
 def test_the_ranks_of_a_job_are_no_ranks_of_one_that_it_submits() -> None:
-    assert adapters.clean_environment({**RANKS, ranks.HOSTS: "a", "KEPT": "1"}) == {"KEPT": "1"}
+    assert registry.clean_environment({**RANKS, ranks.HOSTS: "a", "KEPT": "1"}) == {"KEPT": "1"}
     assert ranks.placed(Here("7"), RANKS) == Here("7", rank=3, world_size=4)
     assert ranks.placed(Here("7"), {}) == Here("7")
 
@@ -214,5 +214,5 @@ def test_a_number_of_ranks_that_cannot_be(project: Project) -> None:
 def test_a_host_that_is_not_the_jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "nodes").write_text("n1\nn2\n")
     monkeypatch.setenv("OAR_NODEFILE", str(tmp_path / "nodes"))
-    oar = adapters.known()["OARScheduler"]
+    oar = registry.known()["OARScheduler"]
     assert launch_ranks.main([oar, "1", sys.executable, "-c", "pass"]) == 3

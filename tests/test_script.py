@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from mlxjobs import adapters, submit
+from mlxjobs import submit
+from mlxjobs.cluster import registry
+from mlxjobs.cluster.script import place_in, render
 from mlxjobs.config import settings
 from mlxjobs.config.command_line import quote_value
 from mlxjobs.errors import InvalidConfigFileError
 from mlxjobs.scheduler import Job
-from mlxjobs.script import place_in, render
 from mlxjobs.submit import Program, Submission
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -39,8 +40,8 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All schedulers' commands, so that a script can be made anywhere."""
-    for path in adapters.known().values():
-        for command in adapters.load(path).commands:
+    for path in registry.known().values():
+        for command in registry.load(path).commands:
             (tmp_path / command).write_text("#!/bin/sh\n")
             (tmp_path / command).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -63,7 +64,7 @@ def make(name: str, case: str) -> str:
 
 @pytest.mark.usefixtures("on_the_path")
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", adapters.known())
+@pytest.mark.parametrize("name", registry.known())
 def test_a_script_is_as_it_was(name: str, case: str) -> None:
     script, path = make(name, case), GOLDEN / name / f"{case}.sh"
     if os.environ.get("MLXJOBS_WRITE_GOLDEN") == "1":
@@ -78,10 +79,10 @@ def test_a_script_is_as_it_was(name: str, case: str) -> None:
 
 
 @pytest.mark.usefixtures("on_the_path")
-@pytest.mark.parametrize("name", adapters.known())
+@pytest.mark.parametrize("name", registry.known())
 def test_the_parts_stand_in_the_order_that_is_promised(name: str) -> None:
     lines = make(name, "commands").splitlines()
-    directive = adapters.load(adapters.known()[name]).directive
+    directive = registry.load(registry.known()[name]).directive
     order = [
         "#!/bin/bash -l",
         f"{directive} --time=1:00:00",
@@ -109,10 +110,10 @@ def test_the_parts_stand_in_the_order_that_is_promised(name: str) -> None:
 
 def test_no_golden_script_is_left_over() -> None:
     there = {path.relative_to(GOLDEN) for path in GOLDEN.rglob("*.sh")}
-    assert there == {Path(name) / f"{case}.sh" for name in adapters.known() for case in CASES}
+    assert there == {Path(name) / f"{case}.sh" for name in registry.known() for case in CASES}
 
 
-@pytest.mark.parametrize("name", adapters.known())
+@pytest.mark.parametrize("name", registry.known())
 def test_the_command_gets_its_arguments_whatever_they_are(name: str, tmp_path: Path) -> None:
     words = [
         "",
@@ -141,7 +142,7 @@ def test_the_command_gets_its_arguments_whatever_they_are(name: str, tmp_path: P
         work_dir=tmp_path,
         command=["printf", "%s\\0", *words],
     )
-    script.write_text(render(job, adapters.load(adapters.known()[name])))
+    script.write_text(render(job, registry.load(registry.known()[name])))
     done = subprocess.run(["bash", str(script)], check=True, capture_output=True, text=True)
     said = done.stdout or job.stdout.read_text()  # where the script opens its files itself
     assert said.split("\0")[:-1] == words
@@ -160,7 +161,7 @@ def test_an_option_that_cannot_be_meant_is_an_error(lines: list[str], words: str
     run = Path("/r")
     job = Job("x-1", run / "s", run / "o", run / "e", run, ["true"], option_lines=lines)
     with pytest.raises(InvalidConfigFileError, match=words):
-        render(job, adapters.load(adapters.known()["SLURMScheduler"]))
+        render(job, registry.load(registry.known()["SLURMScheduler"]))
 
 
 @pytest.mark.parametrize("folder", ["/a/b", "/it's $HOME #1 `id`\n/logs", "/a 'b\nc' d"])

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from mlxjobs.adapters import known
-from mlxjobs.cluster import Cluster
+from mlxjobs.cluster.cluster import Cluster
+from mlxjobs.cluster.registry import known
 from mlxjobs.record.history import Attempt
 from mlxjobs.scheduler import Here
 from mlxjobs.startable import Place, is_alive

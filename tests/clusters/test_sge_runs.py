@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from mlxjobs.cluster.script import render
 from mlxjobs.record.history import RunState, RunStatus
 from mlxjobs.scheduler import TASK, Job, JobState
 from mlxjobs.schedulers.sge import SGEScheduler
-from mlxjobs.script import render
 from tests.clusters.machine import USER
 from tests.clusters.project import UserProject
 from tests.clusters.sge import SgeCluster

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxjobs import adapters
+from mlxjobs.cluster import registry
+from mlxjobs.cluster.script import render
 from mlxjobs.scheduler import TASK, Fate, Here, Job, JobState, JobStatus, Scheduler, in_zone
-from mlxjobs.script import render
 from tests.schedulers.example import RUN, job
 from tests.schedulers.recordings import folders, recordings
 
@@ -29,7 +29,7 @@ _GUIDE = Path(__file__).resolve().parents[2] / "docs" / "schedulers.md"
 
 def schedulers() -> dict[str, Scheduler]:
     """All that have to keep the contract, by name."""
-    found = {name: adapters.load(path) for name, path in adapters.known().items()}
+    found = {name: registry.load(path) for name, path in registry.known().items()}
     text = _GUIDE.read_text() if _GUIDE.exists() else ""
     for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         shown = re.search(r"^class (\w+)\(.*\bScheduler\):", block, re.MULTILINE)
@@ -137,8 +137,8 @@ def test_an_array_has_a_job_for_each_task(name: str) -> None:
 
 
 def test_every_scheduler_of_ours_has_recordings_and_no_recording_is_left_over() -> None:
-    assert folders() == set(adapters.known())
-    for name in adapters.known():
+    assert folders() == set(registry.known())
+    for name in registry.known():
         assert {"submission", "status", "status-unknown"} <= set(recordings(name))
         assert bool(SCHEDULERS[name].array_variable) == ("submission-array" in recordings(name))
 
@@ -216,7 +216,7 @@ def test_whatever_a_command_prints_is_an_answer_or_a_value_error(name: str, data
         junk = data.draw(st.text(max_size=20))
         for output in (text[:end], text[begin:], text[:begin] + junk + text[end:], junk):
             # of somebody's own any mistake is told, with its file and line
-            with suppress(ValueError if name in adapters.known() else Exception):
+            with suppress(ValueError if name in registry.known() else Exception):
                 parse(output)
 
 
@@ -260,9 +260,9 @@ def test_the_environment_of_a_job_does_not_leak_into_the_next_one(name: str) -> 
         asked.names.add(scheduler.array_variable)
     for variable in asked.names:
         assert any(re.fullmatch(pattern.replace("*", ".*"), variable) for pattern in scheduler.environment)
-    if name in adapters.known():
-        assert not adapters.clean_environment(dict.fromkeys(asked.names, "1"))
-        assert adapters.clean_environment({"PATH": "/bin", "HOME": "/h"}) == {"PATH": "/bin", "HOME": "/h"}
+    if name in registry.known():
+        assert not registry.clean_environment(dict.fromkeys(asked.names, "1"))
+        assert registry.clean_environment({"PATH": "/bin", "HOME": "/h"}) == {"PATH": "/bin", "HOME": "/h"}
 
 
 @each
@@ -287,7 +287,7 @@ def test_leaving_to_come_back_is_no_success_and_there_is_a_way_back(name: str) -
         scheduler.resubmit_command(RUN / "script.sh", "7"),
         scheduler.requeues_exit_after_s(None),
     )
-    if name in adapters.known():
+    if name in registry.known():
         assert any(way is not None for way in ways)
 
 

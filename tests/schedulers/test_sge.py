@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from mlxjobs.cluster.script import render
 from mlxjobs.scheduler import TASK, Fate, Here, JobState, JobStatus
 from mlxjobs.schedulers.sge import SGEScheduler
-from mlxjobs.script import render
 from tests.schedulers.example import job
 from tests.schedulers.recordings import recordings
 

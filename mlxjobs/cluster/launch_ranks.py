@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
 
-from mlxjobs import ranks
-from mlxjobs.adapters import load
+from mlxjobs.cluster import ranks
+from mlxjobs.cluster.registry import load
 from mlxjobs.errors import MLXJobsError, SchedulerError
 from mlxjobs.scheduler import Scheduler
 from mlxjobs.system.console import note

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
-from mlxjobs import own_scheduler
+from mlxjobs.cluster import own_scheduler
 from mlxjobs.config.settings import NO_SCHEDULER
 from mlxjobs.errors import InvalidSchedulerError, MLXJobsError
 from mlxjobs.scheduler import Scheduler
@@ -116,7 +116,7 @@ def clean_environment(env: Mapping[str, str], own: Sequence[str] = ()) -> dict[s
         env: an environment.
         own: what a scheduler that is not installed, the user's own, sets.
     """
-    patterns = [*own, "MLXJOBS_RANK*"]  # the latter is what `mlxjobs.ranks` sets
+    patterns = [*own, "MLXJOBS_RANK*"]  # the latter is what `mlxjobs.cluster.ranks` sets
     patterns += [pattern for path in known().values() for pattern in _environment_of(path)]
     kept = {pattern[1:] for pattern in patterns if pattern.startswith("!")}
     exact = {pattern for pattern in patterns if not pattern.endswith("*")} - kept

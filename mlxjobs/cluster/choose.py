@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import adapters
-from mlxjobs.cluster import Cluster
+from mlxjobs.cluster import registry
+from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError
 from mlxjobs.system import shell
 from mlxjobs.system.console import ask, note
@@ -47,7 +47,7 @@ def choose_scheduler(path: Path) -> str:
 def _wrong(name: str) -> str:
     """Say why a scheduler cannot be used here, or nothing."""
     try:
-        cluster = Cluster(adapters.find(name))
+        cluster = Cluster(registry.find(name))
         cluster.check()
     except MLXJobsError as error:
         return str(error)
@@ -71,9 +71,9 @@ def _keep(path: Path, name: str) -> None:
 def _offers() -> list[tuple[int, bool, str, str]]:
     """The schedulers in the order in which they are offered: those first whose commands are here."""
     offers = []
-    for name, path in adapters.known().items():
+    for name, path in registry.known().items():
         try:
-            commands = adapters.load(path).commands
+            commands = registry.load(path).commands
         except MLXJobsError:  # somebody else's package, and broken
             continue
         lacking = shell.missing(commands)

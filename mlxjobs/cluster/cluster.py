@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from mlxjobs.adapters import clean_environment, load
+from mlxjobs.cluster.registry import clean_environment, load
 from mlxjobs.errors import (
     InvalidSchedulerError,
     JobSubmissionError,

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from submitit import JobEnvironment
 
-from mlxjobs import ranks
-from mlxjobs.adapters import load
+from mlxjobs.cluster import ranks
+from mlxjobs.cluster.registry import load
 from mlxjobs.errors import SchedulerError
 from mlxjobs.scheduler import Here, Scheduler
 

@@ -1,0 +1,1 @@
+"""A scheduler found, checked and put to work; knows no run."""
