@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from interleaved import HEADER, interleave, row
 
-from mlxjobs import checkpoints
-from mlxjobs.checkpoint_file import Record
-from mlxjobs.pickling import Pickled
+from mlxjobs.logger import checkpoints
+from mlxjobs.logger.checkpoint_file import Record
+from mlxjobs.logger.pickling import Pickled
 
 
 def plain(obj: Any, path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import orjson
 from interleaved import HEADER, interleave, row
 
-from mlxjobs.logger import DefaultLogger
+from mlxjobs.logger.logger import DefaultLogger
 
 
 def compare(floats: int, target: float, rows: int, rounds: int, directory: Path) -> None:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlxjobs import errors as errors
-    from mlxjobs.artifacts import Artifact as Artifact
-    from mlxjobs.artifacts import Checkpoint as Checkpoint
     from mlxjobs.code.gitvm import GitVM as GitVM
     from mlxjobs.config_dict import ConfigDict as ConfigDict
     from mlxjobs.context import Context as Context
@@ -20,8 +18,10 @@ if TYPE_CHECKING:
     from mlxjobs.frame import DataFrame as DataFrame
     from mlxjobs.guard import MixedRunsWarning as MixedRunsWarning
     from mlxjobs.launcher import launch as launch
-    from mlxjobs.logger import DefaultLogger as DefaultLogger
-    from mlxjobs.logger import Logger as Logger
+    from mlxjobs.logger.artifacts import Artifact as Artifact
+    from mlxjobs.logger.artifacts import Checkpoint as Checkpoint
+    from mlxjobs.logger.logger import DefaultLogger as DefaultLogger
+    from mlxjobs.logger.logger import Logger as Logger
     from mlxjobs.reader import Reader as Reader
     from mlxjobs.record.history import Preempted as Preempted
     from mlxjobs.record.history import RunStatus as RunStatus
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _MODULES = {
-    "Artifact": "artifacts",
-    "Checkpoint": "artifacts",
+    "Artifact": "logger.artifacts",
+    "Checkpoint": "logger.artifacts",
     "ConfigDict": "config_dict",
     "Context": "context",
     "DataDictList": "frame",
     "DataFrame": "frame",
-    "DefaultLogger": "logger",
+    "DefaultLogger": "logger.logger",
     "GitVM": "code.gitvm",
     "LocalScheduler": "schedulers.local",
-    "Logger": "logger",
+    "Logger": "logger.logger",
     "MLXJobsError": "errors",
     "MixedRunsWarning": "guard",
     "OARScheduler": "schedulers.oar",

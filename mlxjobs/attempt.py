@@ -18,9 +18,9 @@ from mlxjobs.config.secrets import Shown
 from mlxjobs.config_dict import ConfigDict, seed_of
 from mlxjobs.context import Context
 from mlxjobs.errors import RunError, SchedulerError
-from mlxjobs.hold import HeldLogger, is_held
-from mlxjobs.logger import DefaultLogger, SilentLogger
-from mlxjobs.metrics import seals
+from mlxjobs.logger.held import HeldLogger, is_held
+from mlxjobs.logger.logger import DefaultLogger, SilentLogger
+from mlxjobs.logger.metrics import seals
 from mlxjobs.record import history
 from mlxjobs.record.fence import Fence, Superseded, Vanished, take_over
 from mlxjobs.record.history import Attempt, Event, Preempted, RunState, RunStatus

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mlxjobs.metrics import last_lines
+from mlxjobs.logger.metrics import last_lines
 from mlxjobs.record.history import Attempt
 from mlxjobs.record.run import Run
 from mlxjobs.scheduler import JobState, JobStatus

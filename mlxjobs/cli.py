@@ -21,8 +21,8 @@ from rich.table import Table
 from mlxjobs import __version__, code_commands, watch
 from mlxjobs.config.stored import flat
 from mlxjobs.errors import MLXJobsError, RunError
-from mlxjobs.metric_values import json_object
-from mlxjobs.metrics import last_lines
+from mlxjobs.logger.metrics import last_lines
+from mlxjobs.logger.values import json_object
 from mlxjobs.record.history import RunState, RunStatus
 from mlxjobs.record.log_dir import from_ranges
 from mlxjobs.record.run import Run, runs_in

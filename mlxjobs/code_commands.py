@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlxjobs.errors import RunError, SnapshotError
-from mlxjobs.metric_values import json_object
+from mlxjobs.logger.values import json_object
 from mlxjobs.record.log_dir import from_ranges
 from mlxjobs.record.run import Run
 from mlxjobs.system.console import note, say

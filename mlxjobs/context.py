@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mlxjobs.config_dict import ConfigDict
 
 if TYPE_CHECKING:
-    from mlxjobs.logger import DefaultLogger
+    from mlxjobs.logger.logger import DefaultLogger
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs.cause import PROGRESS, progress
-from mlxjobs.rewind import log_names
+from mlxjobs.logger.rewind import log_names
 
 Line = Mapping[str, Any]
 Curves = dict[str, list[Line]]

@@ -23,7 +23,7 @@ import yaml  # noqa: F401 - to end the jobs takes it, and once Ctrl-C has cut it
 from mlxjobs import watch
 from mlxjobs.curves import Curves, Difference, compare, spread
 from mlxjobs.errors import MLXJobsError, RunError
-from mlxjobs.hold import DRILL
+from mlxjobs.logger.held import DRILL
 from mlxjobs.record.history import RunState, RunStatus
 from mlxjobs.system.console import note
 from mlxjobs.trial import Stuck, Trial, settings_for

@@ -13,6 +13,7 @@ from mlxjobs import matching, query
 from mlxjobs.columns import MISSING
 from mlxjobs.errors import InvalidKeyError, InvalidMapError
 from mlxjobs.guard import check_group, warn_of
+from mlxjobs.logger.values import plain
 from mlxjobs.maps import (
     MAP_TYPES,
     AggregationMap,
@@ -23,7 +24,6 @@ from mlxjobs.maps import (
     by_value,
     together,
 )
-from mlxjobs.metric_values import plain
 from mlxjobs.pandas_frames import frame_of, grouped_frame, indexed, shown_table
 from mlxjobs.row_list import RowList
 from mlxjobs.rows import DataDict, hashable

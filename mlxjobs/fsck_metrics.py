@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import checkpoint_file, checkpoints, rewind
 from mlxjobs.errors import DamagedCheckpointError, MLXJobsError
 from mlxjobs.findings import DAMAGED, Finding, copy_aside, move_aside
 from mlxjobs.fsck_metadata import Known
-from mlxjobs.metric_values import type_name
-from mlxjobs.metrics import MetricsWriter
+from mlxjobs.logger import checkpoint_file, checkpoints, rewind
+from mlxjobs.logger.metrics import MetricsWriter
+from mlxjobs.logger.values import type_name
 from mlxjobs.record.facts import read_plain
 from mlxjobs.record.fence import Fence
 from mlxjobs.system.files import replace_file

@@ -11,7 +11,7 @@ from typing import Any
 from mlxjobs.cause import of_job, with_progress
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.errors import JobSubmissionError, RunError, SchedulerError, UnknownSubmissionError
-from mlxjobs.metrics import seals
+from mlxjobs.logger.metrics import seals
 from mlxjobs.record.history import RunState, RunStatus, iso
 from mlxjobs.record.run import Run
 from mlxjobs.scheduler import EX_TEMPFAIL, Here, JobStatus

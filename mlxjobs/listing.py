@@ -14,7 +14,7 @@ from typing import IO, Any
 from mlxjobs.columns import MISSING
 from mlxjobs.errors import InvalidKeyError, MLXJobsError
 from mlxjobs.frame import DataFrame
-from mlxjobs.metric_values import json_object
+from mlxjobs.logger.values import json_object
 from mlxjobs.reader import Reader, UncertainRunWarning
 
 # column -> values

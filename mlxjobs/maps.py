@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxjobs.errors import InvalidMapError
-from mlxjobs.metric_values import plain
+from mlxjobs.logger.values import plain
 
 MAP_TYPES = ("Generic", "Columnwise", "Rowwise", "Pointwise")
 

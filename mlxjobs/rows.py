@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxjobs.columns import MISSING
 from mlxjobs.errors import InvalidKeyError
-from mlxjobs.metric_values import plain
+from mlxjobs.logger.values import plain
 from mlxjobs.table import RunTable
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from mlxjobs.rewind import SUPERSEDED
+from mlxjobs.logger.rewind import SUPERSEDED
 
 _CHUNK = 1 << 20
 _TEXTS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

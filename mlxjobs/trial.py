@@ -8,14 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import checkpoints, curves, watch
+from mlxjobs import curves, watch
 from mlxjobs.cause import progress
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.config import command_line
 from mlxjobs.config.settings import as_lines
 from mlxjobs.errors import MLXJobsError, RunError, SchedulerError
-from mlxjobs.hold import HELD, HOLD
-from mlxjobs.metrics import last_lines
+from mlxjobs.logger import checkpoints
+from mlxjobs.logger.held import HELD, HOLD
+from mlxjobs.logger.metrics import last_lines
 from mlxjobs.record.history import RunState, RunStatus
 from mlxjobs.record.run import Run, runs_in
 from mlxjobs.system import shell

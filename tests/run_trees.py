@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mlxjobs.logger import DefaultLogger
+from mlxjobs.logger.logger import DefaultLogger
 from mlxjobs.record.run import Run
 
 GENERATIONS = ("ours", "mlxp-0.1", "mlxp-1.0")

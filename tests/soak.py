@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import checkpoints
+from mlxjobs.logger import checkpoints
 from mlxjobs.record.history import RunState, RunStatus
 from mlxjobs.record.run import Run
 from tests.clusters.fixtures import install_python

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs import artifacts
-from mlxjobs.logger import DefaultLogger
+from mlxjobs.logger import artifacts
+from mlxjobs.logger.logger import DefaultLogger
 from tests.attempts import attempt
 from tests.crashes import crash_points
 

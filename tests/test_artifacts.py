@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxjobs import artifacts
-from mlxjobs.artifacts import Artifact, Checkpoint, NumpyArray, PNGImage, TorchModel
 from mlxjobs.errors import ArtifactNotFoundError, InvalidArtifactError, InvalidKeyError
+from mlxjobs.logger import artifacts
+from mlxjobs.logger.artifacts import Artifact, Checkpoint, NumpyArray, PNGImage, TorchModel
 
 
 @dataclass

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxjobs import checkpoints
-from mlxjobs.checkpoint_file import Record
-from mlxjobs.checkpoints import previous
 from mlxjobs.errors import DamagedCheckpointError
-from mlxjobs.logger import DefaultLogger
+from mlxjobs.logger import checkpoints
+from mlxjobs.logger.checkpoint_file import Record
+from mlxjobs.logger.checkpoints import previous
+from mlxjobs.logger.logger import DefaultLogger
 from tests.attempts import attempt
 
 # the calls by which a checkpoint comes to the disk
@@ -86,7 +86,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests.test_checkpoint_faults import OPTIONS, assert_next_works, break_calls, epoch_of, save
-from mlxjobs.logger import DefaultLogger
+from mlxjobs.logger.logger import DefaultLogger
 from tests.attempts import attempt
 
 options = OPTIONS[sys.argv[2]]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mlxjobs import checkpoints
-from mlxjobs.checkpoint_file import Record
+from mlxjobs.logger import checkpoints
+from mlxjobs.logger.checkpoint_file import Record
 
 MIB = 200
 
@@ -21,7 +21,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 from mlxjobs import checkpoints, pickling
-from mlxjobs.checkpoint_file import Record
+from mlxjobs.logger.checkpoint_file import Record
 
 def peak():
     # not ru_maxrss, which begins with the peak of the process before exec

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxjobs import checkpoints, pickling
-from mlxjobs.checkpoint_file import Record, read_record
-from mlxjobs.checkpoints import previous
 from mlxjobs.errors import DamagedCheckpointError, InvalidArtifactError
+from mlxjobs.logger import checkpoints, pickling
+from mlxjobs.logger.checkpoint_file import Record, read_record
+from mlxjobs.logger.checkpoints import previous
 
 RECORD = Record(7, 2, "last", {"train": 120, "val": 8}, rewinds=1)
 
@@ -302,7 +302,7 @@ def test_a_full_disk_leaves_the_old_one_and_names_the_file(tmp_path: Path, path:
 import resource
 from pathlib import Path
 from mlxjobs import checkpoints
-from mlxjobs.checkpoint_file import Record
+from mlxjobs.logger.checkpoint_file import Record
 path = Path({str(path)!r})
 checkpoints.save(b"good", path, Record(1, 1, "last", {{}}))
 for limit in (10, 70_000, 1_000_000, 3_000_100):  # the last one is in the trailer
@@ -325,7 +325,7 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np
 from mlxjobs import checkpoints
-from mlxjobs.checkpoint_file import Record
+from mlxjobs.logger.checkpoint_file import Record
 
 path, point = Path(sys.argv[1]), int(sys.argv[2])
 calls = 0
@@ -375,7 +375,7 @@ def test_a_process_killed_from_outside_leaves_a_good_checkpoint(path: Path) -> N
 from pathlib import Path
 import numpy as np
 from mlxjobs import checkpoints
-from mlxjobs.checkpoint_file import Record
+from mlxjobs.logger.checkpoint_file import Record
 path = Path({str(path)!r})
 for epoch in range(100_000):
     obj = {{"epoch": epoch, "data": np.full(100_000, epoch)}}

@@ -18,10 +18,10 @@ import pytest
 from typer.testing import CliRunner
 
 from mlxjobs import watch
-from mlxjobs.checkpoints import candidates, load_first
 from mlxjobs.cli import app, list_rows
 from mlxjobs.errors import MLXJobsError
 from mlxjobs.fsck import check
+from mlxjobs.logger.checkpoints import candidates, load_first
 from mlxjobs.reader import Reader
 from tests.project import Project
 from tests.run_trees import write_run

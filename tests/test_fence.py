@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from mlxjobs.artifacts import NumpyArray
-from mlxjobs.logger import DefaultLogger
+from mlxjobs.logger.artifacts import NumpyArray
+from mlxjobs.logger.logger import DefaultLogger
 from mlxjobs.record.fence import Fence, Superseded, take_over
 from tests.project import Project, await_value
 from tests.slurm_stub import Slurm

@@ -14,11 +14,11 @@ import yaml
 from typer.testing import CliRunner
 
 from mlxjobs import watch
-from mlxjobs.checkpoints import candidates, load_first
 from mlxjobs.cli import app
 from mlxjobs.fsck import check
 from mlxjobs.hand_in import end_attempt
-from mlxjobs.logger import DefaultLogger
+from mlxjobs.logger.checkpoints import candidates, load_first
+from mlxjobs.logger.logger import DefaultLogger
 from mlxjobs.reader import Reader
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.run import Run

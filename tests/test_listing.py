@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from mlxjobs import cli, listing
 from mlxjobs.cli import app
 from mlxjobs.columns import publish
-from mlxjobs.logger import DefaultLogger
+from mlxjobs.logger.logger import DefaultLogger
 from mlxjobs.record.history import Attempt, RunState
 from mlxjobs.record.run import Run
 from mlxjobs.system.console import say

@@ -21,15 +21,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxjobs import artifacts, checkpoint_file, checkpoints
-from mlxjobs.artifacts import Artifact, Checkpoint
 from mlxjobs.errors import (
     CheckpointNotFoundError,
     DamagedCheckpointError,
     InvalidArtifactError,
     InvalidKeyError,
 )
-from mlxjobs.logger import DefaultLogger, Logger, SilentLogger
+from mlxjobs.logger import artifacts, checkpoint_file, checkpoints
+from mlxjobs.logger.artifacts import Artifact, Checkpoint
+from mlxjobs.logger.logger import DefaultLogger, Logger, SilentLogger
 from mlxjobs.record.fence import Fence
 from tests.attempts import attempt
 from tests.project import await_value
@@ -389,7 +389,7 @@ def test_resuming_is_told_once_for_each_checkpoint_of_this_run(run: Path) -> Non
 def test_a_full_disk_while_metrics_are_moved_does_not_lose_the_checkpoint(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mlxjobs import rewind
+    from mlxjobs.logger import rewind
 
     train(attempt(run, 1), 0, 3, save=1)
     logger = attempt(run, 2)

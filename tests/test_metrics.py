@@ -19,9 +19,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxjobs import metrics as metrics_module
 from mlxjobs.errors import InvalidKeyError, InvalidMetricError, MLXJobsError
-from mlxjobs.metrics import MetricsWriter
+from mlxjobs.logger import metrics as metrics_module
+from mlxjobs.logger.metrics import MetricsWriter
 from mlxjobs.record.fence import Fence
 from tests.crashes import crash_points
 
@@ -325,7 +325,7 @@ def test_a_line_that_does_not_fit_on_the_disk_leaves_no_trace(tmp_path: Path) ->
     script = f"""
 import resource, signal
 from pathlib import Path
-from mlxjobs.metrics import MetricsWriter
+from mlxjobs.logger.metrics import MetricsWriter
 writer = MetricsWriter(Path({str(tmp_path)!r}) / "metrics")
 row = {{"text": "x" * 100}}
 for _ in range(5):
@@ -427,7 +427,7 @@ def test_a_forked_child_adds_to_the_same_file(tmp_path: Path) -> None:
     script = f"""
 import os
 from pathlib import Path
-from mlxjobs.metrics import MetricsWriter
+from mlxjobs.logger.metrics import MetricsWriter
 writer = MetricsWriter(Path({str(tmp_path)!r}) / "metrics")
 writer.append({{"who": "parent"}}, "train")
 child = os.fork()
@@ -445,7 +445,7 @@ def test_forked_workers_that_begin_to_log_at_once_wait_for_nobody_and_lose_no_ke
     script = f"""
 import os, signal, threading
 from pathlib import Path
-from mlxjobs.metrics import MetricsWriter
+from mlxjobs.logger.metrics import MetricsWriter
 writer = MetricsWriter(Path({str(tmp_path)!r}) / "metrics")
 writer.append({{"loss": 1.0}}, "train")
 busy, done = threading.Event(), threading.Event()
@@ -476,7 +476,7 @@ done.set()
 def test_importing_it_brings_nothing_heavy() -> None:
     script = """
 import sys
-import mlxjobs.logger
+import mlxjobs.logger.logger
 heavy = {"numpy", "torch", "cloudpickle", "yaml", "matplotlib", "orjson", "pickle", "json"}
 print(*sorted(heavy & set(sys.modules)))
 """
@@ -638,7 +638,7 @@ def test_a_full_disk_during_a_rewind_loses_nothing(tmp_path: Path) -> None:
     script = f"""
 import resource
 from pathlib import Path
-from mlxjobs.metrics import MetricsWriter
+from mlxjobs.logger.metrics import MetricsWriter
 writer = MetricsWriter(Path({str(tmp_path)!r}) / "metrics")
 for epoch in range(100):
     writer.append({{"epoch": epoch}}, "train")

@@ -18,7 +18,7 @@ import pytest
 
 from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.hand_in import end_attempt
-from mlxjobs.logger import DefaultLogger
+from mlxjobs.logger.logger import DefaultLogger
 from mlxjobs.preemption import Preemption
 from mlxjobs.record.history import Preempted, RunStatus
 from mlxjobs.record.run import Run

@@ -23,7 +23,7 @@ from mlxjobs.errors import (
     RunError,
 )
 from mlxjobs.index import FILE_NAME
-from mlxjobs.logger import DefaultLogger
+from mlxjobs.logger.logger import DefaultLogger
 from mlxjobs.reader import UnreadableRunWarning
 from tests.run_trees import GENERATIONS, LOSSES, age, write_run
 

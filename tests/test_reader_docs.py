@@ -9,7 +9,7 @@ from typing import Any
 import mlxpy
 import pytest
 
-from mlxjobs.logger import DefaultLogger
+from mlxjobs.logger.logger import DefaultLogger
 from tests.run_trees import write_run
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reader.md"

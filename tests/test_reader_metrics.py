@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mlxjobs import series
 from mlxjobs.errors import InvalidKeyError, MLXJobsError
-from mlxjobs.logger import DefaultLogger
+from mlxjobs.logger.logger import DefaultLogger
 from mlxjobs.reader import UnreadableRunWarning
 from mlxjobs.series import Source, load, summarise
 from tests.run_trees import GENERATIONS, write_run

@@ -18,8 +18,6 @@ import mlxpy
 import numpy as np
 import pytest
 
-from mlxjobs import checkpoint_file, checkpoints, saving
-from mlxjobs.artifacts import Checkpoint
 from mlxjobs.errors import (
     CheckpointNotFoundError,
     DamagedCheckpointError,
@@ -27,7 +25,9 @@ from mlxjobs.errors import (
     InvalidKeyError,
     InvalidMetricError,
 )
-from mlxjobs.logger import DefaultLogger, SilentLogger
+from mlxjobs.logger import checkpoint_file, checkpoints, saving
+from mlxjobs.logger.artifacts import Checkpoint
+from mlxjobs.logger.logger import DefaultLogger, SilentLogger
 from tests.attempts import attempt
 from tests.project import Project
 from tests.run_trees import write_run
@@ -544,7 +544,7 @@ def test_a_process_killed_while_it_writes_in_the_background_leaves_the_old_one(t
     script = """
 import os, sys, time
 from mlxjobs import pickling
-from mlxjobs.logger import DefaultLogger
+from mlxjobs.logger.logger import DefaultLogger
 logger = DefaultLogger(sys.argv[1])
 logger.log_checkpoint({"epoch": 0}, "last")
 write = os.write

@@ -1,5 +1,5 @@
-"""The artifact classes of `mlxjobs.artifacts`."""
+"""The artifact classes of `mlxjobs.logger.artifacts`."""
 
-from mlxjobs.artifacts import Artifact, Checkpoint
+from mlxjobs.logger.artifacts import Artifact, Checkpoint
 
 __all__ = ["Artifact", "Checkpoint"]

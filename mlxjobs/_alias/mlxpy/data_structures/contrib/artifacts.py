@@ -1,5 +1,5 @@
-"""The ready-made artifacts of `mlxjobs.artifacts`."""
+"""The ready-made artifacts of `mlxjobs.logger.artifacts`."""
 
-from mlxjobs.artifacts import NumpyArray, PNGImage, TorchModel
+from mlxjobs.logger.artifacts import NumpyArray, PNGImage, TorchModel
 
 __all__ = ["NumpyArray", "PNGImage", "TorchModel"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlxjobs.artifact_history import ArtifactHistory
-from mlxjobs.checkpoint_file import Record
-from mlxjobs.metrics import MetricsWriter
+from mlxjobs.logger.artifact_history import ArtifactHistory
+from mlxjobs.logger.checkpoint_file import Record
+from mlxjobs.logger.metrics import MetricsWriter
 from mlxjobs.system.console import note
 
 

@@ -14,7 +14,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 def save_pickle(obj: Any, path: str) -> None:
     """Pickle an object; cloudpickle takes what pickle cannot."""
-    from mlxjobs.pickling import dump
+    from mlxjobs.logger.pickling import dump
 
     with open(path, "wb") as file:
         dump(obj, file)

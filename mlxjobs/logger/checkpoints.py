@@ -26,9 +26,9 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import checkpoint_file
-from mlxjobs.checkpoint_file import Record, peek, read_record
 from mlxjobs.errors import DamagedCheckpointError, InvalidArtifactError
+from mlxjobs.logger import checkpoint_file
+from mlxjobs.logger.checkpoint_file import Record, peek, read_record
 from mlxjobs.record.fence import Fence
 from mlxjobs.system.console import note
 from mlxjobs.system.files import sync_directory

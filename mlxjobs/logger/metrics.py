@@ -20,9 +20,9 @@ from time import monotonic
 from typing import Any
 from weakref import ref
 
-from mlxjobs import rewind as rewinding
 from mlxjobs.errors import InvalidKeyError, InvalidMetricError
-from mlxjobs.metric_values import json_object, key_text, type_name, unwrap
+from mlxjobs.logger import rewind as rewinding
+from mlxjobs.logger.values import json_object, key_text, type_name, unwrap
 from mlxjobs.record.fence import Fence
 from mlxjobs.system.files import replace_file, sync_directory
 from mlxjobs.system.paths import is_file_name, naming

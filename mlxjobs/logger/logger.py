@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from mlxjobs import artifacts
-from mlxjobs.artifact_history import ArtifactHistory
-from mlxjobs.artifacts import Artifact
-from mlxjobs.checkpoints import SUFFIX
-from mlxjobs.metrics import MetricsWriter
-from mlxjobs.monitor import Monitor
+from mlxjobs.logger import artifacts
+from mlxjobs.logger.artifact_history import ArtifactHistory
+from mlxjobs.logger.artifacts import Artifact
+from mlxjobs.logger.checkpoints import SUFFIX
+from mlxjobs.logger.metrics import MetricsWriter
+from mlxjobs.logger.monitor import Monitor
+from mlxjobs.logger.resume import Resumption
+from mlxjobs.logger.saving import Checkpoints
 from mlxjobs.record.fence import Fence
-from mlxjobs.resume import Resumption
-from mlxjobs.saving import Checkpoints
 
 # the loggers of this process, by directory: a pickled logger comes back as the one of its run
 _ACTIVE: WeakValueDictionary[str, DefaultLogger] = WeakValueDictionary()

@@ -73,7 +73,7 @@ def dump(obj: Any, file: RewindableFile) -> None:
 
 def _dump(pickler: Any, obj: Any, file: RewindableFile) -> None:
     if hasattr(sys.modules.get("torch.storage"), "UntypedStorage"):  # since torch 2.0
-        from mlxjobs.torch_storages import streaming
+        from mlxjobs.logger.torch_storages import streaming
 
         pickler = streaming(pickler)
     pickler(file, protocol=5).dump(obj)

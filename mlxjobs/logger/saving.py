@@ -6,21 +6,21 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from mlxjobs import checkpoints
-from mlxjobs.artifact_history import ArtifactHistory
-from mlxjobs.artifacts import check_artifact_name
-from mlxjobs.checkpoint_file import Record, peek
-from mlxjobs.checkpoints import SUFFIX, Loaded
 from mlxjobs.errors import (
     CheckpointNotFoundError,
     DamagedCheckpointError,
     InvalidArtifactError,
     InvalidKeyError,
 )
-from mlxjobs.metrics import MetricsWriter
-from mlxjobs.monitor import Monitor
-from mlxjobs.pickling import Pickled
-from mlxjobs.resume import Resumption
+from mlxjobs.logger import checkpoints
+from mlxjobs.logger.artifact_history import ArtifactHistory
+from mlxjobs.logger.artifacts import check_artifact_name
+from mlxjobs.logger.checkpoint_file import Record, peek
+from mlxjobs.logger.checkpoints import SUFFIX, Loaded
+from mlxjobs.logger.metrics import MetricsWriter
+from mlxjobs.logger.monitor import Monitor
+from mlxjobs.logger.pickling import Pickled
+from mlxjobs.logger.resume import Resumption
 from mlxjobs.system.console import note
 
 

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxjobs.artifact_history import ArtifactHistory
-from mlxjobs.artifact_types import (
+from mlxjobs.errors import ArtifactNotFoundError, InvalidArtifactError, InvalidKeyError
+from mlxjobs.logger.artifact_history import ArtifactHistory
+from mlxjobs.logger.artifact_types import (
     load_image,
     load_json,
     load_numpy,
@@ -34,7 +35,6 @@ from mlxjobs.artifact_types import (
     save_text,
     save_torch,
 )
-from mlxjobs.errors import ArtifactNotFoundError, InvalidArtifactError, InvalidKeyError
 from mlxjobs.record.fence import Fence
 from mlxjobs.system.files import sync_directory
 from mlxjobs.system.paths import is_file_name, naming

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlxjobs.errors import InvalidArtifactError, InvalidKeyError, InvalidMetricError
-from mlxjobs.rewind import log_names
+from mlxjobs.logger.rewind import log_names
 
 _BLOCK = 1 << 16
 _TEXTS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs.errors import DamagedCheckpointError
-from mlxjobs.pickling import EarlyWriter, Pickled, checksum, dump
+from mlxjobs.logger.pickling import EarlyWriter, Pickled, checksum, dump
 
 _MARKER = b"\nmlxjobs checkpoint "
 _MAGIC = b"MLXJCK2\n"

@@ -1,0 +1,1 @@
+"""What a task records and takes back: metrics, artifacts, checkpoints."""
