@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from mlxjobs import errors as errors
     from mlxjobs.code.gitvm import GitVM as GitVM
     from mlxjobs.config_dict import ConfigDict as ConfigDict
-    from mlxjobs.context import Context as Context
     from mlxjobs.errors import MLXJobsError as MLXJobsError
     from mlxjobs.frame import DataDictList as DataDictList
     from mlxjobs.frame import DataFrame as DataFrame
     from mlxjobs.guard import MixedRunsWarning as MixedRunsWarning
+    from mlxjobs.jobs.context import Context as Context
     from mlxjobs.launcher import launch as launch
     from mlxjobs.logger.artifacts import Artifact as Artifact
     from mlxjobs.logger.artifacts import Checkpoint as Checkpoint
@@ -37,7 +37,7 @@ _MODULES = {
     "Artifact": "logger.artifacts",
     "Checkpoint": "logger.artifacts",
     "ConfigDict": "config_dict",
-    "Context": "context",
+    "Context": "jobs.context",
     "DataDictList": "frame",
     "DataFrame": "frame",
     "DefaultLogger": "logger.logger",

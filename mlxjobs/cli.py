@@ -18,9 +18,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mlxjobs import __version__, code_commands, watch
+from mlxjobs import __version__, code_commands
 from mlxjobs.config.stored import flat
 from mlxjobs.errors import MLXJobsError, RunError
+from mlxjobs.jobs import look
 from mlxjobs.logger.metrics import last_lines
 from mlxjobs.logger.values import json_object
 from mlxjobs.record.history import RunState, RunStatus
@@ -99,7 +100,7 @@ def ls(
     if what or sort or columns:
         _ls_query(logs, what, sort, columns, as_json=as_json)
         return
-    rows = list_rows(watch.look(logs))
+    rows = list_rows(look.look(logs))
     _note_others(logs)
     if as_json:
         for row in rows:
@@ -163,12 +164,12 @@ def export(
         say(f"{count} rows in {target}")
 
 
-def list_rows(seen: Sequence[watch.Seen]) -> list[dict[str, Any]]:
+def list_rows(seen: Sequence[look.Seen]) -> list[dict[str, Any]]:
     """Return what `mlxjobs ls` shows of runs."""
     return [_row(one) for one in seen]
 
 
-def _row(one: watch.Seen) -> dict[str, Any]:
+def _row(one: look.Seen) -> dict[str, Any]:
     return {
         "id": one.run.log_id,
         "status": one.state.status,
@@ -263,10 +264,10 @@ def _cell(value: Any) -> str:
 
 
 def _each(
-    words: Sequence[str], logs: Path, act: Callable[[Sequence[watch.Seen]], Iterator[watch.Outcome]]
+    words: Sequence[str], logs: Path, act: Callable[[Sequence[look.Seen]], Iterator[look.Outcome]]
 ) -> None:
     failed = 0
-    for outcome in act(watch.look(logs, _numbers(words))):
+    for outcome in act(look.look(logs, _numbers(words))):
         if isinstance(outcome, MLXJobsError):
             note(f"error: {outcome}")
             failed = max(failed, outcome.exit_code)
@@ -279,19 +280,19 @@ def _each(
 @app.command()
 def cancel(runs: _Ids, logs: _Logs = Path("logs")) -> None:
     """End runs for good: their jobs are cancelled, their status is CANCELLED, they stay down."""
-    _each(runs, logs, watch.cancel)
+    _each(runs, logs, look.cancel)
 
 
 @app.command()
 def preempt(runs: _Ids, logs: _Logs = Path("logs")) -> None:
     """Make running runs checkpoint, leave the machine, and come back from the queue."""
-    _each(runs, logs, watch.preempt)
+    _each(runs, logs, look.preempt)
 
 
 @app.command()
 def requeue(runs: _Ids, logs: _Logs = Path("logs")) -> None:
     """Stop the jobs of runs now and start them again, from their last checkpoints."""
-    _each(runs, logs, watch.requeue)
+    _each(runs, logs, look.requeue)
 
 
 @app.command(context_settings={"allow_interspersed_args": False})

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlxjobs.cause import PROGRESS, progress
+from mlxjobs.jobs.cause import PROGRESS, progress
 from mlxjobs.logger.rewind import log_names
 
 Line = Mapping[str, Any]

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import yaml  # noqa: F401 - to end the jobs takes it, and once Ctrl-C has cut its import short it has none
 
-from mlxjobs import watch
 from mlxjobs.curves import Curves, Difference, compare, spread
 from mlxjobs.errors import MLXJobsError, RunError
+from mlxjobs.jobs import look
 from mlxjobs.logger.held import DRILL
 from mlxjobs.record.history import RunState, RunStatus
 from mlxjobs.system.console import note
@@ -117,12 +117,12 @@ def _bring_back(trial: Trial) -> None:
         return state.status.ended or len(state.attempts) > 1 or time.monotonic() > give_up
 
     if len(trial.follow(ended).attempts) == 1:
-        trial.do(watch.requeue)
+        trial.do(look.requeue)
 
 
 WAYS = (
-    Way("warning", "warned, leaves by itself", lambda trial: trial.do(watch.preempt)),
-    Way("requeue", "stopped and requeued", lambda trial: trial.do(watch.requeue)),
+    Way("warning", "warned, leaves by itself", lambda trial: trial.do(look.preempt)),
+    Way("requeue", "stopped and requeued", lambda trial: trial.do(look.requeue)),
     Way("kill", "killed in a step", _bring_back, kills=True),
     Way("time-limit", "at its time limit", limited=True),
 )

@@ -15,10 +15,10 @@ from mlxjobs.config.secrets import without
 from mlxjobs.config.stored import Composed
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.errors import MLXJobsError, RunError
+from mlxjobs.jobs.startable import Place
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.log_dir import waiting_in
 from mlxjobs.record.run import Run
-from mlxjobs.startable import Place
 from mlxjobs.system.console import note
 from mlxjobs.system.seals import is_sealed
 
@@ -94,7 +94,7 @@ def hand_in_more(run: Run, place: Place) -> None:
     parent = run.path.parent
     if place.here is None or place.rank > 0 or not waiting_in(parent):
         return
-    from mlxjobs.arrays import feed
+    from mlxjobs.jobs.arrays import feed
 
     try:
         fed = feed(parent)

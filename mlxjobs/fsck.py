@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from mlxjobs import watch
 from mlxjobs.errors import DamagedHistoryError
 from mlxjobs.findings import Finding
 from mlxjobs.fsck_logs import check_jobs, check_links, check_marks, check_snapshots
 from mlxjobs.fsck_metadata import Known, check_history, check_leftovers, check_metadata, lacks_events
 from mlxjobs.fsck_metrics import check_checkpoints, check_metrics
+from mlxjobs.jobs import look
+from mlxjobs.jobs.look import Seen
 from mlxjobs.record.facts import outdate
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.run import Run, runs_in
-from mlxjobs.watch import Seen
 
 # a run without a history, or without anything, that nobody has touched for so long is no longer written
 _IDLE_S = 3600
@@ -67,7 +67,7 @@ def _findings(logs: Path, log_ids: Sequence[int] | None) -> Iterator[Finding]:
     whole = [run.log_id for run in runs if run.log_id in before and not lacks_events(run)]
     if log_ids is not None:
         whole += [log_id for log_id in log_ids if log_id not in before]  # which it says do not exist
-    seen = watch.look(logs, whole)
+    seen = look.look(logs, whole)
     for one in seen:
         yield from _check_state(one, before.get(one.run.log_id))
     for run in runs:

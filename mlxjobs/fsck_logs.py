@@ -10,11 +10,11 @@ from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.code.copying import abandoned, lacking, remove_abandoned
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.findings import Finding
+from mlxjobs.jobs.look import Seen, not_imported
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.log_dir import arrays_folder, waiting_folder, waiting_in
 from mlxjobs.record.run import Run
 from mlxjobs.system import shell
-from mlxjobs.watch import Seen, not_imported
 
 _ANSWER_S = 60.0
 _MOST = 10_000  # numbers without a run that are looked for among the jobs

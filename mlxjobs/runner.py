@@ -62,7 +62,7 @@ class Runner:
         Raises:
             SystemExit: a task failed; with its exit code.
         """
-        from mlxjobs.attempt import TaskFailed
+        from mlxjobs.jobs.attempt import TaskFailed
         from mlxjobs.record.fence import Superseded
 
         cwd = Path.cwd()
@@ -105,9 +105,9 @@ class Runner:
         facts: dict[str, Any],
         cwd: Path,
     ) -> Any:
-        from mlxjobs.attempt import execute
         from mlxjobs.config import around_task
-        from mlxjobs.startable import Place
+        from mlxjobs.jobs.attempt import execute
+        from mlxjobs.jobs.startable import Place
 
         hidden = mask.hide(composed)
         if hidden.secrets:
@@ -157,12 +157,12 @@ class Runner:
             SystemExit: the attempt did not complete the run; with the exit code that says how.
         """
         from mlxjobs import existing
-        from mlxjobs.attempt import TaskFailed, execute
         from mlxjobs.code import provenance
         from mlxjobs.config import around_task
+        from mlxjobs.jobs.attempt import TaskFailed, execute
+        from mlxjobs.jobs.startable import AlreadyComplete, check_startable
         from mlxjobs.record.fence import Superseded
         from mlxjobs.record.history import Preempted
-        from mlxjobs.startable import AlreadyComplete, check_startable
 
         place, cluster = existing.place_of(run)
         follow = options["logger"]["log_streams_to_file"] and place.here is None

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxjobs.arrays import HandedIn, hand_in_all
 from mlxjobs.cluster import registry
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.cluster.script import job_name, render
@@ -21,12 +20,13 @@ from mlxjobs.code import flushing, live_tree, provenance
 from mlxjobs.config import command_line, settings, stored
 from mlxjobs.config.stored import Composed
 from mlxjobs.errors import InvalidConfigFileError, InvalidShellPathError, RunError
-from mlxjobs.hand_in import claim, hand_in
+from mlxjobs.jobs.arrays import HandedIn, hand_in_all
+from mlxjobs.jobs.hand_in import claim, hand_in
+from mlxjobs.jobs.startable import Place, check_startable
 from mlxjobs.record.history import RunState, RunStatus
 from mlxjobs.record.log_dir import in_ranges
 from mlxjobs.record.run import Run
 from mlxjobs.scheduler import Job
-from mlxjobs.startable import Place, check_startable
 from mlxjobs.system.console import is_terminal, note, say
 from mlxjobs.system.files import flushed_together, replace_file
 

@@ -8,12 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import curves, watch
-from mlxjobs.cause import progress
+from mlxjobs import curves
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.config import command_line
 from mlxjobs.config.settings import as_lines
 from mlxjobs.errors import MLXJobsError, RunError, SchedulerError
+from mlxjobs.jobs import look as watch
+from mlxjobs.jobs.cause import progress
 from mlxjobs.logger import checkpoints
 from mlxjobs.logger.held import HELD, HOLD
 from mlxjobs.logger.metrics import last_lines

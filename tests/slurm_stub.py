@@ -64,7 +64,7 @@ SCONTROL = '#!/bin/bash\ncd "$(dirname "$0")" || exit\necho "MaxArraySize       
 SCANCEL = '#!/bin/bash\ncd "$(dirname "$0")" || exit\necho "$*" >> cancelled\n'
 # the time that is left to a command that hangs, cut short
 IMPATIENT = (
-    "import mlxjobs.cluster.cluster as c, mlxjobs.arrays as a\n"
+    "import mlxjobs.cluster.cluster as c, mlxjobs.jobs.arrays as a\n"
     "c._SUBMIT_S, c._SEARCH_S, a._PATIENCE_S = 0.5, 0.5, 0.0\n"
 )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs import watch
+from mlxjobs.jobs import look
 from mlxjobs.record.history import RunStatus
 from tests.project import MAIN, Project
 from tests.slurm_stub import IMPATIENT, Slurm
@@ -258,7 +258,7 @@ def test_ctrl_c_waits_until_what_was_taken_is_on_record(slurm_stub: Slurm) -> No
     project = slurm_stub.project
     # sbatch is done, and Ctrl-C comes while the first of its jobs is recorded
     patch = (
-        "import os, signal, mlxjobs.arrays as a\n"
+        "import os, signal, mlxjobs.jobs.arrays as a\n"
         "accept = a.accept\n"
         "def slowly(run, *more):\n"
         "    run.log_id == 1 and os.kill(os.getpid(), signal.SIGINT)\n"
@@ -331,5 +331,5 @@ def test_an_answer_that_cannot_be_read_is_a_doubt_and_no_traceback(
 
     monkeypatch.setenv("PATH", project.env["PATH"])
     monkeypatch.setattr("mlxjobs.schedulers.slurm.SLURMScheduler.parse_status", fail)
-    (seen,) = watch.look(project.logs)
+    (seen,) = look.look(project.logs)
     assert "SLURMScheduler does not understand the answer of squeue: no JSON" in str(seen.doubt)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.cause import of_job, with_progress
+from mlxjobs.jobs.cause import of_job, with_progress
 from mlxjobs.record.history import Attempt
 from mlxjobs.record.run import Run
 from mlxjobs.scheduler import JobState, JobStatus, exit_words

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from mlxjobs import watch
 from mlxjobs.cli import app, list_rows
 from mlxjobs.errors import MLXJobsError
 from mlxjobs.fsck import check
+from mlxjobs.jobs import look
 from mlxjobs.logger.checkpoints import candidates, load_first
 from mlxjobs.reader import Reader
 from tests.project import Project
@@ -77,7 +77,7 @@ def shown(logs: Path, cache: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for row in list_rows(watch.look(logs)):
+        for row in list_rows(look.look(logs)):
             json.dumps(row, default=str)
             doubt = row.pop("doubt")
             values["ls"] = "doubt" if doubt else row

@@ -21,19 +21,20 @@ from typing import Any
 
 import pytest
 
-from mlxjobs import hand_in, launcher, watch
-from mlxjobs.attempt import TaskFailed, execute
+from mlxjobs import launcher
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.config import settings
 from mlxjobs.config_dict import ConfigDict
-from mlxjobs.context import Context
+from mlxjobs.jobs import hand_in, look
+from mlxjobs.jobs.attempt import TaskFailed, execute
+from mlxjobs.jobs.context import Context
+from mlxjobs.jobs.startable import Place
 from mlxjobs.local import queue as localqueue
 from mlxjobs.local.state import open_queue
 from mlxjobs.reader import Reader
 from mlxjobs.record.history import RunState, RunStatus, iso
 from mlxjobs.record.run import Run
 from mlxjobs.schedulers import local
-from mlxjobs.startable import Place
 from mlxjobs.system import shell
 from mlxjobs.system.seals import open_json, seal_json
 from tests.faulty import NEED_ROOM, Calls, full_at, killed_at, vanishing_at
@@ -111,7 +112,7 @@ def assert_truthful(run: Run) -> RunState:
     """Whoever looks is told the same by everybody, and COMPLETE only where it is; returns the state."""
     told = Reader(run.path.parent).filter("")[0]["info.status"]
     assert told == run.state().status, "the Reader, before anybody has looked"
-    (seen,) = watch.look(run.path.parent)
+    (seen,) = look.look(run.path.parent)
     assert seen.doubt is None
     assert seen.state.status in (RunStatus.COMPLETE, RunStatus.FAILED)
     assert run.read_yaml("info")["status"] == seen.state.status
@@ -240,7 +241,7 @@ def jobs() -> dict[int, bytes]:
 
 def assert_submitted_or_not(run: Run) -> None:
     """The run says what became of its submission, and can be submitted again if it is not in the queue."""
-    (seen,) = watch.look(run.path.parent, [run.log_id])
+    (seen,) = look.look(run.path.parent, [run.log_id])
     assert seen.doubt is None
     queued = jobs()
     assert set(queued.values()) <= {run.script.read_bytes()}
@@ -250,7 +251,7 @@ def assert_submitted_or_not(run: Run) -> None:
         return
     assert seen.state.sequence == 1 or seen.state.status is RunStatus.FAILED
     submit(run)
-    (seen,) = watch.look(run.path.parent, [run.log_id])
+    (seen,) = look.look(run.path.parent, [run.log_id])
     assert seen.state.status is RunStatus.SUBMITTED
     assert int(seen.state.job_id or 0) == max(jobs())
 
@@ -434,7 +435,7 @@ def test_a_job_whose_directory_vanishes_ends_and_leaves_the_others_alone(project
 
 
 def shown_by_ls(logs: Path) -> list[str]:
-    return [str(one.state.status) for one in watch.look(logs) if one.run.log_id == 2]
+    return [str(one.state.status) for one in look.look(logs) if one.run.log_id == 2]
 
 
 def shown_by_reader(logs: Path) -> list[str]:
@@ -474,7 +475,7 @@ def test_what_cannot_be_recorded_is_shown_all_the_same(
     capsys.readouterr()
     with monkeypatch.context() as patch:
         full_at(1, until=10**9).install(patch)
-        (seen,) = watch.look(tmp_path)
+        (seen,) = look.look(tmp_path)
     assert seen.state.status is RunStatus.FAILED
     assert seen.state.reason == "killed at epoch 1: its process is gone"
     assert seen.doubt is not None
@@ -509,4 +510,4 @@ def test_a_clock_that_goes_back_changes_neither_the_order_nor_what_is_shown(
     reader.refresh()
     assert reader.filter("")[0]["info.status"] == "COMPLETE"
     assert reader.filter("")[0]["train.loss.last"] == CURVE[-1]["loss"]
-    assert watch.look(tmp_path)[0].state.status is RunStatus.COMPLETE
+    assert look.look(tmp_path)[0].state.status is RunStatus.COMPLETE

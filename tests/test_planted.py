@@ -11,10 +11,10 @@ from pathlib import Path
 import mlxpy
 import pytest
 
-from mlxjobs.arrays import feed
 from mlxjobs.code.gitvm import GitVM
 from mlxjobs.columns import SCHEMA
 from mlxjobs.errors import RunError, SnapshotError
+from mlxjobs.jobs.arrays import feed
 from mlxjobs.record.log_dir import take_array, waiting_in
 from mlxjobs.record.run import Run
 from mlxjobs.system.files import replace_file

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from mlxjobs.errors import RunError, SchedulerError
-from mlxjobs.hand_in import end_attempt
+from mlxjobs.jobs.hand_in import end_attempt
+from mlxjobs.jobs.preemption import Preemption
 from mlxjobs.logger.logger import DefaultLogger
-from mlxjobs.preemption import Preemption
 from mlxjobs.record.history import Preempted, RunStatus
 from mlxjobs.record.run import Run
 from mlxjobs.scheduler import EX_TEMPFAIL, Fate, Here, JobState, JobStatus
@@ -196,7 +196,7 @@ def test_a_task_that_ends_while_its_successor_is_being_handed_in_has_none(
         run.record(lambda state: {"event": "ended", "attempt": 1, "status": status.value})
         return []
 
-    monkeypatch.setattr("mlxjobs.hand_in.shell.missing", end_now)
+    monkeypatch.setattr("mlxjobs.jobs.hand_in.shell.missing", end_now)
     with one.listen():
         warn(cluster)
     assert cluster.submitted == []
@@ -263,12 +263,12 @@ def test_a_scheduler_that_falls_silent_does_not_let_the_end_of_the_job_be_missed
     cluster = FakeCluster(ends=datetime.now(timezone.utc) + timedelta(hours=1))
     one = preemption(run, cluster)
     left: list[int] = []
-    monkeypatch.setattr("mlxjobs.preemption.os._exit", left.append)
+    monkeypatch.setattr("mlxjobs.jobs.preemption.os._exit", left.append)
     with one.listen():
         warn(cluster)
         cluster.silent = True
         cluster.asked.clear()
-        monkeypatch.setattr("mlxjobs.preemption._BEFORE_END_S", 3600.0)  # the end has come near
+        monkeypatch.setattr("mlxjobs.jobs.preemption._BEFORE_END_S", 3600.0)  # the end has come near
         warn(cluster)
         await_value(lambda: left, "the exit")
     assert cluster.requeued == ["57"]
@@ -302,7 +302,7 @@ def test_a_task_that_ended_waits_for_a_scheduler_that_does_not_answer(
     with one.listen():
         warn(cluster)
         assert one.look()
-        monkeypatch.setattr("mlxjobs.preemption.time.sleep", pause)
+        monkeypatch.setattr("mlxjobs.jobs.preemption.time.sleep", pause)
         with pytest.raises(Preempted):
             one.at_the_end(nothing, by_exit=False)
     assert cluster.requeued == ["57"]

@@ -11,7 +11,7 @@ from typing import Any
 import mlxpy
 import pytest
 
-from mlxjobs import watch
+from mlxjobs.jobs import look as watch
 from mlxjobs.reader import UncertainRunWarning
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.run import Run

@@ -9,9 +9,9 @@ import pytest
 
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.cluster.registry import known
+from mlxjobs.jobs.startable import Place, is_alive
 from mlxjobs.record.history import Attempt
 from mlxjobs.scheduler import Here
-from mlxjobs.startable import Place, is_alive
 from mlxjobs.system.processes import process_key
 
 

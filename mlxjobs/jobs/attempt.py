@@ -16,8 +16,10 @@ from mlxjobs.code import provenance
 from mlxjobs.config import stored
 from mlxjobs.config.secrets import Shown
 from mlxjobs.config_dict import ConfigDict, seed_of
-from mlxjobs.context import Context
 from mlxjobs.errors import RunError, SchedulerError
+from mlxjobs.jobs.context import Context
+from mlxjobs.jobs.startable import Place, check_startable
+from mlxjobs.jobs.streams import divert, tee
 from mlxjobs.logger.held import HeldLogger, is_held
 from mlxjobs.logger.logger import DefaultLogger, SilentLogger
 from mlxjobs.logger.metrics import seals
@@ -25,14 +27,12 @@ from mlxjobs.record import history
 from mlxjobs.record.fence import Fence, Superseded, Vanished, take_over
 from mlxjobs.record.history import Attempt, Event, Preempted, RunState, RunStatus
 from mlxjobs.record.run import Run
-from mlxjobs.startable import Place, check_startable
-from mlxjobs.streams import divert, tee
 from mlxjobs.system.console import note
 from mlxjobs.system.processes import this_process
 
 if TYPE_CHECKING:  # a run outside of a job does not pay for what only jobs need
     from mlxjobs.cluster.cluster import Cluster
-    from mlxjobs.preemption import Preemption
+    from mlxjobs.jobs.preemption import Preemption
 
 Task = Callable[[Context], Any]
 
@@ -63,7 +63,7 @@ def _begin(
 ) -> tuple[RunState, RunState]:
     """Take the next attempt number; return the states before and after."""
     if place.cluster is not None and place.here is not None:
-        from mlxjobs.hand_in import settle
+        from mlxjobs.jobs.hand_in import settle
 
         settle(run, place.cluster, place.here)
     before = RunState()
@@ -221,7 +221,7 @@ def _listen(stack: ExitStack, run: Run, number: int, place: Place, limit: int) -
     """Catch the scheduler's warnings until the stack is left, if this is a job."""
     if place.cluster is None or place.here is None:
         return None
-    from mlxjobs.preemption import Preemption
+    from mlxjobs.jobs.preemption import Preemption
 
     preemption = Preemption(run, number, place.cluster, place.here, limit)
     stack.enter_context(preemption.listen())
@@ -305,7 +305,7 @@ def _record_failed_rank(run: Run, place: Place, reason: str) -> None:
     attempt = None if here is None else _begun(run, here.job_id)
     if cluster is None or here is None or attempt is None:
         return
-    from mlxjobs.hand_in import end_attempt
+    from mlxjobs.jobs.hand_in import end_attempt
     from mlxjobs.scheduler import Fate
 
     status = cluster.status([here.job_id]).get(here.job_id)

@@ -24,7 +24,7 @@ from mlxjobs.errors import (
     SchedulerError,
     UnknownSubmissionError,
 )
-from mlxjobs.hand_in import accept, claim, refuse, wait
+from mlxjobs.jobs.hand_in import accept, claim, refuse, wait
 from mlxjobs.record.history import RunState, RunStatus
 from mlxjobs.record.log_dir import take_array, waiting_folder, waiting_in
 from mlxjobs.record.run import Run

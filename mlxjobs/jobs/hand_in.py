@@ -8,9 +8,9 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from mlxjobs.cause import of_job, with_progress
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.errors import JobSubmissionError, RunError, SchedulerError, UnknownSubmissionError
+from mlxjobs.jobs.cause import of_job, with_progress
 from mlxjobs.logger.metrics import seals
 from mlxjobs.record.history import RunState, RunStatus, iso
 from mlxjobs.record.run import Run

@@ -9,8 +9,6 @@ from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 
-from mlxjobs.arrays import alike, hand_in_all
-from mlxjobs.cause import of_job, with_progress
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.cluster.registry import known
 from mlxjobs.errors import (
@@ -20,11 +18,13 @@ from mlxjobs.errors import (
     SchedulerError,
     UnknownSubmissionError,
 )
-from mlxjobs.hand_in import end_attempt, follow, hand_in, refuse
+from mlxjobs.jobs.arrays import alike, hand_in_all
+from mlxjobs.jobs.cause import of_job, with_progress
+from mlxjobs.jobs.hand_in import end_attempt, follow, hand_in, refuse
+from mlxjobs.jobs.startable import is_alive, out_of_reach
 from mlxjobs.record.history import Attempt, RunState, RunStatus
 from mlxjobs.record.run import NotRecordedError, Run, runs_in
 from mlxjobs.scheduler import JobState, JobStatus
-from mlxjobs.startable import is_alive, out_of_reach
 from mlxjobs.system.processes import lives
 
 # how long after it began a job may still be said to wait; clocks that differ by more say nothing of that

@@ -21,10 +21,10 @@ from datetime import datetime, timezone
 from types import FrameType
 from typing import Any
 
-from mlxjobs.cause import with_progress
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.errors import MLXJobsError, RunError
-from mlxjobs.hand_in import come_back, end_attempt
+from mlxjobs.jobs.cause import with_progress
+from mlxjobs.jobs.hand_in import come_back, end_attempt
 from mlxjobs.record.history import Preempted, RunStatus
 from mlxjobs.record.run import Run
 from mlxjobs.scheduler import EX_TEMPFAIL, Fate, Here, JobState, JobStatus
