@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlxjobs.frame import DataFrame as DataFrame
     from mlxjobs.guard import MixedRunsWarning as MixedRunsWarning
     from mlxjobs.jobs.context import Context as Context
-    from mlxjobs.launcher import launch as launch
+    from mlxjobs.launcher.decorator import launch as launch
     from mlxjobs.logger.artifacts import Artifact as Artifact
     from mlxjobs.logger.artifacts import Checkpoint as Checkpoint
     from mlxjobs.logger.logger import DefaultLogger as DefaultLogger
@@ -53,7 +53,7 @@ _MODULES = {
     "SLURMScheduler": "schedulers.slurm",
     "Scheduler": "scheduler",
     "VersionManager": "version_manager",
-    "launch": "launcher",
+    "launch": "launcher.decorator",
 }
 __all__ = sorted([*_MODULES, "__version__", "errors"])
 

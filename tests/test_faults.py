@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 
-from mlxjobs import launcher
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.config import settings
 from mlxjobs.config_dict import ConfigDict
@@ -29,6 +28,7 @@ from mlxjobs.jobs import hand_in, look
 from mlxjobs.jobs.attempt import TaskFailed, execute
 from mlxjobs.jobs.context import Context
 from mlxjobs.jobs.startable import Place
+from mlxjobs.launcher import decorator
 from mlxjobs.local import queue as localqueue
 from mlxjobs.local.state import open_queue
 from mlxjobs.reader import Reader
@@ -82,7 +82,7 @@ def in_child(act: Callable[[], None], calls: Calls | None, words: Path) -> int:
         try:
             if calls is not None:
                 calls.install(pytest.MonkeyPatch())
-            launcher._guard(act)
+            decorator._guard(act)
         except TaskFailed:
             code = 1
         except SystemExit as error:

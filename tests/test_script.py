@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from mlxjobs import submit
 from mlxjobs.cluster import registry
 from mlxjobs.cluster.script import place_in, render
 from mlxjobs.config import settings
 from mlxjobs.config.command_line import quote_value
 from mlxjobs.errors import InvalidConfigFileError
+from mlxjobs.launcher import submit
+from mlxjobs.launcher.submit import Program, Submission
 from mlxjobs.scheduler import Job
-from mlxjobs.submit import Program, Submission
 
 GOLDEN = Path(__file__).with_name("golden")
 HOME = Path("/home/ada")

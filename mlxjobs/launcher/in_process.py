@@ -14,7 +14,7 @@ from mlxjobs.config.secrets import Mask, filled
 from mlxjobs.config.stored import Composed, to_yaml
 from mlxjobs.config_dict import seed_of
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError
-from mlxjobs.lost_paths import LostPaths
+from mlxjobs.launcher.lost_paths import LostPaths
 from mlxjobs.record.run import Run
 from mlxjobs.system.console import note
 
@@ -156,11 +156,11 @@ class Runner:
         Raises:
             SystemExit: the attempt did not complete the run; with the exit code that says how.
         """
-        from mlxjobs import existing
         from mlxjobs.code import provenance
         from mlxjobs.config import around_task
         from mlxjobs.jobs.attempt import TaskFailed, execute
         from mlxjobs.jobs.startable import AlreadyComplete, check_startable
+        from mlxjobs.launcher import existing
         from mlxjobs.record.fence import Superseded
         from mlxjobs.record.history import Preempted
 

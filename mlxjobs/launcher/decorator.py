@@ -25,9 +25,9 @@ from mlxjobs.config.secrets import Mask, lacking
 from mlxjobs.config.stored import Composed
 from mlxjobs.config_dict import missing_values
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
-from mlxjobs.lost_paths import LostPaths
+from mlxjobs.launcher.in_process import ONE_LOG_ID, Runner
+from mlxjobs.launcher.lost_paths import LostPaths
 from mlxjobs.record.run import Run
-from mlxjobs.runner import ONE_LOG_ID, Runner
 from mlxjobs.system.console import flush, is_terminal, note
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class _Launch:
     ) -> dict[str, Any]:
         """Become the same program, started from its snapshot; return only if there is none, and the facts."""
         from mlxjobs.code.live_tree import with_python_path
-        from mlxjobs.submit import freeze_code, this_program
+        from mlxjobs.launcher.submit import freeze_code, this_program
 
         here = this_program()
         program, version = freeze_code(options, here, find_mistake)
@@ -210,7 +210,7 @@ class _Launch:
         os.execve(command[0], command, {**environment, _SNAPSHOT: packed})  # noqa: S606
 
     def _submit_new(self, options: dict[str, Any], arguments: Sequence[str]) -> None:
-        from mlxjobs.submit import Submission, freeze_code, this_program
+        from mlxjobs.launcher.submit import Submission, freeze_code, this_program
 
         if not options["use_logger"]:
             raise InvalidConfigFileError(
@@ -269,7 +269,7 @@ class _Launch:
         arguments: Sequence[str],
         inherited: dict[str, Any] | None,
     ) -> None:
-        from mlxjobs.existing import stored
+        from mlxjobs.launcher.existing import stored
 
         options, composed = stored(run, given)
         mask = Mask(options["secrets"])
@@ -309,7 +309,7 @@ class _Launch:
     def _submit_existing(
         self, run: Run, options: dict[str, Any], composed: Composed, facts: dict[str, Any]
     ) -> None:
-        from mlxjobs.submit import Submission, freeze_code, this_program
+        from mlxjobs.launcher.submit import Submission, freeze_code, this_program
 
         program = this_program()
         self._settle_scheduler(options)

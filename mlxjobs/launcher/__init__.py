@@ -1,0 +1,1 @@
+"""What one command line asks for, and who does it."""
