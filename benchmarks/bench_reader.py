@@ -26,7 +26,7 @@ import yaml
 from interleaved import HEADER, interleave, row
 
 import mlxjobs
-from mlxjobs.index import FILE_NAME
+from mlxjobs.reader.index import FILE_NAME
 from mlxjobs.system.plain_yaml import dump_yaml
 
 QUERY = "config.lr <= 0.01 & info.status == 'COMPLETE'"

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from mlxjobs.code.gitvm import GitVM as GitVM
     from mlxjobs.config_dict import ConfigDict as ConfigDict
     from mlxjobs.errors import MLXJobsError as MLXJobsError
-    from mlxjobs.frame import DataDictList as DataDictList
-    from mlxjobs.frame import DataFrame as DataFrame
-    from mlxjobs.guard import MixedRunsWarning as MixedRunsWarning
     from mlxjobs.jobs.context import Context as Context
     from mlxjobs.launcher.decorator import launch as launch
     from mlxjobs.logger.artifacts import Artifact as Artifact
     from mlxjobs.logger.artifacts import Checkpoint as Checkpoint
     from mlxjobs.logger.logger import DefaultLogger as DefaultLogger
     from mlxjobs.logger.logger import Logger as Logger
-    from mlxjobs.reader import Reader as Reader
+    from mlxjobs.reader.frame import DataDictList as DataDictList
+    from mlxjobs.reader.frame import DataFrame as DataFrame
+    from mlxjobs.reader.guard import MixedRunsWarning as MixedRunsWarning
+    from mlxjobs.reader.reader import Reader as Reader
     from mlxjobs.record.history import Preempted as Preempted
     from mlxjobs.record.history import RunStatus as RunStatus
     from mlxjobs.scheduler import Scheduler as Scheduler
@@ -38,17 +38,17 @@ _MODULES = {
     "Checkpoint": "logger.artifacts",
     "ConfigDict": "config_dict",
     "Context": "jobs.context",
-    "DataDictList": "frame",
-    "DataFrame": "frame",
+    "DataDictList": "reader.frame",
+    "DataFrame": "reader.frame",
     "DefaultLogger": "logger.logger",
     "GitVM": "code.gitvm",
     "LocalScheduler": "schedulers.local",
     "Logger": "logger.logger",
     "MLXJobsError": "errors",
-    "MixedRunsWarning": "guard",
+    "MixedRunsWarning": "reader.guard",
     "OARScheduler": "schedulers.oar",
     "Preempted": "record.history",
-    "Reader": "reader",
+    "Reader": "reader.reader",
     "RunStatus": "record.history",
     "SLURMScheduler": "schedulers.slurm",
     "Scheduler": "scheduler",

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from mlxjobs.columns import MISSING
 from mlxjobs.errors import InvalidKeyError, MLXJobsError
-from mlxjobs.frame import DataFrame
 from mlxjobs.logger.values import json_object
-from mlxjobs.reader import Reader, UncertainRunWarning
+from mlxjobs.reader.columns import MISSING
+from mlxjobs.reader.frame import DataFrame
+from mlxjobs.reader.reader import Reader, UncertainRunWarning
 
 # column -> values
 Table = dict[str, list[Any]]

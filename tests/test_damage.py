@@ -22,7 +22,7 @@ from mlxjobs.errors import MLXJobsError
 from mlxjobs.fsck import check
 from mlxjobs.jobs import look
 from mlxjobs.logger.checkpoints import candidates, load_first
-from mlxjobs.reader import Reader
+from mlxjobs.reader.reader import Reader
 from tests.project import Project
 from tests.run_trees import write_run
 

@@ -31,7 +31,7 @@ from mlxjobs.jobs.startable import Place
 from mlxjobs.launcher import decorator
 from mlxjobs.local import queue as localqueue
 from mlxjobs.local.state import open_queue
-from mlxjobs.reader import Reader
+from mlxjobs.reader.reader import Reader
 from mlxjobs.record.history import RunState, RunStatus, iso
 from mlxjobs.record.run import Run
 from mlxjobs.schedulers import local
@@ -369,7 +369,7 @@ def test_a_full_disk_keeps_nobody_from_reading(tmp_path: Path) -> None:
     write_run(tmp_path, 1, {"lr": 0.1})
     read = f"""
 import resource
-from mlxjobs.reader import Reader
+from mlxjobs.reader.reader import Reader
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 reader = Reader({str(tmp_path)!r})
 print(reader.filter("config.lr == 0.1")[0]["train.loss"])

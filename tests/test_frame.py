@@ -15,8 +15,8 @@ import pytest
 from mlxpy.data_structures.contrib.aggregation_maps import AggregationMap, AvgStd, Last, Max, Min, MinLast
 
 from mlxjobs.errors import InvalidKeyError, InvalidMapError
-from mlxjobs.frame import DataDictList, DataFrame, GroupedDataDicts, GroupedDataFrame
-from mlxjobs.rows import DataDict
+from mlxjobs.reader.frame import DataDictList, DataFrame, GroupedDataDicts, GroupedDataFrame
+from mlxjobs.reader.rows import DataDict
 from tests.run_trees import GENERATIONS, write_run
 
 LOSSES = {1: [4.0, 2.0], 2: [2.0, 0.0, 7.0], 3: [1.0, 5.0], 4: [8.0, 6.0]}

@@ -19,7 +19,7 @@ from mlxjobs.jobs import look
 from mlxjobs.jobs.hand_in import end_attempt
 from mlxjobs.logger.checkpoints import candidates, load_first
 from mlxjobs.logger.logger import DefaultLogger
-from mlxjobs.reader import Reader
+from mlxjobs.reader.reader import Reader
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.run import Run
 from mlxjobs.system.processes import this_process

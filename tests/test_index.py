@@ -18,10 +18,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlxjobs import columns
-from mlxjobs.columns import MISSING, ColumnFile, decode, encode
-from mlxjobs.index import FILE_NAME, Index
-from mlxjobs.reader import UnreadableRunWarning
+from mlxjobs.reader import columns
+from mlxjobs.reader.columns import MISSING, ColumnFile, decode, encode
+from mlxjobs.reader.index import FILE_NAME, Index
+from mlxjobs.reader.reader import UnreadableRunWarning
 from mlxjobs.record import facts
 from tests.run_trees import write_run
 
@@ -184,11 +184,11 @@ def test_where_logs_cannot_be_written_the_index_is_in_the_cache(
             raise PermissionError(13, "Permission denied", str(target))
         return real(target, *arguments)
 
-    monkeypatch.setattr("mlxjobs.index.publish", read_only)  # root may write everywhere
+    monkeypatch.setattr("mlxjobs.reader.index.publish", read_only)  # root may write everywhere
     assert len(mlxpy.Reader(tmp_path).filter("train.loss.last < 1")) == 1
     assert not (tmp_path / FILE_NAME).exists()
     assert list(cache.rglob("*.sqlite"))
-    monkeypatch.setattr("mlxjobs.index.read_facts", None)
+    monkeypatch.setattr("mlxjobs.reader.index.read_facts", None)
     assert len(mlxpy.Reader(tmp_path)) == 1
 
 
@@ -198,7 +198,7 @@ def test_where_nothing_can_be_written_the_index_is_in_memory(
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mlxjobs.index.publish", full)
+    monkeypatch.setattr("mlxjobs.reader.index.publish", full)
     write_run(tmp_path, 1, {"seed": 1})
     reader = mlxpy.Reader(tmp_path)
     assert len(reader.filter("config.seed == 1 & train.loss.last < 1")) == 1

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from mlxjobs import cli, listing
 from mlxjobs.cli import app
-from mlxjobs.columns import publish
 from mlxjobs.logger.logger import DefaultLogger
+from mlxjobs.reader.columns import publish
 from mlxjobs.record.history import Attempt, RunState
 from mlxjobs.record.run import Run
 from mlxjobs.system.console import say
@@ -103,7 +103,7 @@ def test_ls_writes_the_index_once_for_all_metrics(logs: Path, monkeypatch: pytes
     reader = listing.trusting_reader(logs)
     with monkeypatch.context() as patched:
         written = Mock(wraps=publish)
-        patched.setattr("mlxjobs.index.publish", written)
+        patched.setattr("mlxjobs.reader.index.publish", written)
         listing.list_runs(reader, "", sort="train.loss", columns=())
     assert written.call_count == 1
 

@@ -12,9 +12,9 @@ import mlxpy
 import pytest
 
 from mlxjobs.code.gitvm import GitVM
-from mlxjobs.columns import SCHEMA
 from mlxjobs.errors import RunError, SnapshotError
 from mlxjobs.jobs.arrays import feed
+from mlxjobs.reader.columns import SCHEMA
 from mlxjobs.record.log_dir import take_array, waiting_in
 from mlxjobs.record.run import Run
 from mlxjobs.system.files import replace_file
@@ -43,7 +43,7 @@ class Touch:
         return os.system, (f"touch {self.marker}",)
 
 
-@pytest.mark.filterwarnings("ignore::mlxjobs.reader.UnreadableRunWarning")
+@pytest.mark.filterwarnings("ignore::mlxjobs.reader.reader.UnreadableRunWarning")
 def test_reading_results_runs_nothing_of_them(project: Project, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     bomb = pickle.dumps(Touch(marker))

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxjobs.errors import InvalidKeyError, InvalidQueryError
-from mlxjobs.matching import matches
-from mlxjobs.query import parse
-from mlxjobs.series import Source, Summary, summarise
+from mlxjobs.reader.matching import matches
+from mlxjobs.reader.query import parse
+from mlxjobs.reader.series import Source, Summary, summarise
 from tests.run_trees import write_run
 
 ROW: dict[str, Any] = {
@@ -194,7 +194,7 @@ def test_only_the_metrics_of_runs_that_match_the_rest_are_read(
         read.append(source.path)
         return summarise(source)
 
-    monkeypatch.setattr("mlxjobs.table.summarise", count)
+    monkeypatch.setattr("mlxjobs.reader.table.summarise", count)
     assert reader.filter("train.loss.last == 1 & config.optimizer.lr == 0.1")[:]["info.log_id"] == [1]
     assert len(read) == 1
 

@@ -22,9 +22,9 @@ from mlxjobs.errors import (
     MLXJobsError,
     RunError,
 )
-from mlxjobs.index import FILE_NAME
 from mlxjobs.logger.logger import DefaultLogger
-from mlxjobs.reader import UnreadableRunWarning
+from mlxjobs.reader.index import FILE_NAME
+from mlxjobs.reader.reader import UnreadableRunWarning
 from tests.run_trees import GENERATIONS, LOSSES, age, write_run
 
 
@@ -86,7 +86,7 @@ def test_a_second_reader_reads_no_run_again(logs: Path, monkeypatch: pytest.Monk
     mlxpy.Reader(logs).filter("train.loss.last < 1")
     for name in ("read_facts", "read_plain"):
         monkeypatch.setattr(f"mlxjobs.{'index' if name == 'read_facts' else 'run_facts'}.{name}", _refuse)
-    monkeypatch.setattr("mlxjobs.table.summarise", _refuse)
+    monkeypatch.setattr("mlxjobs.reader.table.summarise", _refuse)
     reader = mlxpy.Reader(logs)
     assert len(reader.filter("train.loss.last == 0.25 & config.seed == 2")) == 1
 

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxjobs import series
 from mlxjobs.errors import InvalidKeyError, MLXJobsError
 from mlxjobs.logger.logger import DefaultLogger
-from mlxjobs.reader import UnreadableRunWarning
-from mlxjobs.series import Source, load, summarise
+from mlxjobs.reader import series
+from mlxjobs.reader.reader import UnreadableRunWarning
+from mlxjobs.reader.series import Source, load, summarise
 from tests.run_trees import GENERATIONS, write_run
 
 NAN, INF = math.nan, math.inf

@@ -12,7 +12,7 @@ import mlxpy
 import pytest
 
 from mlxjobs.jobs import look as watch
-from mlxjobs.reader import UncertainRunWarning
+from mlxjobs.reader.reader import UncertainRunWarning
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.run import Run
 from mlxjobs.system.processes import this_process

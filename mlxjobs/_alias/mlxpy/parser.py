@@ -1,5 +1,5 @@
-"""The parsers of `mlxjobs.reader`."""
+"""The parsers of `mlxjobs.reader.reader`."""
 
-from mlxjobs.reader import DefaultParser, Parser
+from mlxjobs.reader.reader import DefaultParser, Parser
 
 __all__ = ["DefaultParser", "Parser"]

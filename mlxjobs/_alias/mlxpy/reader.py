@@ -1,5 +1,5 @@
-"""The Reader of `mlxjobs.reader`."""
+"""The Reader of `mlxjobs.reader.reader`."""
 
-from mlxjobs.reader import Reader
+from mlxjobs.reader.reader import Reader
 
 __all__ = ["Reader"]

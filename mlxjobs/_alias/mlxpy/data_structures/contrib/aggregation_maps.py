@@ -1,5 +1,5 @@
-"""The ready-made maps of `mlxjobs.maps`."""
+"""The ready-made maps of `mlxjobs.reader.maps`."""
 
-from mlxjobs.maps import AggregationMap, AvgStd, Last, Max, Min, MinLast
+from mlxjobs.reader.maps import AggregationMap, AvgStd, Last, Max, Min, MinLast
 
 __all__ = ["AggregationMap", "AvgStd", "Last", "Max", "Min", "MinLast"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from mlxjobs import query
-from mlxjobs.columns import MISSING
 from mlxjobs.errors import InvalidKeyError, InvalidMapError
-from mlxjobs.pandas_frames import frame_of, shown_table
-from mlxjobs.rows import DataDict
-from mlxjobs.table import RunTable
+from mlxjobs.reader import query
+from mlxjobs.reader.columns import MISSING
+from mlxjobs.reader.pandas_frames import frame_of, shown_table
+from mlxjobs.reader.rows import DataDict
+from mlxjobs.reader.table import RunTable
 
 if TYPE_CHECKING:
     import pandas

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mlxjobs.columns import MISSING
 from mlxjobs.errors import InvalidKeyError
 from mlxjobs.logger.values import plain
-from mlxjobs.table import RunTable
+from mlxjobs.reader.columns import MISSING
+from mlxjobs.reader.table import RunTable
 
 
 class DataDict(Mapping[str, Any]):

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from mlxjobs import matching, query
-from mlxjobs.columns import MISSING
 from mlxjobs.errors import InvalidKeyError, InvalidMapError
-from mlxjobs.guard import check_group, warn_of
 from mlxjobs.logger.values import plain
-from mlxjobs.maps import (
+from mlxjobs.reader import matching, query
+from mlxjobs.reader.columns import MISSING
+from mlxjobs.reader.guard import check_group, warn_of
+from mlxjobs.reader.maps import (
     MAP_TYPES,
     AggregationMap,
     aggregated,
@@ -24,10 +24,10 @@ from mlxjobs.maps import (
     by_value,
     together,
 )
-from mlxjobs.pandas_frames import frame_of, grouped_frame, indexed, shown_table
-from mlxjobs.row_list import RowList
-from mlxjobs.rows import DataDict, hashable
-from mlxjobs.table import LAZYDATA
+from mlxjobs.reader.pandas_frames import frame_of, grouped_frame, indexed, shown_table
+from mlxjobs.reader.row_list import RowList
+from mlxjobs.reader.rows import DataDict, hashable
+from mlxjobs.reader.table import LAZYDATA
 
 if TYPE_CHECKING:
     import pandas

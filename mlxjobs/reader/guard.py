@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mlxjobs.columns import MISSING
-from mlxjobs.rows import DataDict
-from mlxjobs.table import GUARDS
+from mlxjobs.reader.columns import MISSING
+from mlxjobs.reader.rows import DataDict
+from mlxjobs.reader.table import GUARDS
 
 _WORDS = {
     "guard.code": "code versions",

@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxjobs import matching, query
 from mlxjobs.errors import InvalidKeyError, MLXJobsError, RunError
-from mlxjobs.frame import DataFrame
-from mlxjobs.index import Index, Snapshot
-from mlxjobs.pandas_frames import import_pandas
-from mlxjobs.rows import DataDict
-from mlxjobs.series import Long, add_series, superseded
-from mlxjobs.table import RunTable
+from mlxjobs.reader import matching, query
+from mlxjobs.reader.frame import DataFrame
+from mlxjobs.reader.index import Index, Snapshot
+from mlxjobs.reader.pandas_frames import import_pandas
+from mlxjobs.reader.rows import DataDict
+from mlxjobs.reader.series import Long, add_series, superseded
+from mlxjobs.reader.table import RunTable
 
 if TYPE_CHECKING:
     import pandas

@@ -15,13 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlxjobs.columns import MISSING
 from mlxjobs.errors import CheckpointNotFoundError, InvalidKeyError
-from mlxjobs.index import ALIASES, REMEMBERED, Snapshot
 from mlxjobs.logger import artifacts, checkpoints
-from mlxjobs.matching import summary_of
-from mlxjobs.query import STATISTICS
-from mlxjobs.series import Source, file_mark, load, summarise
+from mlxjobs.reader.columns import MISSING
+from mlxjobs.reader.index import ALIASES, REMEMBERED, Snapshot
+from mlxjobs.reader.matching import summary_of
+from mlxjobs.reader.query import STATISTICS
+from mlxjobs.reader.series import Source, file_mark, load, summarise
 
 LAZYDATA = "LAZYDATA"
 LAZYARTIFACT = "ARTIFACT"

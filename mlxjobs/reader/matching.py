@@ -9,8 +9,8 @@ from datetime import date, datetime
 from functools import lru_cache
 from typing import Any
 
-from mlxjobs.columns import MISSING
-from mlxjobs.query import (
+from mlxjobs.reader.columns import MISSING
+from mlxjobs.reader.query import (
     STATISTICS,
     Both,
     Compare,

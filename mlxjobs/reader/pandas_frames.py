@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mlxjobs.columns import MISSING
 from mlxjobs.errors import MLXJobsError
-from mlxjobs.rows import DataDict, hashable
+from mlxjobs.reader.columns import MISSING
+from mlxjobs.reader.rows import DataDict, hashable
 
 if TYPE_CHECKING:
     import pandas

@@ -16,8 +16,8 @@ from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
-from mlxjobs.columns import BLOCK, MISSING, BlockChange, ColumnFile, publish
 from mlxjobs.errors import RunError
+from mlxjobs.reader.columns import BLOCK, MISSING, BlockChange, ColumnFile, publish
 from mlxjobs.record.facts import live_mark_of, mark_of, read_facts
 
 FILE_NAME = ".mlxjobs-index.sqlite"
