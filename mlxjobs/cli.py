@@ -311,7 +311,7 @@ def drill(
     It runs undisturbed for a few checkpoints, then again while it is warned, requeued, killed, and at the
     end of its time; the metrics of all are compared. Exit code 0: it resumes exactly from all of that.
     """
-    from mlxjobs.drill import HINTS, Drill, is_exact
+    from mlxjobs.care.drill import HINTS, Drill, is_exact
 
     one = Drill(
         command, logs,
@@ -351,7 +351,7 @@ def fsck(
 
     Ends with 0 if nothing is wrong, or all of it was mended; with 1 if something is left.
     """
-    from mlxjobs.fsck import check
+    from mlxjobs.care.fsck import check
 
     found = left = 0
     for finding in check(logs, _numbers(runs) if runs else None, fix=fix):

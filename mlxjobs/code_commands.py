@@ -210,8 +210,8 @@ def prune(
     One is kept while a run of any log directory, also of other projects and users, waits, runs or may come
     back, or has ended within the given time; and whenever that cannot be known.
     """
+    from mlxjobs.care.pruning import Pruning
     from mlxjobs.code import snapshots
-    from mlxjobs.pruning import Pruning
 
     pruning = Pruning(logs, snapshots.seconds(older_than))
     total, removed, kept, failed = snapshots.Usage(), 0, 0, 0

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from mlxjobs.care.fsck import check
 from mlxjobs.cli import app, list_rows
 from mlxjobs.errors import MLXJobsError
-from mlxjobs.fsck import check
 from mlxjobs.jobs import look
 from mlxjobs.logger.checkpoints import candidates, load_first
 from mlxjobs.reader.reader import Reader

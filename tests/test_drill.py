@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.curves import compare
-from mlxjobs.drill import Outcome, Verdict, is_exact
+from mlxjobs.care.curves import compare
+from mlxjobs.care.drill import Outcome, Verdict, is_exact
 from tests.project import Project, await_value
 
 MAIN = """

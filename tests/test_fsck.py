@@ -13,8 +13,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from mlxjobs.care.fsck import check
 from mlxjobs.cli import app
-from mlxjobs.fsck import check
 from mlxjobs.jobs import look
 from mlxjobs.jobs.hand_in import end_attempt
 from mlxjobs.logger.checkpoints import candidates, load_first

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from mlxjobs import pruning
+from mlxjobs.care import pruning
+from mlxjobs.care.pruning import Pruning, remove_tree
 from mlxjobs.code import flushing, gitvm, sharing
 from mlxjobs.code import git as repository
 from mlxjobs.code.copying import make_snapshot
@@ -19,7 +20,6 @@ from mlxjobs.code.git import Commit
 from mlxjobs.code.marks import leave_mark, marks_of
 from mlxjobs.code.snapshots import Snapshot, Usage, find
 from mlxjobs.errors import SnapshotError
-from mlxjobs.pruning import Pruning, remove_tree
 from tests.project import Project
 from tests.test_snapshot import _git_of_its_own, commit, contents, freeze, git, new_repo, write
 from tests.test_worktree import add_submodule

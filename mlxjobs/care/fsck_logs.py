@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from mlxjobs.care.findings import Finding
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.code.copying import abandoned, lacking, remove_abandoned
 from mlxjobs.errors import MLXJobsError, SnapshotError
-from mlxjobs.findings import Finding
 from mlxjobs.jobs.look import Seen, not_imported
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.log_dir import arrays_folder, waiting_folder, waiting_in

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from mlxjobs.care.findings import Finding
+from mlxjobs.care.fsck_logs import check_jobs, check_links, check_marks, check_snapshots
+from mlxjobs.care.fsck_metadata import Known, check_history, check_leftovers, check_metadata, lacks_events
+from mlxjobs.care.fsck_metrics import check_checkpoints, check_metrics
 from mlxjobs.errors import DamagedHistoryError
-from mlxjobs.findings import Finding
-from mlxjobs.fsck_logs import check_jobs, check_links, check_marks, check_snapshots
-from mlxjobs.fsck_metadata import Known, check_history, check_leftovers, check_metadata, lacks_events
-from mlxjobs.fsck_metrics import check_checkpoints, check_metrics
 from mlxjobs.jobs import look
 from mlxjobs.jobs.look import Seen
 from mlxjobs.record.facts import outdate

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import yaml  # noqa: F401 - to end the jobs takes it, and once Ctrl-C has cut its import short it has none
 
-from mlxjobs.curves import Curves, Difference, compare, spread
+from mlxjobs.care.curves import Curves, Difference, compare, spread
+from mlxjobs.care.trial import Stuck, Trial, settings_for
 from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.jobs import look
 from mlxjobs.logger.held import DRILL
 from mlxjobs.record.history import RunState, RunStatus
 from mlxjobs.system.console import note
-from mlxjobs.trial import Stuck, Trial, settings_for
 
 # a task that has not noticed a warning after so long goes on without
 _UNNOTICED_S, _AT_LIMIT_S = 60.0, 240.0

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mlxjobs.care.findings import DAMAGED, Finding, copy_aside, move_aside
+from mlxjobs.care.fsck_metadata import Known
 from mlxjobs.errors import DamagedCheckpointError, MLXJobsError
-from mlxjobs.findings import DAMAGED, Finding, copy_aside, move_aside
-from mlxjobs.fsck_metadata import Known
 from mlxjobs.logger import checkpoint_file, checkpoints, rewind
 from mlxjobs.logger.metrics import MetricsWriter
 from mlxjobs.logger.values import type_name

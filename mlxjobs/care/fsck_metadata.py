@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlxjobs.care.findings import DAMAGED, Finding, copy_aside, move_aside
 from mlxjobs.errors import MLXJobsError
-from mlxjobs.findings import DAMAGED, Finding, copy_aside, move_aside
 from mlxjobs.record.facts import read_copy, read_plain
 from mlxjobs.record.history import Event, RunState, fold, render
 from mlxjobs.record.run import COPIED, Run

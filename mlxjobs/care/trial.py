@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mlxjobs import curves
+from mlxjobs.care import curves
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.config import command_line
 from mlxjobs.config.settings import as_lines

@@ -1,0 +1,1 @@
+"""Is it well, and what may go: fsck, drills, snapshots that nobody needs."""
