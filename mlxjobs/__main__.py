@@ -1,5 +1,5 @@
 """`python -m mlxjobs`: the command, where its script is not on the PATH."""
 
-from mlxjobs.cli import main
+from mlxjobs.cli.app import main
 
 main()

@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from mlxjobs.care.fsck import check
-from mlxjobs.cli import app
+from mlxjobs.cli.app import app
 from mlxjobs.jobs import look
 from mlxjobs.jobs.hand_in import end_attempt
 from mlxjobs.logger.checkpoints import candidates, load_first

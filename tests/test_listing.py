@@ -15,8 +15,9 @@ from unittest.mock import Mock
 import pytest
 from typer.testing import CliRunner
 
-from mlxjobs import cli, listing
-from mlxjobs.cli import app
+from mlxjobs.cli import app as cli
+from mlxjobs.cli import listing
+from mlxjobs.cli.app import app
 from mlxjobs.logger.logger import DefaultLogger
 from mlxjobs.reader.columns import publish
 from mlxjobs.record.history import Attempt, RunState

@@ -18,7 +18,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mlxjobs import __version__, code_commands
+from mlxjobs import __version__
+from mlxjobs.cli import code_commands
 from mlxjobs.config.stored import flat
 from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.jobs import look
@@ -124,7 +125,7 @@ def _note_others(logs: Path) -> None:
 
 
 def _ls_query(logs: Path, query: str, sort: str, columns: str, *, as_json: bool) -> None:
-    from mlxjobs import listing
+    from mlxjobs.cli import listing
 
     reader = listing.trusting_reader(logs)
     for log_id, doubt in reader.doubts.items():
@@ -153,7 +154,7 @@ def export(
     logs: _Logs = Path("logs"),
 ) -> None:
     """Write runs to a file: all fields and the last metrics of each, or one series of all of them."""
-    from mlxjobs import listing
+    from mlxjobs.cli import listing
 
     targets = {form: file for form, file in (("csv", csv), ("parquet", parquet), ("json", as_json)) if file}
     if len(targets) != 1:
