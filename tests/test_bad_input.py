@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.record.history import RunStatus
+from tests.launcher.test_launch import assert_one_message, finish, names, runs, write
 from tests.project import MAIN, Project
 from tests.slurm_stub import IMPATIENT, Slurm
-from tests.test_launch import assert_one_message, finish, names, runs, write
 
 # -- the scheduler's commands ---------------------------------------------------------------------
 

@@ -11,10 +11,10 @@ from mlxjobs.jobs import look
 from mlxjobs.record.history import RunStatus, iso
 from mlxjobs.record.run import Run
 from mlxjobs.system.processes import this_process
+from tests.jobs.test_arrays import run_task
+from tests.launcher.test_launch import write
 from tests.project import MAIN, Project
 from tests.slurm_stub import IMPATIENT, Slurm
-from tests.test_arrays import run_task
-from tests.test_launch import write
 
 
 def preempted(slurm: Slurm, restarts: int = 0) -> Project:

@@ -20,9 +20,9 @@ from mlxjobs.code.git import Commit
 from mlxjobs.code.marks import leave_mark, marks_of
 from mlxjobs.code.snapshots import Snapshot, Usage, find
 from mlxjobs.errors import SnapshotError
+from tests.code.test_gitvm import _git_of_its_own, commit, contents, freeze, git, new_repo, write
+from tests.code.test_worktree import add_submodule
 from tests.project import Project
-from tests.test_snapshot import _git_of_its_own, commit, contents, freeze, git, new_repo, write
-from tests.test_worktree import add_submodule
 
 __all__ = ["_git_of_its_own"]
 

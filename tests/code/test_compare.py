@@ -13,8 +13,8 @@ import pytest
 
 from mlxjobs.code.compare import diff_code
 from mlxjobs.code.run_code import Code
+from tests.code.test_gitvm import commit, git, new_repo
 from tests.project import Project
-from tests.test_snapshot import commit, git, new_repo
 
 MAIN = """import mlxpy
 @mlxpy.launch(config_path='./configs')

@@ -15,9 +15,9 @@ import pytest
 from mlxjobs.code import git as repository
 from mlxjobs.errors import SnapshotError
 from mlxjobs.version_manager import Frozen
+from tests.code.test_gitvm import _git_of_its_own, commit, contents, git, new_repo, repo, write
+from tests.code.test_gitvm import freeze as freeze_any
 from tests.project import MAIN, Project
-from tests.test_snapshot import _git_of_its_own, commit, contents, git, new_repo, repo, write
-from tests.test_snapshot import freeze as freeze_any
 
 __all__ = ["_git_of_its_own", "repo"]  # fixtures
 EVIL = [

@@ -16,10 +16,10 @@ import pytest
 from mlxjobs.record.history import RunStatus
 from tests.clusters.fixtures import unavailable
 from tests.clusters.machine import ClusterError, install_packages
+from tests.local.test_local import assert_whole
 from tests.project import Project, await_value
-from tests.test_local import assert_whole
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "schedulers.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "schedulers.md"
 OWN = ("+mlxpy.use_scheduler=true", "+mlxpy.scheduler.name=spooler.Spooler")
 
 

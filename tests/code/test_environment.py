@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from mlxjobs.code import environment
+from tests.code.test_gitvm import _git_of_its_own, git, new_repo, write
 from tests.project import Project
-from tests.test_snapshot import _git_of_its_own, git, new_repo, write
 
 __all__ = ["_git_of_its_own"]
 

@@ -11,9 +11,9 @@ import pytest
 
 from mlxjobs.jobs import look
 from mlxjobs.record.history import RunStatus
+from tests.launcher.test_launch import assert_one_message, names, runs, write
 from tests.project import MAIN, Project
 from tests.slurm_stub import IMPATIENT, Slurm
-from tests.test_launch import assert_one_message, names, runs, write
 
 
 def statuses(project: Project) -> list[str]:

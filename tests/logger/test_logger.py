@@ -714,8 +714,9 @@ assert not trainer.logger.preempted
 trainer.step()
 trainer.logger.finish()
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run([sys.executable, "-c", f"import tests.test_logger\n{script}"], check=True, env=environment)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    code = f"import tests.logger.test_logger\n{script}"
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     assert epochs(run) == [0, 5, 1]
 
 

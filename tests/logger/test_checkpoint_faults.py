@@ -85,7 +85,7 @@ def break_calls(point: int, breaks: Callable[[str, Callable[..., Any], tuple[Any
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tests.test_checkpoint_faults import OPTIONS, assert_next_works, break_calls, epoch_of, save
+from tests.logger.test_checkpoint_faults import OPTIONS, assert_next_works, break_calls, epoch_of, save
 from mlxjobs.logger.logger import DefaultLogger
 from tests.attempts import attempt
 
@@ -127,7 +127,7 @@ print(len(seen))
 
 @pytest.mark.parametrize("how", OPTIONS)
 def test_a_process_killed_at_any_call_leaves_the_old_or_the_new_checkpoint(tmp_path: Path, how: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-W", "error", "-c", KILLED, str(tmp_path), how]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -11,8 +11,7 @@ from mlxjobs.code import flushing
 from mlxjobs.code.copying import lacking, make_snapshot
 from mlxjobs.code.git import Commit
 from mlxjobs.errors import SnapshotError
-from tests.test_sharing import shared
-from tests.test_snapshot import (
+from tests.code.test_gitvm import (
     _git_of_its_own,
     commit,
     contents,
@@ -24,6 +23,7 @@ from tests.test_snapshot import (
     repo,
     write,
 )
+from tests.code.test_sharing import shared
 
 __all__ = ["_git_of_its_own", "repo"]
 

@@ -62,7 +62,7 @@ class Cluster:
             "MLXJOBS_LOCAL_DIR": str(self.state),
             "MLXJOBS_LOCAL_GRACE": "20",
             "MLXJOBS_LOCAL_JOBS": "4",
-            "PYTHONPATH": str(Path(localqueue.__file__).parents[1]),
+            "PYTHONPATH": str(Path(localqueue.__file__).parents[2]),
             "Q": f"{sys.executable} -m mlxjobs.localqueue",
         }
 

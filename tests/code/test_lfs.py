@@ -10,8 +10,8 @@ import pytest
 from mlxjobs.errors import SnapshotError
 from tests.clusters.fixtures import unavailable
 from tests.clusters.machine import ClusterError, install_packages
-from tests.test_sharing import shared
-from tests.test_snapshot import _git_of_its_own, commit, contents, freeze, git, leftovers, repo
+from tests.code.test_gitvm import _git_of_its_own, commit, contents, freeze, git, leftovers, repo
+from tests.code.test_sharing import shared
 
 __all__ = ["_git_of_its_own", "repo"]
 

@@ -15,11 +15,11 @@ from mlxjobs.code.own_manager import guard
 from mlxjobs.code.run_code import bring_back
 from mlxjobs.errors import SnapshotError
 from mlxjobs.version_manager import Launch
+from tests.cluster.test_choose import closing, terminal
+from tests.launcher.test_launch import assert_one_message, runs
 from tests.project import Project
-from tests.test_choose import closing, terminal
-from tests.test_launch import assert_one_message, runs
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "version_manager.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "version_manager.md"
 OWN = ("+mlxpy.use_version_manager=true", "+mlxpy.version_manager.name=my_app.PlainCopy")
 SHOW = """
 import mlxpy

@@ -9,9 +9,9 @@ import pytest
 
 from mlxjobs.config import settings
 from mlxjobs.system.plain_yaml import dump_yaml
+from tests.cluster.test_choose import closing, terminal
+from tests.launcher.test_launch import runs
 from tests.project import Project
-from tests.test_choose import closing, terminal
-from tests.test_launch import runs
 
 VM = "+mlxpy.use_version_manager=true"
 LETTERS = "a, b or c: "

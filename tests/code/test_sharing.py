@@ -14,7 +14,7 @@ import pytest
 
 from mlxjobs.code.copying import lacking
 from mlxjobs.system.turn import turn
-from tests.test_snapshot import (
+from tests.code.test_gitvm import (
     AS_A_PROGRAM,
     _git_of_its_own,
     commit,

@@ -16,10 +16,10 @@ from mlxjobs.reader.reader import UncertainRunWarning
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.run import Run
 from mlxjobs.system.processes import this_process
+from tests.cluster.test_own_scheduler import WHOLE
 from tests.project import Project
 from tests.run_trees import age
 from tests.slurm_stub import Slurm
-from tests.test_own_scheduler import WHOLE
 
 
 def begun(logs: Path, log_id: int = 1, **process: object) -> Run:

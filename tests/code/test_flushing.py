@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.code import flushing
+from tests.code.test_gitvm import _git_of_its_own, commit, contents, freeze, new_repo, repo, write
 from tests.crashes import crash_points
 from tests.project import Project, await_value
 from tests.slurm_stub import Slurm
-from tests.test_snapshot import _git_of_its_own, commit, contents, freeze, new_repo, repo, write
 
 __all__ = ["_git_of_its_own", "repo"]
 

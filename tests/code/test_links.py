@@ -11,9 +11,9 @@ import pytest
 
 from mlxjobs.code.copying import lacking
 from mlxjobs.errors import SnapshotError
+from tests.code.test_gitvm import _git_of_its_own, commit, contents, freeze, git, leftovers, repo, write
+from tests.launcher.test_launch import assert_one_message
 from tests.project import Project
-from tests.test_launch import assert_one_message
-from tests.test_snapshot import _git_of_its_own, commit, contents, freeze, git, leftovers, repo, write
 
 __all__ = ["_git_of_its_own", "repo"]
 VM = "+mlxpy.use_version_manager=true"

@@ -12,7 +12,7 @@ import pytest
 from mlxjobs.logger.logger import DefaultLogger
 from tests.run_trees import write_run
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "reader.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reader.md"
 
 
 def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ import yaml
 from mlxjobs.cluster import registry
 from mlxjobs.cluster.choose import set_value
 from mlxjobs.errors import InvalidConfigFileError
+from tests.launcher.test_launch import assert_one_message, finish, runs
 from tests.project import Project
 from tests.slurm_stub import Slurm
-from tests.test_launch import assert_one_message, finish, runs
 
 KEYS = ("scheduler", "name")
 USE = "+mlxpy.use_scheduler=true"
