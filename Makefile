@@ -29,7 +29,7 @@ soak: setup  ## 200 runs on a real Slurm that is tormented for ten minutes (root
 	$(BIN)/python -m tests.soak --runs $(SOAK_RUNS) --seconds $(SOAK_SECONDS) $(SOAK_SEED:%=--seed %)
 
 damage: setup  ## damage every file of a run at every byte, for an hour or two
-	MLXJOBS_DAMAGE=1000000 $(BIN)/python -m pytest -q tests/test_damage.py
+	MLXJOBS_DAMAGE=1000000 $(BIN)/python -m pytest -q tests/care/test_damage.py
 
 lint: setup  ## check style and layers
 	$(BIN)/ruff check .
@@ -44,7 +44,7 @@ fmt: setup  ## put the code into shape
 	$(BIN)/ruff format .
 
 golden: setup  ## write the golden scripts anew; look at the difference before you commit it
-	MLXJOBS_WRITE_GOLDEN=1 $(BIN)/python -m pytest -q tests/test_script.py
+	MLXJOBS_WRITE_GOLDEN=1 $(BIN)/python -m pytest -q tests/cluster/test_script.py
 
 bench: setup  ## measure, and print the tables of docs/performance.md
 	$(BIN)/python -m benchmarks

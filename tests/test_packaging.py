@@ -16,15 +16,15 @@ assert pathlib.Path(mlxjobs.__file__).is_relative_to(sys.argv[1]), mlxjobs.__fil
 assert pathlib.Path(mlxpy.__file__).is_relative_to(sys.argv[1]), mlxpy.__file__
 assert mlxpy.launch is mlxjobs.launch
 from mlxpy.data_structures.contrib.artifacts import NumpyArray
-from mlxjobs import adapters
-known = adapters.known()
+from mlxjobs.cluster import registry
+known = registry.known()
 assert {"SLURMScheduler", "LocalScheduler"} <= set(known), known
 from mlxjobs.cluster.script import render
 from mlxjobs.scheduler import Job
 run = pathlib.Path("/run")
 for path in known.values():
     job = Job("x-1", run / "script.sh", run / "out", run / "err", run, ["true"])
-    assert render(job, adapters.load(path)).startswith("#!/bin/bash")
+    assert render(job, registry.load(path)).startswith("#!/bin/bash")
 """
 
 

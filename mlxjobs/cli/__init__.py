@@ -1,1 +1,15 @@
 """The command `mlxjobs`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = ("app", "main")
+
+
+def __getattr__(name: str) -> Any:
+    # where programs, pickles and entry points of before 0.1 look for them
+    if name in _PUBLIC:
+        return getattr(import_module("mlxjobs.cli.app"), name)
+    raise AttributeError(f"module 'mlxjobs.cli' has no attribute {name!r}")

@@ -40,7 +40,7 @@ class Cluster:
     """The cluster behind one scheduler.
 
     Args:
-        path: where the scheduler is imported from, as `adapters.find` or `adapters.locate` returns it.
+        path: where the scheduler is imported from, as `registry.find` or `registry.locate` returns it.
     """
 
     def __init__(self, path: str) -> None:

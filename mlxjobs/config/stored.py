@@ -20,7 +20,7 @@ class Composed:
         config: the user's options; interpolations are still text (`${...}`).
         hydra: Hydra's own node, the same way.
         overrides: what was typed, as Hydra lists it: `["lr=0.1", "+seed=2"]`.
-        secrets: key -> value of what `masking` has taken out of the others, which have `***` there.
+        secrets: key -> value of what `secrets` has taken out of the others, which have `***` there.
     """
 
     config: Any

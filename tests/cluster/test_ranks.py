@@ -33,7 +33,8 @@ RANKS = {ranks.RANK: "3", ranks.RANKS: "4", ranks.NODE: "1", ranks.NODES: "2", r
 def ask(name: str, env: dict[str, str]) -> list[list[str]]:
     """What submitit says in a job of this scheduler."""
     path = registry.known()[name]
-    tell = f"from mlxjobs import adapters, ranks; ranks.tell_submitit(registry.load({path!r}), {path!r})"
+    tell = f"ranks.tell_submitit(registry.load({path!r}), {path!r})"
+    tell = f"from mlxjobs.cluster import ranks, registry; {tell}"
     command = [sys.executable, "-c", f"{tell}\n{ASK}"]
     told = {"PATH": os.environ["PATH"], **JOBS, **env}
     done = subprocess.run(command, env=told, capture_output=True, text=True, check=False)

@@ -321,7 +321,7 @@ def test_a_command_that_hangs_and_cannot_be_killed_is_left_alone(
     remote: OarProject, cluster_python: Path
 ) -> None:
     code = (
-        "from mlxjobs import shell\n"
+        "from mlxjobs.system import shell\n"
         "try: shell.run(['oarsub', 'true'], timeout_s=1)\n"
         "except shell.CommandTimeout as error: print(error)\n"
     )

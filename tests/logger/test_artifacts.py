@@ -318,7 +318,7 @@ def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
 import resource
 from pathlib import Path
 import numpy as np
-from mlxjobs import artifacts
+from mlxjobs.logger import artifacts
 folder = Path({str(tmp_path)!r})
 for kind, small, large in (
     ("pickle", 1, b"x" * 9000), ("numpy", np.zeros(2), np.zeros(9000)),

@@ -20,7 +20,7 @@ MIB = 200
 MEASURE = """
 import sys
 from pathlib import Path
-from mlxjobs import checkpoints, pickling
+from mlxjobs.logger import checkpoints, pickling
 from mlxjobs.logger.checkpoint_file import Record
 
 def peak():

@@ -301,7 +301,7 @@ def test_a_full_disk_leaves_the_old_one_and_names_the_file(tmp_path: Path, path:
     script = f"""
 import resource
 from pathlib import Path
-from mlxjobs import checkpoints
+from mlxjobs.logger import checkpoints
 from mlxjobs.logger.checkpoint_file import Record
 path = Path({str(path)!r})
 checkpoints.save(b"good", path, Record(1, 1, "last", {{}}))
@@ -324,7 +324,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from mlxjobs import checkpoints
+from mlxjobs.logger import checkpoints
 from mlxjobs.logger.checkpoint_file import Record
 
 path, point = Path(sys.argv[1]), int(sys.argv[2])
@@ -374,7 +374,7 @@ def test_a_process_killed_from_outside_leaves_a_good_checkpoint(path: Path) -> N
     script = f"""
 from pathlib import Path
 import numpy as np
-from mlxjobs import checkpoints
+from mlxjobs.logger import checkpoints
 from mlxjobs.logger.checkpoint_file import Record
 path = Path({str(path)!r})
 for epoch in range(100_000):

@@ -458,7 +458,7 @@ import os, sys, time
 from pathlib import Path
 import numpy as np
 import mlxpy
-from mlxjobs import checkpoint_file
+from mlxjobs.logger import checkpoint_file
 
 write = checkpoint_file.write
 def slow(*args):
@@ -543,7 +543,7 @@ def test_a_preempted_run_goes_on_from_what_was_written_in_the_background(tmp_pat
 def test_a_process_killed_while_it_writes_in_the_background_leaves_the_old_one(tmp_path: Path) -> None:
     script = """
 import os, sys, time
-from mlxjobs import pickling
+from mlxjobs.logger import pickling
 from mlxjobs.logger.logger import DefaultLogger
 logger = DefaultLogger(sys.argv[1])
 logger.log_checkpoint({"epoch": 0}, "last")

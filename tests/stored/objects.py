@@ -98,11 +98,13 @@ def pickled() -> dict[str, Any]:
 def errors(ours: Mapping[str, Any]) -> dict[str, BaseException]:
     """Make one of each of our exceptions and warnings that may reach a program of a user."""
     found = {n: one for n, one in ours.items() if isinstance(one, type) and issubclass(one, BaseException)}
-    caught = (one for one in found.values() if issubclass(one, Exception))
-    inner = {one for one in caught if not issubclass(one, (mlxpy.MLXJobsError, Warning, OSError))}
+    caught = [one for one in found.values() if issubclass(one, Exception)]
+    inner = {one for one in caught if not issubclass(one, (mlxpy.MLXJobsError, Warning))}
+    inner |= {
+        one for one in caught if issubclass(one, mlxpy.MLXJobsError) and one.__module__ != "mlxjobs.errors"
+    }
     special = {  # whose constructors take more than a message
         "Preempted": (mlxpy.RunStatus.PREEMPTED, "stopped"),
-        "NotRecordedError": (OSError(28, "No space left", "info.yaml"), ours["RunState"]()),
     }
     return {name: one(*special.get(name, ("why",))) for name, one in found.items() if one not in inner}
 

@@ -7,6 +7,7 @@ written again: what fails here fails for whoever wrote such files.
 from __future__ import annotations
 
 import fcntl
+import gc
 import importlib
 import importlib.util
 import io
@@ -131,6 +132,7 @@ def check_state(state: dict[str, Any], trainer: Any) -> None:
 
 
 def test_a_checkpoint_is_loaded_and_its_logger_goes_on(stored: Project, trainer: Any) -> None:
+    gc.collect()  # else a logger of another test, which was of the same run, may still be there
     logger = mlxpy.DefaultLogger(stored.logs / "1")
     state = logger.load_checkpoint()
     check_state(state, trainer)

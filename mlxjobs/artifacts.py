@@ -1,0 +1,3 @@
+"""Where pickles and settings of before 0.1 find `mlxjobs.logger.artifacts`."""
+
+from mlxjobs.logger.artifacts import *  # noqa: F403
