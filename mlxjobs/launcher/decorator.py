@@ -189,7 +189,7 @@ class _Launch:
     ) -> dict[str, Any]:
         """Become the same program, started from its snapshot; return only if there is none, and the facts."""
         from mlxjobs.code.live_tree import with_python_path
-        from mlxjobs.launcher.submit import freeze_code, this_program
+        from mlxjobs.launcher.program import freeze_code, this_program
 
         here = this_program()
         program, version = freeze_code(options, here, find_mistake)
@@ -210,7 +210,8 @@ class _Launch:
         os.execve(command[0], command, {**environment, _SNAPSHOT: packed})  # noqa: S606
 
     def _submit_new(self, options: dict[str, Any], arguments: Sequence[str]) -> None:
-        from mlxjobs.launcher.submit import Submission, freeze_code, this_program
+        from mlxjobs.launcher.program import freeze_code, this_program
+        from mlxjobs.launcher.submit import Submission
 
         if not options["use_logger"]:
             raise InvalidConfigFileError(
@@ -309,7 +310,8 @@ class _Launch:
     def _submit_existing(
         self, run: Run, options: dict[str, Any], composed: Composed, facts: dict[str, Any]
     ) -> None:
-        from mlxjobs.launcher.submit import Submission, freeze_code, this_program
+        from mlxjobs.launcher.program import freeze_code, this_program
+        from mlxjobs.launcher.submit import Submission
 
         program = this_program()
         self._settle_scheduler(options)

@@ -15,7 +15,8 @@ from mlxjobs.config import settings
 from mlxjobs.config.command_line import quote_value
 from mlxjobs.errors import InvalidConfigFileError
 from mlxjobs.launcher import submit
-from mlxjobs.launcher.submit import Program, Submission
+from mlxjobs.launcher.program import Program
+from mlxjobs.launcher.submit import Submission
 from mlxjobs.scheduler import Job
 
 GOLDEN = Path(__file__).with_name("golden")
