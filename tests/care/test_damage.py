@@ -18,7 +18,8 @@ import pytest
 from typer.testing import CliRunner
 
 from mlxjobs.care.fsck import check
-from mlxjobs.cli.app import app, list_rows
+from mlxjobs.cli.app import app
+from mlxjobs.cli.tables import list_rows
 from mlxjobs.errors import MLXJobsError
 from mlxjobs.jobs import look
 from mlxjobs.logger.checkpoints import candidates, load_first

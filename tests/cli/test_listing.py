@@ -15,8 +15,7 @@ from unittest.mock import Mock
 import pytest
 from typer.testing import CliRunner
 
-from mlxjobs.cli import app as cli
-from mlxjobs.cli import listing
+from mlxjobs.cli import listing, tables
 from mlxjobs.cli.app import app
 from mlxjobs.logger.logger import DefaultLogger
 from mlxjobs.reader.columns import publish
@@ -120,7 +119,7 @@ def test_ls_shows_when_a_run_began_by_the_clock_of_whoever_looks(monkeypatch: py
     with monkeypatch.context() as here:
         here.setenv("TZ", "UTC")
         time.tzset()
-        assert cli._clock(state) == "24/11 04:30"
+        assert tables._clock(state) == "24/11 04:30"
     time.tzset()
 
 
