@@ -15,9 +15,8 @@ from mlxjobs.logger.artifact_history import ArtifactHistory
 from mlxjobs.logger.artifacts import Artifact
 from mlxjobs.logger.checkpoints import SUFFIX
 from mlxjobs.logger.metrics import MetricsWriter
-from mlxjobs.logger.monitor import Monitor
 from mlxjobs.logger.resume import Resumption
-from mlxjobs.logger.saving import Checkpoints
+from mlxjobs.logger.saving import Checkpoints, Monitor
 from mlxjobs.record.fence import Fence
 
 # the loggers of this process, by directory: a pickled logger comes back as the one of its run

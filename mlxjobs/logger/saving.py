@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from mlxjobs.errors import (
     CheckpointNotFoundError,
     DamagedCheckpointError,
     InvalidArtifactError,
     InvalidKeyError,
+    InvalidMetricError,
 )
 from mlxjobs.logger import checkpoints
 from mlxjobs.logger.artifact_history import ArtifactHistory
@@ -18,10 +22,13 @@ from mlxjobs.logger.artifacts import check_artifact_name
 from mlxjobs.logger.checkpoint_file import Record, peek
 from mlxjobs.logger.checkpoints import SUFFIX, Loaded
 from mlxjobs.logger.metrics import MetricsWriter
-from mlxjobs.logger.monitor import Monitor
 from mlxjobs.logger.pickling import Pickled
 from mlxjobs.logger.resume import Resumption
+from mlxjobs.logger.rewind import log_names
 from mlxjobs.system.console import note
+
+_BLOCK = 1 << 16
+_TEXTS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class Background:
@@ -199,3 +206,97 @@ class Checkpoints:
             raise CheckpointNotFoundError(f"there is no {what} in {' or '.join(map(str, folders))}")
         files = found[0] if name is not None else [file for files in found for file in files]
         return checkpoints.load_first(files, damaged=self._damaged, stacklevel=3)
+
+
+# -- the metric that says which checkpoint is the best ------------------------------------------------------
+
+
+class Monitor(NamedTuple):
+    """A metric, and whether small or large values are good.
+
+    Attributes:
+        name: log name and key, `val.loss`.
+        mode: `min` or `max`.
+    """
+
+    name: str
+    mode: str
+
+    def check(self) -> None:
+        """Refuse what cannot be a monitor.
+
+        Raises:
+            InvalidArtifactError: the mode is none.
+            InvalidKeyError: the name has no log name and key.
+        """
+        if self.mode not in ("min", "max"):
+            raise InvalidArtifactError(f"log_checkpoint: mode is {self.mode!r}; use 'min' or 'max'")
+        if not isinstance(self.name, str) or "." not in self.name.strip("."):
+            raise InvalidKeyError(f"log_checkpoint: monitor is {self.name!r}; use '<log name>.<key>'")
+
+    def is_better(self, value: float, than: float | None) -> bool:
+        """Tell whether a value beats the best so far; NaN never does."""
+        if math.isnan(value) or than is None:
+            return not math.isnan(value)
+        return value < than if self.mode == "min" else value > than
+
+    def last_value(self, metrics: Path) -> float:
+        """Return what was logged last, from the files: they are right after a resumption too.
+
+        Args:
+            metrics: the run's `metrics/`.
+
+        Raises:
+            InvalidKeyError: it was never logged.
+            InvalidMetricError: it is no number.
+        """
+        names = log_names(metrics)
+        for log_name, key in _splits(self.name):
+            if log_name in names:
+                for row in _rows_backwards(metrics / f"{log_name}.json"):
+                    if key in row:
+                        return self._number(row[key])
+        raise InvalidKeyError(
+            f"log_checkpoint(monitor={self.name!r}): this metric was never logged in {metrics}; call "
+            "log_metrics({<key>: ...}, log_name=...) first, and name it '<log name>.<key>'"
+        )
+
+    def _number(self, value: Any) -> float:
+        if isinstance(value, str) and value in _TEXTS:
+            return _TEXTS[value]
+        if isinstance(value, (int, float)):
+            return float(value)
+        raise InvalidMetricError(
+            f"log_checkpoint(monitor={self.name!r}): its last value is {value!r}, which is no number"
+        )
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """`a.b.c` is the key `b.c` of the log `a`, or `c` of `a.b`."""
+    parts = name.split(".")
+    for count in range(1, len(parts)):
+        yield ".".join(parts[:count]), ".".join(parts[count:])
+
+
+def _rows_backwards(path: Path) -> Iterator[dict[str, Any]]:
+    import orjson
+
+    for line in _lines_backwards(path):
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError:  # an unfinished line
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def _lines_backwards(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        end, rest = file.seek(0, os.SEEK_END), b""
+        while end > 0:
+            begin = max(0, end - _BLOCK)
+            file.seek(begin)
+            rest, *lines = (file.read(end - begin) + rest).split(b"\n")
+            yield from reversed(lines)
+            end = begin
+        yield rest
