@@ -36,8 +36,7 @@ from mlxjobs.logger.artifact_types import (
     save_torch,
 )
 from mlxjobs.record.fence import Fence
-from mlxjobs.system.files import sync_directory
-from mlxjobs.system.paths import is_file_name, naming
+from mlxjobs.system.files import is_file_name, naming, sync_directory
 
 _KEPT = re.compile(r"\.pkl\.[0-9]+$")
 

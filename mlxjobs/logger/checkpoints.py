@@ -31,8 +31,7 @@ from mlxjobs.logger import checkpoint_file
 from mlxjobs.logger.checkpoint_file import Record, peek, read_record
 from mlxjobs.record.fence import Fence
 from mlxjobs.system.console import note
-from mlxjobs.system.files import sync_directory
-from mlxjobs.system.paths import naming
+from mlxjobs.system.files import naming, sync_directory
 
 SUFFIX = ".pkl"
 

@@ -24,8 +24,7 @@ from mlxjobs.errors import InvalidKeyError, InvalidMetricError
 from mlxjobs.logger import rewind as rewinding
 from mlxjobs.logger.values import json_object, key_text, type_name, unwrap
 from mlxjobs.record.fence import Fence
-from mlxjobs.system.files import replace_file, sync_directory
-from mlxjobs.system.paths import is_file_name, naming
+from mlxjobs.system.files import is_file_name, naming, replace_file, sync_directory
 from mlxjobs.system.seals import checksum, seal_yaml
 from mlxjobs.system.turn import turn
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mlxjobs.record.fence import Fence
-from mlxjobs.system.files import replace_file, sync_directory
-from mlxjobs.system.paths import naming
+from mlxjobs.system.files import naming, replace_file, sync_directory
 from mlxjobs.system.seals import checksum_of, open_json, seal_json
 
 SUPERSEDED = ".superseded"

@@ -1,4 +1,4 @@
-"""The only module that writes files which others may read at the same time.
+"""The names of files, the errors that name them, and the only way to write what others may be reading.
 
 A reader sees the old file or the new one, never half of one, also after a power failure: the new
 content is written aside in the same folder, flushed to the disk, and renamed (rename(2) is atomic
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+
+from mlxjobs.errors import MLXJobsError
 
 _flushed_later = ContextVar("flushed_later", default=False)
 
@@ -160,3 +162,31 @@ def create_file(path: Path, content: bytes | str, *, mode: int = 0o666) -> bool:
         aside.unlink()
     sync_directory(path.parent)
     return True
+
+
+def is_file_name(name: object) -> bool:
+    """Tell whether `name` is the plain name of a file that is not hidden."""
+    if not isinstance(name, str) or not name or name.startswith("."):
+        return False
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return not any(separator in name for separator in "/\\\0")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let every OSError of the block name a file; calls on descriptors raise it without one.
+
+    Raises:
+        OSError: what the block raised, with `path` if it had no file name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or isinstance(error, MLXJobsError):
+            raise
+        if error.errno is None:  # numpy's
+            raise OSError(f"{path}: {error}") from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
