@@ -24,9 +24,10 @@ import pytest
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.config import settings
 from mlxjobs.config_dict import ConfigDict
-from mlxjobs.jobs import hand_in, look
+from mlxjobs.jobs import hand_in
 from mlxjobs.jobs.attempt import TaskFailed, execute
 from mlxjobs.jobs.context import Context
+from mlxjobs.jobs.look import look_at_runs
 from mlxjobs.jobs.startable import Place
 from mlxjobs.launcher import decorator
 from mlxjobs.local import queue as localqueue
@@ -112,7 +113,7 @@ def assert_truthful(run: Run) -> RunState:
     """Whoever looks is told the same by everybody, and COMPLETE only where it is; returns the state."""
     told = Reader(run.path.parent).filter("")[0]["info.status"]
     assert told == run.state().status, "the Reader, before anybody has looked"
-    (seen,) = look.look(run.path.parent)
+    (seen,) = look_at_runs(run.path.parent)
     assert seen.doubt is None
     assert seen.state.status in (RunStatus.COMPLETE, RunStatus.FAILED)
     assert run.read_yaml("info")["status"] == seen.state.status
@@ -241,7 +242,7 @@ def jobs() -> dict[int, bytes]:
 
 def assert_submitted_or_not(run: Run) -> None:
     """The run says what became of its submission, and can be submitted again if it is not in the queue."""
-    (seen,) = look.look(run.path.parent, [run.log_id])
+    (seen,) = look_at_runs(run.path.parent, [run.log_id])
     assert seen.doubt is None
     queued = jobs()
     assert set(queued.values()) <= {run.script.read_bytes()}
@@ -251,7 +252,7 @@ def assert_submitted_or_not(run: Run) -> None:
         return
     assert seen.state.sequence == 1 or seen.state.status is RunStatus.FAILED
     submit(run)
-    (seen,) = look.look(run.path.parent, [run.log_id])
+    (seen,) = look_at_runs(run.path.parent, [run.log_id])
     assert seen.state.status is RunStatus.SUBMITTED
     assert int(seen.state.job_id or 0) == max(jobs())
 
@@ -435,7 +436,7 @@ def test_a_job_whose_directory_vanishes_ends_and_leaves_the_others_alone(project
 
 
 def shown_by_ls(logs: Path) -> list[str]:
-    return [str(one.state.status) for one in look.look(logs) if one.run.log_id == 2]
+    return [str(one.state.status) for one in look_at_runs(logs) if one.run.log_id == 2]
 
 
 def shown_by_reader(logs: Path) -> list[str]:
@@ -475,7 +476,7 @@ def test_what_cannot_be_recorded_is_shown_all_the_same(
     capsys.readouterr()
     with monkeypatch.context() as patch:
         full_at(1, until=10**9).install(patch)
-        (seen,) = look.look(tmp_path)
+        (seen,) = look_at_runs(tmp_path)
     assert seen.state.status is RunStatus.FAILED
     assert seen.state.reason == "killed at epoch 1: its process is gone"
     assert seen.doubt is not None
@@ -510,4 +511,4 @@ def test_a_clock_that_goes_back_changes_neither_the_order_nor_what_is_shown(
     reader.refresh()
     assert reader.filter("")[0]["info.status"] == "COMPLETE"
     assert reader.filter("")[0]["train.loss.last"] == CURVE[-1]["loss"]
-    assert look.look(tmp_path)[0].state.status is RunStatus.COMPLETE
+    assert look_at_runs(tmp_path)[0].state.status is RunStatus.COMPLETE

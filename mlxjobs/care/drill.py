@@ -23,7 +23,7 @@ import yaml  # noqa: F401 - to end the jobs takes it, and once Ctrl-C has cut it
 from mlxjobs.care.curves import Curves, Difference, compare, spread
 from mlxjobs.care.trial import Stuck, Trial, settings_for
 from mlxjobs.errors import MLXJobsError, RunError
-from mlxjobs.jobs import look
+from mlxjobs.jobs.act import preempt_runs, requeue_runs
 from mlxjobs.logger.held import DRILL
 from mlxjobs.record.history import RunState, RunStatus
 from mlxjobs.system.console import note
@@ -117,12 +117,12 @@ def _bring_back(trial: Trial) -> None:
         return state.status.ended or len(state.attempts) > 1 or time.monotonic() > give_up
 
     if len(trial.follow(ended).attempts) == 1:
-        trial.do(look.requeue)
+        trial.do(requeue_runs)
 
 
 WAYS = (
-    Way("warning", "warned, leaves by itself", lambda trial: trial.do(look.preempt)),
-    Way("requeue", "stopped and requeued", lambda trial: trial.do(look.requeue)),
+    Way("warning", "warned, leaves by itself", lambda trial: trial.do(preempt_runs)),
+    Way("requeue", "stopped and requeued", lambda trial: trial.do(requeue_runs)),
     Way("kill", "killed in a step", _bring_back, kills=True),
     Way("time-limit", "at its time limit", limited=True),
 )

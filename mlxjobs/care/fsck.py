@@ -11,8 +11,7 @@ from mlxjobs.care.fsck_logs import check_jobs, check_links, check_marks, check_s
 from mlxjobs.care.fsck_metadata import Known, check_history, check_leftovers, check_metadata, lacks_events
 from mlxjobs.care.fsck_metrics import check_checkpoints, check_metrics
 from mlxjobs.errors import DamagedHistoryError
-from mlxjobs.jobs import look
-from mlxjobs.jobs.look import Seen
+from mlxjobs.jobs.look import Seen, look_at_runs
 from mlxjobs.record.facts import outdate
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.run import Run, runs_in
@@ -67,7 +66,7 @@ def _findings(logs: Path, log_ids: Sequence[int] | None) -> Iterator[Finding]:
     whole = [run.log_id for run in runs if run.log_id in before and not lacks_events(run)]
     if log_ids is not None:
         whole += [log_id for log_id in log_ids if log_id not in before]  # which it says do not exist
-    seen = look.look(logs, whole)
+    seen = look_at_runs(logs, whole)
     for one in seen:
         yield from _check_state(one, before.get(one.run.log_id))
     for run in runs:

@@ -10,7 +10,7 @@ from mlxjobs.care.findings import Finding
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.code.copying import abandoned, lacking, remove_abandoned
 from mlxjobs.errors import MLXJobsError, SnapshotError
-from mlxjobs.jobs.look import Seen, not_imported
+from mlxjobs.jobs.look import Seen
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.log_dir import arrays_folder, waiting_folder, waiting_in
 from mlxjobs.record.run import Run
@@ -58,7 +58,7 @@ def check_jobs(logs: Path, seen: Sequence[Seen], *, alone: bool) -> Iterator[Fin
         seen: the runs.
         alone: these are not all runs, so missing ones are not looked for.
     """
-    named = [one for one in seen if one.state.scheduler.get("class") and not_imported(one) is None]
+    named = [one for one in seen if one.state.scheduler.get("class") and one.not_imported is None]
     for path in sorted({one.state.scheduler["class"] for one in named}):
         try:
             cluster = Cluster(path)

@@ -21,7 +21,7 @@ from mlxjobs.code.marks import Mark, marks_of
 from mlxjobs.code.run_code import code_of
 from mlxjobs.code.snapshots import MARK, Snapshot, Usage, age, asked, real
 from mlxjobs.errors import MLXJobsError, SnapshotError
-from mlxjobs.jobs import look
+from mlxjobs.jobs.look import Seen, look_at_runs
 from mlxjobs.record.run import runs_in
 from mlxjobs.system.trust import stranger
 
@@ -43,7 +43,7 @@ class Pruning:
         self._logs = logs
         self._keep_s = keep_s
         self._now = time.time()
-        self._looked: dict[Path, list[look.Seen] | str] = {}
+        self._looked: dict[Path, list[Seen] | str] = {}
 
     def why_kept(self, snapshot: Snapshot) -> str | None:
         """Return why a snapshot is not removed; None: nobody needs it."""
@@ -81,16 +81,16 @@ class Pruning:
                 return f"run {one.run.log_id} of {logs} ended {age(since)} ago"
         return None
 
-    def _look(self, logs: Path) -> list[look.Seen] | str:
+    def _look(self, logs: Path) -> list[Seen] | str:
         if logs not in self._looked:
             self._looked[logs] = self._ask(logs)
         return self._looked[logs]
 
-    def _ask(self, logs: Path) -> list[look.Seen] | str:
+    def _ask(self, logs: Path) -> list[Seen] | str:
         try:
             if not logs.exists():  # it was removed, else `_unknown` has said so
                 return []
-            seen = look.look(logs)
+            seen = look_at_runs(logs)
             known = {one.run.log_id for one in seen}
             for run in runs_in(logs):  # what is no run yet may become one
                 if run.log_id not in known and self._now - run.path.stat().st_mtime < _LAUNCHING_S:
@@ -169,7 +169,7 @@ def _unknown(mark: Mark) -> str | None:
     return f"{mark.logs}, whose runs use it, {why}; if it is gone for good, remove {mark.path}"
 
 
-def _uses(one: look.Seen, snapshot: Snapshot) -> bool:
+def _uses(one: Seen, snapshot: Snapshot) -> bool:
     code = code_of(one.state.facts)
     return code is not None and real(code.root) == real(snapshot.root)
 

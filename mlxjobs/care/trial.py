@@ -13,8 +13,9 @@ from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.config import command_line
 from mlxjobs.config.settings import as_lines
 from mlxjobs.errors import MLXJobsError, RunError, SchedulerError
-from mlxjobs.jobs import look as watch
+from mlxjobs.jobs.act import DoneOrError, cancel_runs
 from mlxjobs.jobs.cause import progress
+from mlxjobs.jobs.look import Seen, look_at_runs
 from mlxjobs.logger import checkpoints
 from mlxjobs.logger.held import HELD, HOLD
 from mlxjobs.logger.metrics import last_lines
@@ -150,11 +151,11 @@ class Trial:
         """The options of its job."""
         return as_lines(self.run.read_yaml("mlxpy")["scheduler"]["option_cmd"])
 
-    def look(self) -> list[watch.Seen]:
+    def look(self) -> list[Seen]:
         """Ask the scheduler what became of it."""
-        return watch.look(self.folder, [self.run.log_id])
+        return look_at_runs(self.folder, [self.run.log_id])
 
-    def do(self, act: Callable[[Sequence[watch.Seen]], Iterator[watch.Outcome]]) -> None:
+    def do(self, act: Callable[[Sequence[Seen]], Iterator[DoneOrError]]) -> None:
         """Do what `mlxjobs preempt`, say, does to a run. Raises what it yields as an error."""
         for outcome in act(self.look()):
             if isinstance(outcome, MLXJobsError):
@@ -195,8 +196,8 @@ class Trial:
     def end(self, *, wait: bool = True) -> None:
         """End its jobs, if there are any; wait until they are gone."""
         with suppress(RunError):  # it was not submitted
-            seen = watch.look(self.folder)
-            for outcome in watch.cancel(seen):
+            seen = look_at_runs(self.folder)
+            for outcome in cancel_runs(seen):
                 if isinstance(outcome, MLXJobsError):
                     note(str(outcome))
             jobs = [one.state.job_id for one in seen if one.state.job_id is not None]

@@ -7,30 +7,29 @@ from pathlib import Path
 
 from mlxjobs.cli.options import Ids, Logs, numbers
 from mlxjobs.errors import MLXJobsError
-from mlxjobs.jobs import look
+from mlxjobs.jobs.act import DoneOrError, cancel_runs, preempt_runs, requeue_runs
+from mlxjobs.jobs.look import Seen, look_at_runs
 from mlxjobs.system.console import note, say
 
 
 def cancel(runs: Ids, logs: Logs = Path("logs")) -> None:
     """End runs for good: their jobs are cancelled, their status is CANCELLED, they stay down."""
-    _each(runs, logs, look.cancel)
+    _each(runs, logs, cancel_runs)
 
 
 def preempt(runs: Ids, logs: Logs = Path("logs")) -> None:
     """Make running runs checkpoint, leave the machine, and come back from the queue."""
-    _each(runs, logs, look.preempt)
+    _each(runs, logs, preempt_runs)
 
 
 def requeue(runs: Ids, logs: Logs = Path("logs")) -> None:
     """Stop the jobs of runs now and start them again, from their last checkpoints."""
-    _each(runs, logs, look.requeue)
+    _each(runs, logs, requeue_runs)
 
 
-def _each(
-    words: Sequence[str], logs: Path, act: Callable[[Sequence[look.Seen]], Iterator[look.Outcome]]
-) -> None:
+def _each(words: Sequence[str], logs: Path, act: Callable[[Sequence[Seen]], Iterator[DoneOrError]]) -> None:
     failed = 0
-    for outcome in act(look.look(logs, numbers(words))):
+    for outcome in act(look_at_runs(logs, numbers(words))):
         if isinstance(outcome, MLXJobsError):
             note(f"error: {outcome}")
             failed = max(failed, outcome.exit_code)

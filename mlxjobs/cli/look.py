@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mlxjobs.cli.options import Logs
 from mlxjobs.cli.tables import cell, list_rows, print_rich, print_table
-from mlxjobs.jobs import look
+from mlxjobs.jobs.look import look_at_runs
 from mlxjobs.logger.values import json_object
 from mlxjobs.record.run import runs_in
 from mlxjobs.system.console import note, say
@@ -41,7 +41,7 @@ def ls(
     if what or sort or columns:
         _ls_query(logs, what, sort, columns, as_json=as_json)
         return
-    rows = list_rows(look.look(logs))
+    rows = list_rows(look_at_runs(logs))
     _note_others(logs)
     if as_json:
         for row in rows:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from mlxjobs.config.stored import flat
 from mlxjobs.errors import MLXJobsError
-from mlxjobs.jobs import look
+from mlxjobs.jobs.look import Seen
 from mlxjobs.logger.metrics import last_lines
 from mlxjobs.record.history import RunState, RunStatus
 from mlxjobs.record.run import Run
@@ -25,12 +25,12 @@ _COLOURS = {
 }  # fmt: skip
 
 
-def list_rows(seen: Sequence[look.Seen]) -> list[dict[str, Any]]:
+def list_rows(seen: Sequence[Seen]) -> list[dict[str, Any]]:
     """Return what `mlxjobs ls` shows of runs."""
     return [_row(one) for one in seen]
 
 
-def _row(one: look.Seen) -> dict[str, Any]:
+def _row(one: Seen) -> dict[str, Any]:
     return {
         "id": one.run.log_id,
         "status": one.state.status,

@@ -108,10 +108,10 @@ class Reader:
         if not log_ids:
             self._doubts = {}
             return snapshot
-        from mlxjobs.jobs import look  # what it imports is not needed for runs that have ended
+        from mlxjobs.jobs.look import look_at_runs  # what it imports is not needed for runs that have ended
 
         try:
-            seen = look.look(Path(self.src_dir), log_ids, run_code=self._runs_code)
+            seen = look_at_runs(Path(self.src_dir), log_ids, run_code=self._runs_code)
         except RunError:
             if not again:
                 raise

@@ -21,7 +21,7 @@ from mlxjobs.care.fsck import check
 from mlxjobs.cli.app import app
 from mlxjobs.cli.tables import list_rows
 from mlxjobs.errors import MLXJobsError
-from mlxjobs.jobs import look
+from mlxjobs.jobs.look import look_at_runs
 from mlxjobs.logger.checkpoints import candidates, load_first
 from mlxjobs.reader.reader import Reader
 from tests.project import Project
@@ -78,7 +78,7 @@ def shown(logs: Path, cache: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for row in list_rows(look.look(logs)):
+        for row in list_rows(look_at_runs(logs)):
             json.dumps(row, default=str)
             doubt = row.pop("doubt")
             values["ls"] = "doubt" if doubt else row

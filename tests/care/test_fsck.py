@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from mlxjobs.care.fsck import check
 from mlxjobs.cli.app import app
-from mlxjobs.jobs import look
 from mlxjobs.jobs.hand_in import end_attempt
+from mlxjobs.jobs.look import look_at_runs
 from mlxjobs.logger.checkpoints import candidates, load_first
 from mlxjobs.logger.logger import DefaultLogger
 from mlxjobs.reader.reader import Reader
@@ -327,7 +327,7 @@ def test_a_run_that_was_killed_has_checksums_too(tmp_path: Path) -> None:
     logger = DefaultLogger(run.path)
     logger.log_metrics({"loss": 1.0}, "train")
     logger.close()
-    assert look.look(tmp_path)[0].state.status is RunStatus.FAILED
+    assert look_at_runs(tmp_path)[0].state.status is RunStatus.FAILED
     log = run.metrics / "train.json"
     assert "1/metrics/train.json" not in found(tmp_path)
     log.write_bytes(log.read_bytes().replace(b"1.0", b"1.5"))
@@ -356,7 +356,7 @@ def test_a_line_that_a_killed_run_left_unfinished_is_not_missed_afterwards(tmp_p
     run.record(lambda state: {"event": "created", "facts": {}})
     run.record(lambda state: {"event": "started", "attempt": 1, **this_process(), "process_key": "gone"})
     (run.metrics / "train.json").write_text('{"loss":1.0}\n{"lo')
-    look.look(tmp_path)
+    look_at_runs(tmp_path)
     assert found(tmp_path, fix=True)["1/metrics/train.json"] == "has a last line that is not finished"
     assert "1/metrics/train.json" not in found(tmp_path)
 
@@ -518,4 +518,4 @@ def test_killed_at_any_moment_it_goes_on_when_it_is_started_again(
             break
         count += 1
     assert count > 20
-    assert look.look(logs, [1])[0].state.status is RunStatus.COMPLETE
+    assert look_at_runs(logs, [1])[0].state.status is RunStatus.COMPLETE

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.jobs import look
+from mlxjobs.jobs.look import look_at_runs
 from mlxjobs.record.history import RunStatus
 from tests.launcher.test_launch import assert_one_message, names, runs, write
 from tests.project import MAIN, Project
@@ -331,5 +331,5 @@ def test_an_answer_that_cannot_be_read_is_a_doubt_and_no_traceback(
 
     monkeypatch.setenv("PATH", project.env["PATH"])
     monkeypatch.setattr("mlxjobs.schedulers.slurm.SLURMScheduler.parse_status", fail)
-    (seen,) = look.look(project.logs)
+    (seen,) = look_at_runs(project.logs)
     assert "SLURMScheduler does not understand the answer of squeue: no JSON" in str(seen.doubt)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.jobs import look
+from mlxjobs.jobs.act import cancel_runs
+from mlxjobs.jobs.look import look_at_runs
 from mlxjobs.record.history import RunStatus, iso
 from mlxjobs.record.run import Run
 from mlxjobs.system.processes import this_process
@@ -174,16 +175,16 @@ def test_what_a_job_hands_in_while_it_is_cancelled_is_cancelled_too(
     run.record(lambda state: {"event": "started", "attempt": 1, "job_id": "1"})
     monkeypatch.setenv("PATH", slurm_stub.project.env["PATH"])
     slurm_stub.say("RUNNING None 0")
-    [seen] = look.look(slurm_stub.project.logs)
+    [seen] = look_at_runs(slurm_stub.project.logs)
     path = seen.state.scheduler["class"]
     run.record(lambda state: {"event": "submitting", "scheduler": "S", "class": path})
     if answered:
         run.record(lambda state: {"event": "submitted", "submission": 2, "job_id": "2"})
         run.record(lambda state: {"event": "ended", "attempt": 1, "status": "PREEMPTED", "reason": "warned"})
     else:
-        [seen] = look.look(slurm_stub.project.logs)
+        [seen] = look_at_runs(slurm_stub.project.logs)
     jobs = "jobs 1 and 2" if answered else "job 1"
-    assert list(look.cancel([seen])) == [f"run 1 is cancelled ({jobs})"]
+    assert list(cancel_runs([seen])) == [f"run 1 is cancelled ({jobs})"]
     assert (slurm_stub.folder / "cancelled").read_text() == ("1\n2\n" if answered else "1\n")
     assert run.state().status is RunStatus.CANCELLED
 
@@ -199,6 +200,6 @@ def test_a_process_in_another_container_of_the_same_host_name_is_not_called_gone
     key = me["process_key"].partition("/")[0] if boot == "this one" else boot
     container = {**me, "pid": 1, "process_key": f"{key}/1", "pid_namespace": me["pid_namespace"] + 1}
     run.record(lambda state: {"event": "started", "attempt": 1, **container})
-    [seen] = look.look(tmp_path)
+    [seen] = look_at_runs(tmp_path)
     assert seen.state.status is status
     assert (seen.doubt is None) == (status is RunStatus.FAILED)

@@ -11,7 +11,7 @@ from typing import Any
 import mlxpy
 import pytest
 
-from mlxjobs.jobs import look as watch
+from mlxjobs.jobs.look import Seen, look_at_runs
 from mlxjobs.reader.reader import UncertainRunWarning
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.run import Run
@@ -79,12 +79,11 @@ def test_a_run_that_is_removed_while_the_others_are_asked_for(
     for log_id in (1, 2):
         begun(tmp_path, log_id, pid=ended_process())
 
-    def look(parent: Path, *arguments: Any, **options: Any) -> list[watch.Seen]:
+    def look(parent: Path, *arguments: Any, **options: Any) -> list[Seen]:
         shutil.rmtree(parent / "1", ignore_errors=True)
-        return real(parent, *arguments, **options)
+        return look_at_runs(parent, *arguments, **options)
 
-    real = watch.look
-    monkeypatch.setattr(watch, "look", look)
+    monkeypatch.setattr("mlxjobs.jobs.look.look_at_runs", look)
     assert mlxpy.Reader(tmp_path).filter("info.status == 'FAILED'")[:]["info.log_id"] == [2]
 
 

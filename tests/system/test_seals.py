@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from mlxjobs.errors import DamagedHistoryError
-from mlxjobs.jobs import look
+from mlxjobs.jobs.look import look_at_runs
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.run import Run
 from mlxjobs.system.seals import is_sealed, open_json, seal_json, seal_yaml
@@ -52,7 +52,7 @@ def test_a_damaged_event_is_told_with_its_file_and_the_other_runs_are_shown(tmp_
     event.write_bytes(event.read_bytes().replace(b"COMPLETE", b"COMPLETD"))
     with pytest.raises(DamagedHistoryError, match=r"0001\.json is damaged"):
         runs[0].state()
-    first, second = look.look(tmp_path)
+    first, second = look_at_runs(tmp_path)
     assert str(event) in (first.doubt or "")
     assert second.state.status is RunStatus.COMPLETE
     assert second.doubt is None
