@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxjobs.config import settings
+from mlxjobs.config.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -49,7 +49,7 @@ def test_the_tests_that_are_named_exist() -> None:
 def test_every_setting_is_explained_and_its_default_is_right() -> None:
     sections = {"scheduler": "schedulers.md", "version_manager": "version_manager.md"}
     defaults: dict[str, dict[str, str]] = {"settings.md": {}}
-    for name, value in flat(settings.defaults()):
+    for name, value in flat(Settings().to_dict()):
         section, _, key = name.rpartition(".")
         page, key = (sections[section], key) if section in sections else ("settings.md", name)
         defaults.setdefault(page, {})[key] = str(value)
@@ -58,8 +58,8 @@ def test_every_setting_is_explained_and_its_default_is_right() -> None:
         assert dict(rows) == expected, page
 
 
-def flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in options.items():
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{key}.")
         else:

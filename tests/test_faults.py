@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from mlxjobs.cluster.cluster import Cluster
-from mlxjobs.config import settings
+from mlxjobs.config.settings import Settings
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.jobs import hand_in
 from mlxjobs.jobs.attempt import TaskFailed, execute
@@ -71,7 +71,7 @@ def task(context: Context) -> None:
 def attempt(run: Run, *, dies_in: int = -1) -> None:
     """Make the next attempt of a run, as a program that was started again does."""
     config = ConfigDict({"dies_in": dies_in})
-    execute(run, task, config, settings.defaults(), seeding=None, facts={}, place=Place())
+    execute(run, task, config, Settings(), seeding=None, facts={}, place=Place())
 
 
 def in_child(act: Callable[[], None], calls: Calls | None, words: Path) -> int:
@@ -98,7 +98,7 @@ def in_child(act: Callable[[], None], calls: Calls | None, words: Path) -> int:
 def half_done(logs: Path) -> Run:
     """A run that was killed between the metrics and the checkpoint of its second epoch."""
     run = Run.create(logs)
-    run.keep("dies_in: -1\n", settings.defaults())
+    run.keep("dies_in: -1\n", Settings().to_dict())
     run.record(lambda state: {"event": "created", "facts": {}})
     assert in_child(lambda: attempt(run, dies_in=1), None, logs / "words") == 9
     assert len(lines(run)) == 2
@@ -228,7 +228,7 @@ def not_submitted(folder: Path) -> Run:
     shell.run = queue_in_here
     shutil.rmtree(folder / "queue", ignore_errors=True)
     run = Run.create(folder / "logs")
-    run.keep("{}", settings.defaults())
+    run.keep("{}", Settings().to_dict())
     run.script.write_text("#!/bin/sh\nexit\n")
     run.record(lambda state: {"event": "created", "facts": {}})
     return run

@@ -72,12 +72,10 @@ def _short(root: Path) -> str:
 def _find(users: snapshots.Users) -> list[snapshots.Snapshot]:
     """Find the snapshots where the project keeps them, and where its runs do."""
     from mlxjobs.code import snapshots
-    from mlxjobs.config import settings
+    from mlxjobs.config.settings import FILE_NAME, as_folder, read_settings
 
-    options, file = settings.defaults(), Path("configs") / settings.FILE_NAME
-    if file.exists():
-        settings.merge(options, settings.read_file(file), str(file))
-    own = settings.folder(options["version_manager"]["parent_work_dir"]).absolute()
+    settings = read_settings(Path("configs") / FILE_NAME)
+    own = as_folder(settings.version_manager.parent_work_dir).absolute()
     return snapshots.find({snapshots.real(parent) for parent in (own, *users.parents())})
 
 

@@ -129,19 +129,19 @@ class Proof:
     Args:
         run: the run.
         state: its state, this attempt included.
-        options: its settings.
+        strict: whether a run that differs is refused.
 
     As a context it looks when it is left. An error of the task's is passed on as it is.
     """
 
-    def __init__(self, run: Run, state: RunState, options: Mapping[str, Any]) -> None:
+    def __init__(self, run: Run, state: RunState, *, strict: bool) -> None:
         self._run = run
         self._attempt = len(state.attempts)
         self._frozen = state.frozen
         self._code = state.facts.get("version_manager")
         self._tainted = list(state.tainted)
         self._known = set(state.tainted)
-        self._strict = options["version_manager"]["strict"]
+        self._strict = strict
         self._folders = list(sys.path)  # a task may add to it
 
     def begin(self) -> None:

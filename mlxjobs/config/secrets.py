@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -51,7 +51,7 @@ class Mask:
             named like one.
     """
 
-    def __init__(self, patterns: str | list[str]) -> None:
+    def __init__(self, patterns: str | Sequence[str]) -> None:
         words = [patterns] if isinstance(patterns, str) else patterns
         self._secret = [word for word in words if word and not word.startswith("!")]
         self._harmless = [word[1:] for word in words if word.startswith("!")]

@@ -172,9 +172,9 @@ def _unchanged(runs: Iterable[Seen]) -> Callable[[Run, RunState], None]:
 def _submit_again(runs: Sequence[Seen]) -> Iterator[DoneOrError]:
     waiting = {seen.run.log_id for seen in runs if seen.state.status is RunStatus.WAITING}
     unknown: dict[int, MLXJobsError] = {}
-    for cluster, given, group in alike([seen.run for seen in runs], unknown):
+    for cluster, settings, group in alike([seen.run for seen in runs], unknown):
         patient = any(run.log_id in waiting for run in group)
-        result = hand_in_all(group, cluster, given, check=_unchanged(runs), patient=patient)
+        result = hand_in_all(group, cluster, settings, check=_unchanged(runs), patient=patient)
         for run in group:
             if run.log_id in result.jobs:
                 run.mark_waiting(False)

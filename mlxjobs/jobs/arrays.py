@@ -11,11 +11,10 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.cluster.script import job_name, place_in, render
-from mlxjobs.config import settings
+from mlxjobs.config.settings import SchedulerSettings, Settings, as_lines
 from mlxjobs.errors import (
     JobSubmissionError,
     MLXJobsError,
@@ -53,7 +52,7 @@ class HandedIn:
 def hand_in_all(
     runs: Sequence[Run],
     cluster: Cluster,
-    given: Mapping[str, Any],
+    settings: SchedulerSettings,
     *,
     claimed: Mapping[Run, int] | None = None,
     check: Callable[[Run, RunState], None] | None = None,
@@ -65,7 +64,7 @@ def hand_in_all(
     Args:
         runs: the runs, all of one log directory; their scripts are written.
         cluster: where to.
-        given: the settings of the scheduler, the same for all of them.
+        settings: those of the scheduler, the same for all of them.
         claimed: the numbers of their submissions, if they have been claimed for them.
         check: raises if a run's state allows no submission; the others are handed in all the same.
         patient: they have waited: let them wait on, whatever the scheduler says against them now.
@@ -90,7 +89,7 @@ def hand_in_all(
                 result.failed[run.log_id] = error
     todo = list(numbers)
     try:
-        for run, job_id in _submit_in_turn(todo, cluster, given, patience_s):
+        for run, job_id in _submit_in_turn(todo, cluster, settings, patience_s):
             accept(run, cluster, numbers[run], job_id)
             result.jobs[run.log_id] = job_id
     except (SchedulerError, OSError, KeyboardInterrupt) as error:
@@ -127,14 +126,14 @@ def _may_wait(error: BaseException, *, patient: bool, some_go_on: bool) -> bool:
 
 
 def _submit_in_turn(
-    runs: Sequence[Run], cluster: Cluster, given: Mapping[str, Any], patience_s: float
+    runs: Sequence[Run], cluster: Cluster, settings: SchedulerSettings, patience_s: float
 ) -> Iterator[tuple[Run, str]]:
     """Hand in runs in as large arrays as may be; yield each with the id of its job."""
     end = time.monotonic() + patience_s
     size = min(cluster.max_array(), len(runs)) if len(runs) > 1 else 1
     while runs:
         try:
-            jobs = _submit(runs[:size], cluster, given)
+            jobs = _submit(runs[:size], cluster, settings)
         except QueueFullError:
             if size > 1:
                 size //= 2  # how much of the user's share is left nobody tells: it is found by trying
@@ -188,10 +187,10 @@ def feed(parent: Path, most: int = 16) -> HandedIn:
         # those that cannot be handed in must not keep the others
         while not tried and (runs := list(islice(marked, most))):
             runs = [run for run in runs if run.stranger is None and _waits(run, result.failed)]
-            for cluster, given, group in alike(runs, result.failed):
+            for cluster, settings, group in alike(runs, result.failed):
                 tried = True
                 one = hand_in_all(
-                    group, cluster, given, check=_check_waiting, patient=True, patience_s=_PATIENCE_S
+                    group, cluster, settings, check=_check_waiting, patient=True, patience_s=_PATIENCE_S
                 )
                 result.jobs.update(one.jobs)
                 result.waiting += one.waiting
@@ -235,21 +234,21 @@ def _check_waiting(run: Run, state: RunState) -> None:
 
 def alike(
     runs: Iterable[Run], failed: dict[int, MLXJobsError]
-) -> Iterator[tuple[Cluster, Mapping[str, Any], list[Run]]]:
+) -> Iterator[tuple[Cluster, SchedulerSettings, list[Run]]]:
     """Group runs by their scheduler and its settings, as they were when each was submitted.
 
     Args:
         runs: runs that were submitted.
         failed: those of which that cannot be known are added to it, and why.
     """
-    groups: dict[str, tuple[Cluster, Mapping[str, Any], list[Run]]] = {}
+    groups: dict[tuple[str, SchedulerSettings], tuple[Cluster, SchedulerSettings, list[Run]]] = {}
     for run in runs:
         try:
-            path, options = run.state().scheduler["class"], settings.defaults()
-            settings.merge(options, run.read_yaml("mlxpy"), str(run.metadata / "mlxpy.yaml"))
-            key = f"{path} {options['scheduler']}"
+            path = run.state().scheduler["class"]
+            stored = Settings().updated(run.read_yaml("mlxpy"), str(run.metadata / "mlxpy.yaml"))
+            key = (path, stored.scheduler)
             if key not in groups:  # to make a cluster may mean to import a class
-                groups[key] = (Cluster(path), options["scheduler"], [])
+                groups[key] = (Cluster(path), stored.scheduler, [])
         except MLXJobsError as error:
             failed[run.log_id] = error
         else:
@@ -257,11 +256,11 @@ def alike(
     yield from groups.values()
 
 
-def _submit(runs: Sequence[Run], cluster: Cluster, given: Mapping[str, Any]) -> list[str]:
+def _submit(runs: Sequence[Run], cluster: Cluster, settings: SchedulerSettings) -> list[str]:
     """Hand in runs as one job, or as one array; return the ids of their jobs."""
     if len(runs) == 1:
         return [cluster.submit(runs[0].script.absolute(), runs[0].state().known_jobs)]
-    script = _write_array(runs, cluster, given)
+    script = _write_array(runs, cluster, settings)
     try:
         return cluster.submit_array(script, len(runs))
     except UnknownSubmissionError:
@@ -271,7 +270,7 @@ def _submit(runs: Sequence[Run], cluster: Cluster, given: Mapping[str, Any]) -> 
         raise
 
 
-def _write_array(runs: Sequence[Run], cluster: Cluster, given: Mapping[str, Any]) -> Path:
+def _write_array(runs: Sequence[Run], cluster: Cluster, settings: SchedulerSettings) -> Path:
     """Make an array's folder: its script, and a link to the directory of each of its runs."""
     folder = take_array(runs[0].path.parent)
     for number, run in enumerate(runs, 1):
@@ -285,8 +284,8 @@ def _write_array(runs: Sequence[Run], cluster: Cluster, given: Mapping[str, Any]
         stderr=task.stderr,
         work_dir=folder,
         command=(),
-        option_lines=settings.as_lines(given["option_cmd"]),
-        shell_path=given["shell_path"],
+        option_lines=as_lines(settings.option_cmd),
+        shell_path=settings.shell_path,
         tasks=len(runs),
     )
     replace_file(array.script, render(job, cluster.scheduler), mode=0o777)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mlxjobs.code import provenance
 from mlxjobs.config import stored
 from mlxjobs.config.secrets import Shown
+from mlxjobs.config.settings import Settings
 from mlxjobs.config_dict import ConfigDict, seed_of
 from mlxjobs.errors import RunError, SchedulerError
 from mlxjobs.jobs.context import Context
@@ -123,7 +124,7 @@ def execute(
     run: Run | None,
     task: Task,
     config: ConfigDict,
-    settings: dict[str, Any],
+    settings: Settings,
     *,
     seeding: Callable[[Any], Any] | None,
     facts: dict[str, Any],
@@ -156,15 +157,15 @@ def execute(
     """
     shown = shown or Shown(config.to_dict())
     if run is None:
-        context = Context(config, ConfigDict(settings), ConfigDict(facts), None)
+        context = Context(config, ConfigDict(settings.to_dict()), ConfigDict(facts), None)
         return _reporting(lambda: _call(task, context, seeding), shown)
-    limit = settings["scheduler"]["max_requeues"]
+    limit = settings.scheduler.max_requeues
     with ExitStack() as stack:
         if place.rank > 0:
             divert(run, place.rank)
             preemption = _listen(stack, run, 0, place, limit)
             silent = SilentLogger(run.path, preempted=_flag(preemption))
-            context = Context(config, ConfigDict(settings), _info(run.state(), place), silent)
+            context = Context(config, ConfigDict(settings.to_dict()), _info(run.state(), place), silent)
             return _as_other_rank(
                 run, place, lambda: _reporting(lambda: _call(task, context, seeding), shown), shown
             )
@@ -174,13 +175,13 @@ def execute(
         if stop is not None:
             _end(run, number, RunStatus.FAILED, stop)
             raise RunError(f"run {run.log_id} is not started again: {stop}")
-        fence, proof = _prepare(run, after, settings, shown)
+        fence, proof = _prepare(run, after, shown, strict=settings.version_manager.strict)
         preemption = _listen(stack, run, number, place, limit)
         logger = _logger(run, fence, before, preemption)
         stack.callback(logger.close)
-        if settings["logger"]["log_streams_to_file"] and place.here is None:
+        if settings.logger.log_streams_to_file and place.here is None:
             stack.enter_context(tee(run))
-        context = Context(config, ConfigDict(settings), _info(after, place), logger)
+        context = Context(config, ConfigDict(settings.to_dict()), _info(after, place), logger)
 
         def call() -> Any:
             with proof:
@@ -197,16 +198,14 @@ def execute(
         return _record(run, number, logger, call, place, shown)
 
 
-def _prepare(
-    run: Run, state: RunState, settings: dict[str, Any], shown: Shown
-) -> tuple[Fence, provenance.Proof]:
+def _prepare(run: Run, state: RunState, shown: Shown, *, strict: bool) -> tuple[Fence, provenance.Proof]:
     """Make an attempt that has its number fit to call the task; what hinders it is recorded."""
     number = len(state.attempts)
     try:
         fence = _fence(run, number)
         with fence.explaining():
             run.write_yaml("config", stored.plain(shown.config), fence.folder(run.metadata))
-        proof = provenance.Proof(run, state, settings)
+        proof = provenance.Proof(run, state, strict=strict)
         proof.begin()
     except OSError as error:
         _end(run, number, RunStatus.FAILED, _last_line(error))

@@ -9,9 +9,10 @@ from typing import Any
 
 from mlxjobs.cluster import ranks
 from mlxjobs.cluster.cluster import Cluster
-from mlxjobs.config import compose, settings
+from mlxjobs.config import compose
 from mlxjobs.config import stored as frozen
 from mlxjobs.config.secrets import without
+from mlxjobs.config.settings import Settings
 from mlxjobs.config.stored import Composed
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.errors import MLXJobsError, RunError
@@ -23,37 +24,37 @@ from mlxjobs.system.console import note
 from mlxjobs.system.seals import is_sealed
 
 
-def stored(run: Run, given: Mapping[str, Any]) -> tuple[dict[str, Any], Composed]:
+def stored(run: Run, typed: Mapping[str, Any]) -> tuple[Settings, Composed]:
     """Return the settings and the configuration that a run was submitted with.
 
     Args:
         run: an existing run; one of MLXP's is taken over.
-        given: settings from the command line, which win.
+        typed: settings from the command line, which win.
 
     Raises:
         RunError: the run has no configuration, or is another user's.
-        InvalidConfigFileError: its files, or the settings given, are wrong.
+        InvalidConfigFileError: its files, or the settings typed, are wrong.
     """
     run.check_owner()
     run.adopt()
-    options = settings.defaults()
+    settings = Settings()
     path = run.metadata / "mlxpy.yaml"
     if path.exists():
-        settings.merge(options, run.read_yaml("mlxpy") or {}, str(path))
+        settings = settings.updated(run.read_yaml("mlxpy") or {}, str(path))
     # where it once ran is no reason to run there again: that is for the command line to say
-    options["use_scheduler"] = options["use_version_manager"] = False
-    options["logger"].update(forced_log_id=run.log_id, parent_log_dir=str(run.path.parent))
-    settings.merge(options, given, "the command line")
+    here = replace(settings.logger, forced_log_id=run.log_id, parent_log_dir=str(run.path.parent))
+    settings = replace(settings, logger=here, use_scheduler=False, use_version_manager=False)
+    settings = settings.updated(typed, "the command line")
     if run.frozen.exists():
         text = run.frozen.read_bytes()
         if is_sealed(text) is False:
             note(f"{run.frozen} is not what was written for this run: it was edited, or is damaged")
         composed = frozen.from_yaml(text, run.frozen)
-        return options, replace(composed, secrets={**composed.secrets, **run.read_secrets()})
+        return settings, replace(composed, secrets={**composed.secrets, **run.read_secrets()})
     config = run.read_yaml("config")
     if not isinstance(config, dict):
         raise RunError(f"{run.metadata / 'config.yaml'} holds no configuration")
-    return options, Composed(config)
+    return settings, Composed(config)
 
 
 def resolve(run: Run, composed: Composed, place: Place) -> ConfigDict:

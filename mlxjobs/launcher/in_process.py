@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxjobs.config import compose, settings
+from mlxjobs.config import compose
 from mlxjobs.config.secrets import Mask, filled
+from mlxjobs.config.settings import Settings
 from mlxjobs.config.stored import Composed, to_yaml
 from mlxjobs.config_dict import seed_of
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError
@@ -49,14 +50,14 @@ class Runner:
     def run_composed(
         self,
         each: Callable[[Callable[[Composed], Any]], None],
-        options: dict[str, Any],
+        settings: Settings,
         facts: dict[str, Any],
     ) -> None:
         """Run what a command line composes.
 
         Args:
             each: composes, and calls its argument with every configuration.
-            options: the settings.
+            settings: those in force.
             facts: what `info.yaml` says of this process and its command line.
 
         Raises:
@@ -66,12 +67,12 @@ class Runner:
         from mlxjobs.record.fence import Superseded
 
         cwd = Path.cwd()
-        mask, lost = Mask(options["secrets"]), LostPaths(facts["launch_dir"], cwd)
+        mask, lost = Mask(settings.secrets), LostPaths(facts["launch_dir"], cwd)
         failed: list[tuple[BaseException, int]] = []
 
         def run_one(composed: Composed) -> Any:
             try:
-                return self._run_one(composed, mask, lost, options, facts, cwd)
+                return self._run_one(composed, mask, lost, settings, facts, cwd)
             except TaskFailed as error:
                 # callbacks and sweepers are to see the task's own exception
                 cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
@@ -101,7 +102,7 @@ class Runner:
         composed: Composed,
         mask: Mask,
         lost: LostPaths,
-        options: dict[str, Any],
+        settings: Settings,
         facts: dict[str, Any],
         cwd: Path,
     ) -> Any:
@@ -113,17 +114,17 @@ class Runner:
         if hidden.secrets:
             compose.forget_sweep()
         self.check_seed(composed)
-        logger, run = options["logger"], None
-        if logger["forced_log_id"] >= 0 and composed.hydra.get("mode") == "MULTIRUN":
+        run = None
+        if settings.logger.forced_log_id >= 0 and composed.hydra.get("mode") == "MULTIRUN":
             raise InvalidConfigFileError(ONE_LOG_ID)
-        if options["use_logger"]:
-            run = Run.create(settings.log_dir(options), logger["forced_log_id"])
+        if settings.use_logger:
+            run = Run.create(settings.log_dir, settings.logger.forced_log_id)
         try:
             placed = around_task.settle_here(
                 composed,
                 run.path if run else cwd,
                 keep_log=run is not None,
-                follow_streams=logger["log_streams_to_file"],
+                follow_streams=settings.logger.log_streams_to_file,
             )
             config = compose.resolve(placed)
         except MLXJobsError:
@@ -133,23 +134,23 @@ class Runner:
         shown = mask.shown(hidden, config.to_dict())
         lost.warn([shown.config])
         if run is not None:
-            run.keep(to_yaml(hidden), options, hidden.secrets)
+            run.keep(to_yaml(hidden), settings.to_dict(), hidden.secrets)
             cmd = mask.command(facts["cmd"], hidden.secrets)
             facts = {**facts, "cmd": cmd, "log_dir": str(run.path), "log_id": run.log_id}
         return execute(
-            run, self.task, config, options,
+            run, self.task, config, settings,
             shown=shown, seeding=self.seeding, facts=facts, place=Place(),
         )  # fmt: skip
 
     def attempt(
-        self, run: Run, composed: Composed, options: dict[str, Any], facts: dict[str, Any], *, changed: bool
+        self, run: Run, composed: Composed, settings: Settings, facts: dict[str, Any], *, changed: bool
     ) -> None:
         """Make the next attempt of an existing run, in a job or not.
 
         Args:
             run: the run.
             composed: its configuration; secrets are kept apart.
-            options: its settings.
+            settings: its settings.
             facts: what `info.yaml` says of this process and its command line.
             changed: whether the configuration is not the one that is stored.
 
@@ -165,7 +166,7 @@ class Runner:
         from mlxjobs.record.history import Preempted
 
         place, cluster = existing.place_of(run)
-        follow = options["logger"]["log_streams_to_file"] and place.here is None
+        follow = settings.logger.log_streams_to_file and place.here is None
         try:
             if changed and place.rank == 0:
                 check_startable(run, run.state(), place, cluster)
@@ -175,11 +176,11 @@ class Runner:
                 filled(composed), run.path, keep_log=place.rank == 0, follow_streams=follow
             ) as placed:
                 config = existing.resolve(run, placed, place)
-                shown = Mask(options["secrets"]).shown(composed, config.to_dict())
+                shown = Mask(settings.secrets).shown(composed, config.to_dict())
 
                 def call() -> Any:
                     return execute(
-                        run, self.task, config, options, shown=shown,
+                        run, self.task, config, settings, shown=shown,
                         seeding=self.seeding, facts=facts, place=place, cluster=cluster,
                     )  # fmt: skip
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxjobs.code import live_tree
-from mlxjobs.config import command_line, settings
+from mlxjobs.config import command_line
+from mlxjobs.config.settings import Settings, as_folder, as_lines
 from mlxjobs.errors import RunError
 from mlxjobs.system.console import is_terminal, note
 
@@ -88,12 +89,12 @@ def _interpreter_options(arguments: Sequence[str]) -> list[str]:
 
 
 def freeze_code(
-    options: dict[str, Any], program: Program, find_mistake: Callable[[], Mistake | None] = lambda: None
+    settings: Settings, program: Program, find_mistake: Callable[[], Mistake | None] = lambda: None
 ) -> tuple[Program, dict[str, Any]]:
     """Freeze the code that a program runs; who is at a terminal is asked before, and may want no copy.
 
     Args:
-        options: the settings in force.
+        settings: those in force.
         program: what is to run.
         find_mistake: tells what is wrong with the command line; called only if there is something to ask.
 
@@ -108,20 +109,19 @@ def freeze_code(
     from mlxjobs.code.own_manager import load_version_manager
     from mlxjobs.version_manager import Launch
 
-    given = options["version_manager"]
-    manager = load_version_manager(given["name"])
+    manager = load_version_manager(settings.version_manager.name)
     launch = Launch(
         work_dir=program.work_dir,
         program=program.script,
-        parent_work_dir=settings.folder(given["parent_work_dir"]),
-        compute_requirements=given["compute_requirements"],
-        ignore=(settings.log_dir(options),),
-        include=given["include"],
-        max_untracked_mb=given["max_untracked_mb"],
-        link=tuple(map(os.path.expanduser, settings.as_lines(given["link"]))),
-        log_dir=settings.log_dir(options),
+        parent_work_dir=as_folder(settings.version_manager.parent_work_dir),
+        compute_requirements=settings.version_manager.compute_requirements,
+        ignore=(settings.log_dir,),
+        include=settings.version_manager.include,
+        max_untracked_mb=settings.version_manager.max_untracked_mb,
+        link=tuple(map(os.path.expanduser, as_lines(settings.version_manager.link))),
+        log_dir=settings.log_dir,
     )
-    if options["interactive_mode"] and isinstance(manager, GitVM) and is_terminal():
+    if settings.interactive_mode and isinstance(manager, GitVM) and is_terminal():
         from mlxjobs.code.questions import settle
 
         copy = manager.freeze(launch) if settle(launch, find_mistake) else manager.stay(launch)
@@ -132,7 +132,8 @@ def freeze_code(
     target = program.target if copy.program is None else str(copy.program)
     facts = dict(copy.facts)
     command_line.check_text([fact for fact in facts.values() if isinstance(fact, str)])  # as behind a link
-    if given["compute_requirements"] and not facts.get("requirements"):  # one of the user's own left it to us
+    # a version manager of the user's own may have left it to us
+    if settings.version_manager.compute_requirements and not facts.get("requirements"):
         from mlxjobs.code.environment import record
 
         facts |= record()

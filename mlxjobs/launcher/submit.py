@@ -15,7 +15,8 @@ from mlxjobs.cluster import registry
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.cluster.script import job_name, render
 from mlxjobs.code import flushing, provenance
-from mlxjobs.config import command_line, settings, stored
+from mlxjobs.config import command_line, stored
+from mlxjobs.config.settings import Settings, as_lines
 from mlxjobs.config.stored import Composed
 from mlxjobs.errors import InvalidConfigFileError, InvalidShellPathError, RunError
 from mlxjobs.jobs.arrays import HandedIn, hand_in_all
@@ -34,7 +35,7 @@ class Submission:
     """Submits the runs of one command line.
 
     Args:
-        options: the settings in force.
+        settings: those in force.
         program: what a job runs.
         facts: what `info.yaml` says of the command line.
 
@@ -42,15 +43,15 @@ class Submission:
         MLXJobsError: nothing could be submitted; nothing was created.
     """
 
-    def __init__(self, options: dict[str, Any], program: Program, facts: dict[str, Any]) -> None:
-        self._options = options
+    def __init__(self, settings: Settings, program: Program, facts: dict[str, Any]) -> None:
+        self._settings = settings
         self._program = program
         self._facts = facts
-        path = registry.find(options["scheduler"]["name"])
+        path = registry.find(settings.scheduler.name)
         self._cluster = Cluster(registry.locate(path, this_program().folder, program.folder))
-        self._parent = settings.log_dir(options)
+        self._parent = settings.log_dir
         self._cluster.check()
-        shell_path = options["scheduler"]["shell_path"]
+        shell_path = settings.scheduler.shell_path
         shell = shell_path.partition(" ")[0]  # "/bin/bash -l"
         if not os.access(shell, os.X_OK) or Path(shell).is_dir() or "\n" in shell_path:
             raise InvalidShellPathError(
@@ -75,7 +76,7 @@ class Submission:
                 # at once, so that a run says what becomes of it if the others cannot be made
                 claimed[runs[-1]] = claim(runs[-1], self._cluster, None)
         self._flush_code()
-        result = hand_in_all(runs, self._cluster, self._options["scheduler"], claimed=claimed)
+        result = hand_in_all(runs, self._cluster, self._settings.scheduler, claimed=claimed)
         self._report(result, {run.log_id: one.overrides for run, one in zip(runs, sweep, strict=True)})
 
     def submit_existing(self, run: Run, composed: Composed) -> None:
@@ -88,7 +89,7 @@ class Submission:
 
         def prepare() -> None:
             self._flush_code()
-            run.keep(stored.to_yaml(composed), self._options, composed.secrets)
+            run.keep(stored.to_yaml(composed), self._settings.to_dict(), composed.secrets)
             replace_file(run.script, self._script(run.path), mode=0o777)
             code = {"version_manager": self._facts.get("version_manager")}
             facts = {**code, "work_dir": str(self._program.work_dir)}
@@ -122,11 +123,11 @@ class Submission:
 
     def _create(self, composed: Composed, environment: dict[str, Any], after: Run | None) -> Run:
         """Make a new run's directory, whole or not at all."""
-        run = Run.create(self._parent, self._options["logger"]["forced_log_id"], after=after)
+        run = Run.create(self._parent, self._settings.logger.forced_log_id, after=after)
         about = {**self._facts, "log_dir": str(run.path), "log_id": run.log_id}
         try:
             run.write_yaml("config", stored.plain(composed.config))
-            run.keep(stored.to_yaml(composed), self._options, composed.secrets)
+            run.keep(stored.to_yaml(composed), self._settings.to_dict(), composed.secrets)
             replace_file(run.script, self._script(run.path), mode=0o777)
             noted = {**environment, **provenance.configuration(run)}
             run.record(lambda state: {"event": "created", "facts": about, "frozen": noted}, paint=False)
@@ -147,7 +148,7 @@ class Submission:
 
     def _script(self, log_dir: Path) -> str:
         run = Run(log_dir)
-        given = self._options["scheduler"]
+        settings = self._settings.scheduler
         script = self._program.script
         stem = self._program.target if script is None else script.stem
         job = Job(
@@ -157,7 +158,7 @@ class Submission:
             stderr=run.stderr,
             work_dir=self._program.work_dir,
             command=[
-                *self._launcher(given["ranks_per_node"]),
+                *self._launcher(settings.ranks_per_node),
                 *self._program.interpreter,
                 self._program.target,
                 f"+mlxpy.logger.forced_log_id={log_dir.name}",
@@ -166,12 +167,12 @@ class Submission:
                 "+mlxpy.use_version_manager=false",
                 "+mlxpy.interactive_mode=false",
             ],
-            option_lines=settings.as_lines(given["option_cmd"]),
-            shell_path=given["shell_path"],
-            shell_config_lines=settings.as_lines(given["shell_config_cmd"]),
-            cleanup_lines=settings.as_lines(given["cleanup_cmd"]),
-            env_lines=[*settings.as_lines(given["env_cmd"]), *self._python_path()],
-            ranks_per_node=given["ranks_per_node"],
+            option_lines=as_lines(settings.option_cmd),
+            shell_path=settings.shell_path,
+            shell_config_lines=as_lines(settings.shell_config_cmd),
+            cleanup_lines=as_lines(settings.cleanup_cmd),
+            env_lines=[*as_lines(settings.env_cmd), *self._python_path()],
+            ranks_per_node=settings.ranks_per_node,
         )
         return render(job, self._cluster.scheduler)
 

@@ -11,8 +11,8 @@ import pytest
 
 from mlxjobs.cluster import registry
 from mlxjobs.cluster.script import place_in, render
-from mlxjobs.config import settings
 from mlxjobs.config.command_line import quote_value
+from mlxjobs.config.settings import Settings
 from mlxjobs.errors import InvalidConfigFileError
 from mlxjobs.launcher import submit
 from mlxjobs.launcher.program import Program
@@ -54,12 +54,10 @@ def on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make(name: str, case: str) -> str:
     work_dir = {"odd": ODD, "newline": Path("/data/new\nline")}.get(case, HOME / "project")
-    options = settings.defaults()
-    options["scheduler"].update(CASES[case])
-    options["logger"]["parent_log_dir"] = str(work_dir / "logs")
+    logger = {"parent_log_dir": str(work_dir / "logs")}
+    settings = Settings().updated({"scheduler": {**CASES[case], "name": name}, "logger": logger}, "this test")
     program = Program(["/opt/python/bin/python3", "-u"], str(work_dir / "main.py"), work_dir)
-    options["scheduler"]["name"] = name
-    submission = Submission(options, program, {})
+    submission = Submission(settings, program, {})
     return submission._script(work_dir / "logs" / "5")
 
 

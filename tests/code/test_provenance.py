@@ -14,7 +14,6 @@ import pytest
 from mlxpy import Reader
 
 from mlxjobs.code import provenance
-from mlxjobs.config import settings
 from mlxjobs.record.fence import Superseded
 from mlxjobs.record.history import Preempted, RunStatus
 from mlxjobs.record.run import Run
@@ -329,11 +328,10 @@ def test_whatever_a_program_does_to_its_imports_it_completes(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("left", "told"), [(Preempted(RunStatus.PREEMPTED, "x"), 1), (Superseded("x"), 0)])
 def test_an_attempt_that_is_to_come_back_looks_too(tmp_path: Path, left: BaseException, told: int) -> None:
-    run, options = Run.create(tmp_path), settings.defaults()
-    options["version_manager"]["strict"] = True
-    run.keep("a: 1\n", options)
+    run = Run.create(tmp_path)
+    run.keep("a: 1\n", {"version_manager": {"strict": True}})
     run.record(lambda state: {"event": "started", "attempt": 1, "frozen": provenance.note_all(run)})
-    proof = provenance.Proof(run, run.state(), options)
+    proof = provenance.Proof(run, run.state(), strict=True)
     proof.begin()
 
     def attempt() -> None:
@@ -346,4 +344,4 @@ def test_an_attempt_that_is_to_come_back_looks_too(tmp_path: Path, left: BaseExc
 
     assert len(run.state().tainted) == told
     with pytest.raises(provenance.Refused):
-        provenance.Proof(run, run.state(), options).begin()
+        provenance.Proof(run, run.state(), strict=True).begin()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pexpect
 import pytest
 
-from mlxjobs.config import settings
+from mlxjobs.config.settings import Settings
 from mlxjobs.system.plain_yaml import dump_yaml
 from tests.cluster.test_choose import closing, terminal
 from tests.launcher.test_launch import runs
@@ -38,7 +38,7 @@ def edited(project: Project) -> Project:
     """A repository with an edited file, an untracked one and an untracked folder."""
     (project.folder / "main.py").write_text(SHOW)
     (project.folder / "helper.py").write_text("WORD = 'committed'\n")
-    (project.folder / "configs" / "mlxpy.yaml").write_text(dump_yaml(settings.defaults()))
+    (project.folder / "configs" / "mlxpy.yaml").write_text(dump_yaml(Settings().to_dict()))
     project.commit()
     (project.folder / "helper.py").write_text("WORD = 'edited'\n")
     (project.folder / "notes").mkdir()

@@ -2,24 +2,50 @@
 
 import errno
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from mlxjobs.config import settings
-from mlxjobs.config.project import Project
+from mlxjobs.config.settings import Project, Settings, as_folder, as_lines, read_settings
 from mlxjobs.errors import InvalidConfigFileError
 
+NEW_FILE = """\
+logger:
+  forced_log_id: -1
+  log_streams_to_file: false
+  name: DefaultLogger
+  parent_log_dir: ./logs
+scheduler:
+  cleanup_cmd: ''
+  env_cmd: ''
+  max_requeues: 100
+  name: NoScheduler
+  option_cmd: []
+  ranks_per_node: 0
+  shell_config_cmd: ''
+  shell_path: /bin/bash
+version_manager:
+  name: GitVM
+  parent_work_dir: ./.workdir
+  compute_requirements: false
+  include: commit
+  max_untracked_mb: 100
+  strict: false
+  link: []
+secrets: []
+use_logger: true
+use_scheduler: false
+use_version_manager: false
+interactive_mode: true
+"""
 
-def merged(given: object) -> dict[str, Any]:
-    options = settings.defaults()
-    settings.merge(options, given, "configs/mlxpy.yaml")
-    return options
+
+def of_file(written: object) -> Settings:
+    return Settings().updated(written, "configs/mlxpy.yaml")
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("written", "words"),
     [
         ({"use_sheduler": True}, "unknown key 'use_sheduler'; did you mean 'use_scheduler'"),
         ({"parent_log_dir": "x"}, "did you mean 'logger.parent_log_dir'"),
@@ -32,56 +58,62 @@ def merged(given: object) -> dict[str, Any]:
         ({"qqq": 1}, "valid keys: "),
     ],
 )
-def test_a_wrong_setting_names_file_and_key_and_changes_nothing(given: object, words: str) -> None:
-    options = settings.defaults()
+def test_a_wrong_setting_names_file_and_key(written: object, words: str) -> None:
     with pytest.raises(InvalidConfigFileError) as caught:
-        settings.merge(options, given, "configs/mlxpy.yaml")
+        of_file(written)
     assert words in str(caught.value)
     assert str(caught.value).startswith("configs/mlxpy.yaml: ")
-    assert options == settings.defaults()
 
 
 def test_later_sources_win_and_keep_the_rest() -> None:
-    options = merged({"scheduler": {"name": "SLURMScheduler", "option_cmd": ["--time=1"]}})
-    settings.merge(options, {"scheduler": {"option_cmd": "--time=2"}}, "the command line")
-    assert options["scheduler"]["name"] == "SLURMScheduler"
-    assert options["scheduler"]["option_cmd"] == "--time=2"
+    settings = of_file({"scheduler": {"name": "SLURMScheduler", "option_cmd": ["--time=1"]}})
+    settings = settings.updated({"scheduler": {"option_cmd": "--time=2"}}, "the command line")
+    assert settings.scheduler.name == "SLURMScheduler"
+    assert settings.scheduler.option_cmd == "--time=2"
 
 
 def test_an_empty_value_is_the_empty_string() -> None:
-    assert merged({"scheduler": {"env_cmd": None}})["scheduler"]["env_cmd"] == ""
+    assert of_file({"scheduler": {"env_cmd": None}}).scheduler.env_cmd == ""
 
 
-def test_defaults_are_not_shared() -> None:
-    settings.defaults()["scheduler"]["option_cmd"].append("x")
-    assert settings.defaults()["scheduler"]["option_cmd"] == []
+def test_what_a_file_holds_is_written_back_as_it_was() -> None:
+    written = {"scheduler": {"option_cmd": ["--time=1", "--mem=2G"], "env_cmd": "a\nb"}, "secrets": []}
+    settings = of_file(written).to_dict()
+    assert {key: settings["scheduler"][key] for key in written["scheduler"]} == written["scheduler"]
+    settings["secrets"].append("x")
+    assert Settings().to_dict()["secrets"] == []
+
+
+def test_a_new_project_has_a_file_of_all_settings_in_their_order(tmp_path: Path) -> None:
+    Project(tmp_path, "config").prepare()
+    assert (tmp_path / "mlxpy.yaml").read_text() == NEW_FILE
 
 
 def test_a_broken_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "mlxpy.yaml"
     path.write_text("logger: [")
     with pytest.raises(InvalidConfigFileError, match=r"mlxpy\.yaml: is no valid YAML"):
-        settings.read_file(path)
+        read_settings(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InvalidConfigFileError, match=r"mlxpy\.yaml"):
-        settings.read_file(path)
+        read_settings(path)
 
 
 def test_a_file_cannot_build_objects(tmp_path: Path) -> None:
     path = tmp_path / "mlxpy.yaml"
     path.write_text("logger: !!python/object/apply:os.system ['true']\n")
     with pytest.raises(InvalidConfigFileError):
-        settings.read_file(path)
+        read_settings(path)
 
 
 def test_commands_may_be_a_string_or_a_list() -> None:
-    assert settings.as_lines("module purge\nmodule load x\n") == ["module purge", "module load x"]
-    assert settings.as_lines(["a", "", "b\nc"]) == ["a", "b", "c"]
+    assert as_lines("module purge\nmodule load x\n") == ["module purge", "module load x"]
+    assert as_lines(["a", "", "b\nc"]) == ["a", "b", "c"]
 
 
 def test_a_folder_that_no_path_can_be_is_told() -> None:
     with pytest.raises(InvalidConfigFileError, match="is no path"):
-        settings.folder("a\0b")
+        as_folder("a\0b")
 
 
 def test_a_registered_configuration_needs_no_file_where_none_can_be_written(
@@ -90,8 +122,8 @@ def test_a_registered_configuration_needs_no_file_where_none_can_be_written(
     def refuse(path: Path, text: str) -> bool:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-    monkeypatch.setattr("mlxjobs.config.project.create_file", refuse)
+    monkeypatch.setattr("mlxjobs.config.settings.create_file", refuse)
     ConfigStore.instance().store(name="registered", node={"lr": 0.1})
-    assert Project(tmp_path, "registered").read_settings({}) == settings.defaults()
+    assert Project(tmp_path, "registered").settings({}) == Settings()
     with pytest.raises(InvalidConfigFileError, match="cannot be created"):
         Project(tmp_path, "nowhere").prepare()
