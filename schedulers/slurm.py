@@ -40,6 +40,10 @@ _STATES = {
     "PREEMPTED": JobState.PREEMPTED,
 }
 _SEPARATOR = "\x1f"
+# scancel repeats a signal to a task of an array, first after 5 s, while others of its tasks wait (22.05):
+# so it is ended before, and was heard if the controller answers
+_WARN = """timeout 3 scancel --signal=USR2 --full "$1" && exit
+[ $? -eq 124 ] && squeue --noheader --me >/dev/null"""
 
 
 class SLURMScheduler(Scheduler):
@@ -64,8 +68,6 @@ class SLURMScheduler(Scheduler):
     array_index = "%a"
     launches_ranks = True
     submitit = "slurm"
-    # scancel repeats a signal to a task of an array, first after 5 s, while others of its tasks wait (22.05)
-    preempt_once_s = 3.0
 
     def options(self, job: Job) -> list[str]:
         """Name, output, error, and what lets a job come back."""
@@ -198,7 +200,7 @@ class SLURMScheduler(Scheduler):
 
     def preempt_command(self, job_id: str) -> list[str]:
         """A user cannot preempt, but can warn: the batch step and the tasks of srun."""
-        return ["scancel", "--signal=USR2", "--full", job_id]
+        return ["/bin/sh", "-c", _WARN, "scancel", job_id]
 
     def time_limit_option(self, seconds: int) -> str:
         """In minutes, as Slurm rounds up to them."""

@@ -240,16 +240,10 @@ class Cluster:
         command = self.scheduler.preempt_command(job_id)
         if command is None:
             raise SchedulerError(f"{self.name} has no command that preempts a job")
-        once_s = self.scheduler.preempt_once_s
-        try:
-            self._run(command, once_s or _ANSWER_S)
-        except shell.CommandTimeout:
-            if once_s is None:
-                raise
-            self.status([job_id])  # if this is answered, so was the command: it would only repeat itself
+        self._run(command)
 
-    def _run(self, command: Sequence[str], timeout_s: float = _ANSWER_S) -> shell.Result:
-        result = shell.run(command, timeout_s=timeout_s)
+    def _run(self, command: Sequence[str]) -> shell.Result:
+        result = shell.run(command, timeout_s=_ANSWER_S)
         if result.code != 0:
             raise SchedulerError(f"{' '.join(command[:2])}: {result.words()}")
         return result
