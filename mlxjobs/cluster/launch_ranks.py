@@ -161,7 +161,7 @@ def main(argv: Sequence[str]) -> int:
     path, per_node, *command = argv
     try:
         scheduler = load(path)
-        nodes = ranks.hosts(scheduler, os.environ)
+        nodes = ranks.hosts(scheduler)
         if len(nodes) * int(per_node) == 1:
             os.execv(command[0], command)  # noqa: S606
         if len(nodes) > 1 and not ranks.is_host(nodes[0], os.uname().nodename):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,18 +30,26 @@ def placed(here: Here, env: Mapping[str, str]) -> Here:
     return replace(here, rank=int(env[RANK]), world_size=int(env[RANKS]))
 
 
-def hosts(scheduler: Scheduler, env: Mapping[str, str]) -> list[str]:
-    """Return the names of a job's hosts, that of rank 0 first; this one alone if the scheduler names none.
+def hosts(scheduler: Scheduler) -> list[str]:
+    """Return the names of the hosts of this process' job, that of rank 0 first.
 
-    Args:
-        scheduler: the job's.
-        env: the environment of a process of the job; before ranks are started, of one where rank 0 will be.
+    Before ranks are started, rank 0 is to be where this process is. It is this host alone if neither the
+    scheduler nor submitit, for those whose jobs it knows, names others.
     """
-    if env.get(HOSTS):
-        return env[HOSTS].split(",")
+    if os.environ.get(HOSTS):
+        return os.environ[HOSTS].split(",")
     own = socket.gethostname()
-    found = dict.fromkeys(scheduler.hosts(env, lambda path: Path(path).read_text("utf-8")))
-    return sorted(found, key=lambda host: not is_host(host, own)) or [own]
+    names = scheduler.hosts(os.environ, lambda path: Path(path).read_text("utf-8")) or _by_submitit(scheduler)
+    return sorted(dict.fromkeys(names), key=lambda host: not is_host(host, own)) or [own]
+
+
+def _by_submitit(scheduler: Scheduler) -> Sequence[str]:
+    if scheduler.submitit == Scheduler.submitit:  # ours, which would ask here
+        return ()
+    from submitit.core.plugins import get_job_environments
+
+    environment = get_job_environments().get(scheduler.submitit)
+    return environment.hostnames if environment else ()
 
 
 def is_host(one: str, other: str) -> bool:

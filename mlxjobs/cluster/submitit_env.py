@@ -36,7 +36,7 @@ class MlxjobsJobEnvironment(JobEnvironment):
     @property
     def hostnames(self) -> list[str]:
         """The job's hosts, that of rank 0 first."""
-        return ranks.hosts(self._job()[0], os.environ)
+        return ranks.hosts(self._job()[0])
 
     def _job(self) -> tuple[Scheduler, Here]:
         scheduler = load(os.environ[ranks.SCHEDULER])

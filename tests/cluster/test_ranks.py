@@ -11,6 +11,7 @@ import pytest
 
 from mlxjobs.cluster import launch_ranks, ranks, registry
 from mlxjobs.scheduler import Here
+from mlxjobs.schedulers.slurm import SLURMScheduler
 from tests.project import Project, await_value
 
 # a process that is in a job of each scheduler that there is
@@ -63,6 +64,17 @@ def test_submitit_tells_the_hosts_of_a_job_of_one_rank(name: str, tmp_path: Path
     job, torch = ask(name, {scheduler.node_file: str(tmp_path / "nodes")})
     assert job[1:] == ["1", "1", "0", "0", "0", f"{own}.site", "a1.site"]
     assert torch == [f"{own}.site", "0", "1", "0", "1"]
+
+
+def test_ranks_that_we_start_on_slurm_are_on_all_of_its_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithoutSrun(SLURMScheduler):
+        template = "job.sh"
+        launches_ranks = False
+
+    monkeypatch.setenv("SLURM_JOB_NODELIST", f"n[08-10],{os.uname().nodename},gpu-a[1-2]")
+    assert ranks.hosts(WithoutSrun()) == [os.uname().nodename, "n08", "n09", "n10", "gpu-a1", "gpu-a2"]
+    monkeypatch.delenv("SLURM_JOB_NODELIST")
+    assert ranks.hosts(WithoutSrun()) == [os.uname().nodename]
 
 
 def test_without_a_job_submitit_answers_as_before() -> None:

@@ -1,5 +1,7 @@
 """SLURMScheduler on what a Slurm 22.05.8 printed."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,36 @@ def test_history_of_jobs_that_squeue_forgot() -> None:
     assert found["15"].memory == (16567500 << 10, 16 << 30)
     assert found["16"].reason == "killed by SIGKILL"
     assert found["16"].memory is None
+
+
+def test_tasks_of_an_array_that_never_ran_share_a_line_of_the_history() -> None:
+    def row(job_id: str, word: str = "CANCELLED by 1001") -> str:
+        return S.join((job_id, word, "2026-11-23T05:21:21", "2026-11-23T05:21:29", "0:0", "", "4G"))
+
+    lines = [
+        row("7_1", "COMPLETED"),
+        row("7_[2-4,9%2]"),
+        row("8_[1-9:2]"),
+        row("9"),
+        row("10_[7]"),
+        row("11+0"),
+    ]
+    jobs = slurm.parse_history("\n".join(lines))
+    assert list(jobs) == ["7_1", "7_2", "7_3", "7_4", "7_9", "9", "10_7", "11+0"]
+    assert jobs["7_1"].state is JobState.COMPLETED
+    assert {jobs[job_id].state for job_id in list(jobs)[1:]} == {JobState.CANCELLED}
+    assert jobs["7_3"].is_of("2026-11-23T05:21:00.000+00:00")
+
+
+def test_submitit_is_imported_only_for_a_line_that_it_has_to_read() -> None:
+    line = S.join(("ID", "CANCELLED", "2026-11-23T05:21:21", "2026-11-23T05:21:29", "0:0", "", "4G"))
+    script = (
+        "import sys; from mlxpy import SLURMScheduler\n"
+        f"for job_id in ('7_1', '7_[1-2]'): SLURMScheduler().parse_history({line!r}.replace('ID', job_id)); "
+        "print('submitit' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
 
 
 def test_how_the_runs_of_a_job_ended_that_was_started_again() -> None:
