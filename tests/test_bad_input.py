@@ -103,7 +103,7 @@ def test_a_wrong_command_line(project: Project, arguments: list[str], words: lis
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"configs/mlxpy.yaml": "logger: [\n"}, ["configs/mlxpy.yaml: is no valid YAML"]),
+        ({"configs/mlxpy.yaml": "logger: [\n"}, ["configs/mlxpy.yaml: is not valid YAML"]),
         ({"configs/mlxpy.yaml": "use_sheduler: true\n"}, ["configs/mlxpy.yaml: unknown key 'use_sheduler'"]),
         ({"configs/mlxpy.yaml": "- 1\n"}, ["the whole must be a section"]),
         (
@@ -112,7 +112,7 @@ def test_a_wrong_command_line(project: Project, arguments: list[str], words: lis
         ),
         (
             {"configs/mlxpy.yaml": "secrets: 2023-99-99\n"},
-            ["configs/mlxpy.yaml: is no valid YAML: month must"],
+            ["configs/mlxpy.yaml: is not valid YAML: month must"],
         ),
         ({"configs/config.yaml": "a: [1\nb: 2\n"}, ["configs/config.yaml", "line 2"]),
         ({"configs/config.yaml": 'a: ["\\ud83d\\ude00"]\n'}, ["the value of 'a.0' holds '\\ud83d'"]),

@@ -14,7 +14,7 @@ from mlxjobs.errors import MLXJobsError
 from mlxjobs.record.facts import read_copy, read_plain
 from mlxjobs.record.history import Event, RunState, fold, render
 from mlxjobs.record.run import COPIED, Run
-from mlxjobs.system.plain_yaml import dump_yaml
+from mlxjobs.system.plain_yaml import NotYAMLError, dump_yaml, load_yaml
 from mlxjobs.system.seals import is_sealed, open_json
 
 _EVENT = re.compile(r"([0-9]{4,})\.json")
@@ -152,11 +152,9 @@ def _is_picture(path: Path, events: list[Event]) -> bool:
         return False
     if text == painted.encode():
         return True
-    import yaml
-
     try:  # another version may have written it in another form
-        return bool(yaml.safe_load(text) == yaml.safe_load(painted))
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        return bool(load_yaml(text) == load_yaml(painted))
+    except (NotYAMLError, RecursionError):  # of a comparison of what holds itself
         return False
 
 

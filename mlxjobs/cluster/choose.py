@@ -15,6 +15,7 @@ from mlxjobs.errors import InvalidConfigFileError, MLXJobsError
 from mlxjobs.system import shell
 from mlxjobs.system.console import ask, note
 from mlxjobs.system.files import replace_file
+from mlxjobs.system.plain_yaml import load_yaml, parse_yaml
 
 _KEYS = ("scheduler", "name")
 
@@ -95,14 +96,9 @@ def set_value(text: str, keys: Sequence[str], value: str) -> str:
     Raises:
         InvalidConfigFileError: it cannot be done without changing other values too.
     """
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    new = _edited(text, yaml.compose(text, Loader=yaml.SafeLoader), keys, value)
-    if new is not None:
-        before, after = (yaml.load(one, Loader=loader) for one in (text, new))  # noqa: S506 - a safe loader
-        if after == _with(before, keys, value):
-            return new
+    new = _edited(text, parse_yaml(text), keys, value)
+    if new is not None and load_yaml(new) == _with(load_yaml(text), keys, value):
+        return new
     raise InvalidConfigFileError(f"its form is an unusual one; set {'.'.join(keys)}: {value} by hand")
 
 
@@ -115,13 +111,11 @@ def _with(content: Any, keys: Sequence[str], value: str) -> Any:
 
 def _edited(text: str, node: Any, keys: Sequence[str], value: str) -> str | None:
     """Edit at the place where the nodes of the text say that the value is."""
-    import yaml
-
     line = "\r\n" if "\r\n" in text else "\n"
     if node is None:
         lines = [f"{'  ' * depth}{key}:" for depth, key in enumerate(keys)]
         return text + ("" if text.endswith("\n") or not text else line) + line.join(lines) + f" {value}{line}"
-    if not isinstance(node, yaml.MappingNode):
+    if node.id != "mapping":
         return None
     for key, found in node.value:
         if key.value != keys[0]:
@@ -129,9 +123,9 @@ def _edited(text: str, node: Any, keys: Sequence[str], value: str) -> str | None
         start, end = found.start_mark.index, found.end_mark.index
         if start < key.end_mark.index:  # an alias: what it stands for is elsewhere
             return None
-        if len(keys) > 1 and isinstance(found, yaml.MappingNode):
+        if len(keys) > 1 and found.id == "mapping":
             return _edited(text, found, keys[1:], value)
-        if not isinstance(found, yaml.ScalarNode):
+        if found.id != "scalar":
             return None
         if start < end:  # the value's anchor and tag stay
             start += len(re.match(r"(?:[&!]\S*\s+)*", text[start:end]).group())  # type: ignore[union-attr]  # it may be empty

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args, ge
 from mlxjobs.config import compose
 from mlxjobs.errors import InvalidConfigFileError
 from mlxjobs.system.files import create_file
-from mlxjobs.system.plain_yaml import dump_yaml
+from mlxjobs.system.plain_yaml import NotYAMLError, dump_yaml, load_yaml
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -243,17 +243,15 @@ def read_settings(path: Path) -> Settings:
     Raises:
         InvalidConfigFileError: it cannot be read, is not YAML, or holds wrong settings.
     """
-    import yaml
-
     if not path.exists():
         return Settings()
     try:
         with path.open(encoding="utf-8") as stream:
-            content = yaml.load(stream, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-    except (OSError, UnicodeDecodeError) as error:
+            content = load_yaml(stream)
+    except OSError as error:
         raise InvalidConfigFileError(f"{path}: cannot be read: {error}") from error
-    except (yaml.YAMLError, ValueError) as error:  # the latter of dates and numbers that there are not
-        raise InvalidConfigFileError(f"{path}: is no valid YAML: {error}") from error
+    except NotYAMLError as error:
+        raise InvalidConfigFileError(f"{path}: is not valid YAML: {error}") from error
     return Settings().updated({} if content is None else content, str(path))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path, PosixPath
 from typing import Any
 
 from mlxjobs.errors import InvalidConfigFileError
+from mlxjobs.system.plain_yaml import NotYAMLError, dump_yaml, load_yaml, new_dumper, new_loader
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,6 @@ class Composed:
 
 def to_yaml(composed: Composed) -> str:
     """Return a text from which `from_yaml` makes an equal configuration; of secrets it has the keys."""
-    import yaml
-
     content = {
         "schema": 1,
         "config": composed.config,
@@ -41,20 +40,24 @@ def to_yaml(composed: Composed) -> str:
     }
     if composed.secrets:
         content["secrets"] = list(composed.secrets)
-    return str(yaml.dump(content, Dumper=_dumper(), sort_keys=False, allow_unicode=True))
+    return dump_yaml(content, _dumper())
 
 
 @cache
 def _dumper() -> Any:
-    import yaml
+    dumper = new_dumper()
+    dumper.ignore_aliases = lambda self, data: True
+    dumper.add_multi_representer(Enum, lambda d, v: d.represent_scalar("!enum", _enum_name(v)))
+    dumper.add_multi_representer(Path, lambda d, v: d.represent_scalar("!path", str(v)))
+    return dumper
 
-    class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-        def ignore_aliases(self, data: Any) -> bool:
-            return True
 
-    Dumper.add_multi_representer(Enum, lambda d, v: d.represent_scalar("!enum", _enum_name(v)))
-    Dumper.add_multi_representer(Path, lambda d, v: d.represent_scalar("!path", str(v)))
-    return Dumper
+@cache
+def _loader() -> Any:
+    loader = new_loader()
+    loader.add_constructor("!path", lambda loader, node: PosixPath(node.value))
+    loader.add_constructor("!enum", lambda loader, node: _enum_value(node.value))
+    return loader
 
 
 def from_yaml(text: bytes, source: Path) -> Composed:
@@ -63,19 +66,12 @@ def from_yaml(text: bytes, source: Path) -> Composed:
     Raises:
         InvalidConfigFileError: it is something else.
     """
-    import yaml
-
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-        pass
-
-    Loader.add_constructor("!path", lambda loader, node: PosixPath(node.value))
-    Loader.add_constructor("!enum", lambda loader, node: _enum_value(node.value))
     try:
-        content = yaml.load(text, Loader=Loader)  # noqa: S506 - a safe loader with two harmless tags
+        content = load_yaml(text, _loader())
         secrets = dict.fromkeys(content.get("secrets", ()), "***")
         return Composed(content["config"], content["hydra"], content["overrides"], secrets)
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InvalidConfigFileError(f"{source}: is no stored configuration: {error!r}") from error
+    except (NotYAMLError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidConfigFileError(f"{source}: is not a stored configuration: {error!r}") from error
 
 
 def _enum_name(value: Enum) -> str:

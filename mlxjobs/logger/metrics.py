@@ -25,6 +25,7 @@ from mlxjobs.logger import rewind as rewinding
 from mlxjobs.logger.values import json_object, key_text, type_name, unwrap
 from mlxjobs.record.fence import Fence
 from mlxjobs.system.files import is_file_name, naming, replace_file, sync_directory
+from mlxjobs.system.plain_yaml import NotYAMLError, dump_yaml, load_yaml
 from mlxjobs.system.seals import checksum, seal_yaml
 from mlxjobs.system.turn import turn
 
@@ -236,20 +237,16 @@ class MetricsWriter:
                 self._register(path, log_name, types)
 
     def _register(self, path: Path, log_name: str, types: Mapping[str, str]) -> None:
-        import yaml
-
         registry: dict[str, dict[str, str]] = {}
-        with suppress(FileNotFoundError, yaml.YAMLError, UnicodeDecodeError):
-            stored = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+        with suppress(FileNotFoundError, NotYAMLError):
+            stored = load_yaml(path.read_bytes())
             if isinstance(stored, dict):
                 registry = {name: keys for name, keys in stored.items() if isinstance(keys, dict)}
         before = registry.get(log_name, {})
         if before.keys() >= types.keys():
             return
         registry[log_name] = {**before, **{key: kind for key, kind in types.items() if key not in before}}
-        dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-        text = yaml.dump(registry, Dumper=dumper, allow_unicode=True, sort_keys=False)
-        replace_file(path, seal_yaml(text), aside=self._fence.folder(path.parent))
+        replace_file(path, seal_yaml(dump_yaml(registry)), aside=self._fence.folder(path.parent))
 
     def offsets(self) -> dict[str, int]:
         """Return the size of every metrics file, log name -> bytes."""

@@ -23,6 +23,7 @@ import orjson
 from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.record.history import render
 from mlxjobs.record.run import Run
+from mlxjobs.system.plain_yaml import NotYAMLError, load_yaml, new_loader
 
 ENDED = frozenset(("COMPLETE", "FAILED", "CANCELLED"))
 
@@ -191,44 +192,39 @@ def read_copy(path: str, mtime: int, size: int) -> Any:
 
 @cache
 def _loader() -> Any:
-    """A safe loader that gives JSON's types only: dates as texts, and what MLXP 0.1 dumped of Python."""
-    import yaml
+    """A safe loader that gives JSON's types only: dates as strings, and what MLXP 0.1 dumped of Python."""
 
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-        pass
-
-    def plain(loader: Any, suffix: str, node: Any) -> Any:
-        if isinstance(node, yaml.SequenceNode):
+    def construct(loader: Any, suffix: str, node: Any) -> Any:
+        if node.id == "sequence":
             return loader.construct_sequence(node, deep=True)
-        if isinstance(node, yaml.MappingNode):
+        if node.id == "mapping":
             return loader.construct_mapping(node, deep=True)
         return str(node.value)
 
-    Loader.yaml_implicit_resolvers = {
-        first: [one for one in resolvers if one[0] != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in Loader.yaml_implicit_resolvers.items()
+    loader = new_loader()
+    loader.yaml_implicit_resolvers = {
+        first: [resolver for resolver in resolvers if resolver[0] != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in loader.yaml_implicit_resolvers.items()
     }
     for tag in ("timestamp", "binary", "set", "omap", "pairs"):
-        Loader.add_constructor(f"tag:yaml.org,2002:{tag}", lambda loader, node: plain(loader, "", node))
-    Loader.add_multi_constructor("tag:yaml.org,2002:python/", plain)
-    return Loader
+        loader.add_constructor(f"tag:yaml.org,2002:{tag}", lambda loader, node: construct(loader, "", node))
+    loader.add_multi_constructor("tag:yaml.org,2002:python/", construct)
+    return loader
 
 
 def read_plain(path: str) -> Any:
     """Read a YAML file, of MLXP's too, as JSON's types.
 
     Raises:
-        RunError: it cannot be read, or is no YAML.
+        RunError: it cannot be read, or is not YAML.
     """
-    import yaml
-
     try:
         with open(path, "rb") as stream:
-            content = yaml.load(stream.read(), Loader=_loader())  # noqa: S506 - a safe loader
+            content = load_yaml(stream.read(), _loader())
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    except NotYAMLError as error:
+        raise RunError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     return {} if content is None else content
 
 
@@ -266,11 +262,9 @@ def _names(folder: str, end: str) -> list[str]:
 @lru_cache(maxsize=1024)
 def _registered(log_name: str, text: bytes) -> tuple[tuple[str, str], ...]:
     """The keys in a registry: ours has one for all logs, MLXP's one for each. Runs are much alike: cached."""
-    import yaml
-
     try:
-        content = yaml.load(text, Loader=_loader())  # noqa: S506 - a safe loader
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError):
+        content = load_yaml(text, _loader())
+    except NotYAMLError:
         return ()
     if not isinstance(content, dict):
         return ()

@@ -30,7 +30,7 @@ from mlxjobs.record.history import Event, RunState, fold, render, timestamp
 from mlxjobs.record.log_dir import numbers_in, take_log_id, waiting_folder
 from mlxjobs.system.console import note
 from mlxjobs.system.files import create_file, replace_file
-from mlxjobs.system.plain_yaml import dump_yaml, load_yaml
+from mlxjobs.system.plain_yaml import NotYAMLError, dump_yaml, read_yaml
 from mlxjobs.system.seals import open_json, seal_json, seal_yaml
 from mlxjobs.system.trust import stranger
 
@@ -329,20 +329,15 @@ class Run:
         """Read `metadata/<name>.yaml`.
 
         Raises:
-            RunError: it is missing, or is no YAML.
+            RunError: it is missing, or is not YAML.
         """
         path = self.metadata / f"{name}.yaml"
         try:
-            return load_yaml(path)
+            return read_yaml(path)
         except FileNotFoundError as error:
             raise RunError(f"{path} is missing: is {self.path} a run directory?") from error
-        except Exception as error:
-            import yaml
-
-            # ValueError: of texts that are not UTF-8, and dates that do not exist
-            if isinstance(error, (yaml.YAMLError, OSError, ValueError, TypeError, RecursionError)):
-                raise RunError(f"{path} cannot be read: {error}") from error
-            raise
+        except (OSError, NotYAMLError) as error:
+            raise RunError(f"{path} cannot be read: {error}") from error
 
 
 def runs_in(parent: Path) -> list[Run]:

@@ -92,7 +92,7 @@ def test_a_new_project_has_a_file_of_all_settings_in_their_order(tmp_path: Path)
 def test_a_broken_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "mlxpy.yaml"
     path.write_text("logger: [")
-    with pytest.raises(InvalidConfigFileError, match=r"mlxpy\.yaml: is no valid YAML"):
+    with pytest.raises(InvalidConfigFileError, match=r"mlxpy\.yaml: is not valid YAML"):
         read_settings(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InvalidConfigFileError, match=r"mlxpy\.yaml"):

@@ -151,10 +151,10 @@ def test_a_missing_log_directory_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("seed: [1\n", "is no YAML"),
+        ("seed: [1\n", "is not YAML"),
         ("- 1\n", "no keys and values"),
-        ("\x00", "is no YAML"),
-        ("a: *b", "is no YAML"),
+        ("\x00", "is not YAML"),
+        ("a: *b", "is not YAML"),
         ("a: &a\n  b: *a\n", "hold themselves"),
     ],
 )
