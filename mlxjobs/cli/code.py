@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlxjobs.cli.options import Id, Logs, one_run
+from mlxjobs.cli.tables import printable, say_json
 from mlxjobs.errors import RunError
-from mlxjobs.logger.values import json_object
 from mlxjobs.system.console import note, say
 
 if TYPE_CHECKING:  # what other commands would import for nothing
@@ -29,8 +28,8 @@ def env(
     """Print what was installed where a run was launched, as pip and uv take it: mlxjobs env 5 > old.txt"""
     from mlxjobs.code import environment, run_code
 
-    one = one_run(run, logs)
-    recorded = run_code.version_of(run_code.facts_of(one))
+    launched = one_run(run, logs)
+    recorded = run_code.version_of(run_code.facts_of(launched))
     lines, facts = recorded.get("requirements"), recorded.get("environment") or {}
     if not lines:
         raise RunError(
@@ -38,7 +37,7 @@ def env(
             "+mlxpy.version_manager.compute_requirements=true, which configs/mlxpy.yaml can hold"
         )
     if as_json:
-        say(json.dumps({"id": one.log_id, "requirements": lines, "environment": facts}))
+        say(json.dumps({"id": launched.log_id, "requirements": lines, "environment": facts}))
         return
     text = environment.as_conda(facts) if conda else None
     if conda and text is None:
@@ -57,14 +56,13 @@ def diff(
     from mlxjobs.code import compare
 
     colour = ("--color=always",) if sys.stdout.isatty() and not as_json else ()
-    one, two = one_run(old, logs), one_run(new, logs)
-    found = compare.compare(one, two, options=(*colour, *(("--stat",) if stat else ())))
+    first, second = one_run(old, logs), one_run(new, logs)
+    found = compare.compare(first, second, options=(*colour, *(("--stat",) if stat else ())))
     if as_json:
-        text = json.dumps({"runs": [one.log_id, two.log_id], **vars(found)}, default=str)
-        say(json.dumps(json_object(json.loads(text))))  # NaN is no JSON
+        say_json({"runs": [first.log_id, second.log_id], **vars(found)})
         return
-    for text in found.notes:
-        note(text)
+    for line in found.notes:
+        note(line)
     _show("code", found.code, found.why, lambda code: printable(code).rstrip("\n"))
     _show("configuration", found.config, found.why, _pairs, "config")
     _show("environment", found.environment, found.why, _pairs)
@@ -85,11 +83,6 @@ def _value(value: Any) -> str:
     return "-" if value is None else printable(str(value))
 
 
-def printable(text: str) -> str:
-    """Return a string that any terminal shows."""
-    return os.fsencode(text).decode(errors="replace")  # names of files may be no text
-
-
 def checkout(
     run: Id,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
@@ -99,8 +92,8 @@ def checkout(
     """Give the code of a run as a plain folder: mlxjobs checkout 5 ../as-run-5"""
     from mlxjobs.code import compare, run_code
 
-    one = one_run(run, logs)
-    facts = run_code.facts_of(one)
+    launched = one_run(run, logs)
+    facts = run_code.facts_of(launched)
     code = run_code.commit_of(facts)
     if code is None:
         raise RunError(
@@ -112,10 +105,10 @@ def checkout(
     compare.check_out(code, folder)
     again = compare.command_in(facts, code, folder)
     if as_json:
-        say(json.dumps({"id": one.log_id, "commit": code.hash, "folder": str(folder), "command": again}))
+        say(json.dumps({"id": launched.log_id, "commit": code.hash, "folder": str(folder), "command": again}))
         return
     say(f"the code of run {run}, commit {code.hash[:12]}, is in {folder}\nto run it again: {again}")
     if edits := run_code.live_edits(facts):
         note(f"run {run} {edits}: they are not there")
-    if one.stranger:
-        note(f"look at it before you run it: {one.stranger.partition(';')[0]}")
+    if launched.stranger:
+        note(f"look at it before you run it: {launched.stranger.partition(';')[0]}")

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from mlxjobs.cli.options import Logs
-from mlxjobs.cli.tables import cell, list_rows, print_rich, print_table
-from mlxjobs.jobs.look import look_at_runs
-from mlxjobs.logger.values import json_object
-from mlxjobs.record.run import runs_in
 from mlxjobs.system.console import note, say
 
 # what a query has and the name of a folder has not
@@ -41,16 +35,19 @@ def ls(
     if what or sort or columns:
         _ls_query(logs, what, sort, columns, as_json=as_json)
         return
+    from mlxjobs.cli.tables import list_rows, print_runs, say_json
+    from mlxjobs.jobs.look import look_at_runs
+
     rows = list_rows(look_at_runs(logs))
     _note_others(logs)
     if as_json:
         for row in rows:
-            say(json.dumps(json_object(json.loads(json.dumps(row, default=str)))))  # NaN is no JSON
+            say_json(row)
         return
     if not rows:
         say(f"no runs in {logs.absolute()}")
         return
-    print_table(rows)
+    print_runs(rows)
     for row in rows:
         if row["doubt"]:
             note(f"run {row['id']}: {row['doubt']}")
@@ -58,6 +55,8 @@ def ls(
 
 def _note_others(logs: Path) -> None:
     """Say that there are runs which are not shown: those of MLXP have no history that could be checked."""
+    from mlxjobs.record.run import runs_in
+
     infos = [run.metadata / "info.yaml" for run in runs_in(logs) if not run.history_dir.is_dir()]
     if count := sum(info.is_file() for info in infos):
         again = f"mlxjobs ls 'info.log_id > 0' --logs {logs}"
@@ -66,22 +65,17 @@ def _note_others(logs: Path) -> None:
 
 def _ls_query(logs: Path, query: str, sort: str, columns: str, *, as_json: bool) -> None:
     from mlxjobs.cli import listing
+    from mlxjobs.cli.tables import print_columns, say_json
 
     reader = listing.trusting_reader(logs)
     for log_id, doubt in reader.doubts.items():
         note(f"run {log_id}: {doubt}")
     table = listing.list_runs(reader, query, sort=sort or None, columns=columns.split(","))
-    rows = [dict(zip(table, cells, strict=True)) for cells in zip(*table.values(), strict=True)]
-    if as_json:
-        for row in rows:
-            say(json.dumps(json_object(row), default=str))
+    if not as_json:
+        print_columns(table)
         return
-    shown = Table(box=None, header_style="bold", pad_edge=False)
-    for key in table:
-        shown.add_column(cell(key.removeprefix("config.").removeprefix("info.")))
-    for row in rows:
-        shown.add_row(*map(cell, row.values()))
-    print_rich(shown)
+    for cells in zip(*table.values(), strict=True):
+        say_json(dict(zip(table, cells, strict=True)))
 
 
 def export(

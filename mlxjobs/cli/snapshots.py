@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlxjobs.cli.code import printable
 from mlxjobs.cli.options import Logs
+from mlxjobs.cli.tables import printable
 from mlxjobs.errors import SnapshotError
 from mlxjobs.system.console import note, say
 

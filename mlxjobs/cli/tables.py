@@ -1,53 +1,68 @@
-"""Runs as a table of the terminal."""
+"""How commands show runs: tables of the terminal, and objects of JSON."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
-from mlxjobs.config.stored import flat
 from mlxjobs.errors import MLXJobsError
-from mlxjobs.jobs.look import Seen
-from mlxjobs.logger.metrics import last_lines
-from mlxjobs.record.history import RunState, RunStatus
-from mlxjobs.record.run import Run
-from mlxjobs.system.console import named_output
+from mlxjobs.system.console import named_output, say
+
+if TYPE_CHECKING:  # not every command that prints JSON prints tables
+    from rich.table import Table
+
+    from mlxjobs.jobs.look import Seen
+    from mlxjobs.record.history import RunState
+    from mlxjobs.record.run import Run
 
 _FACTS = ("id", "status", "attempts", "job", "started")
 _COLOURS = {
-    RunStatus.COMPLETE: "green", RunStatus.FAILED: "red", RunStatus.CANCELLED: "yellow",
-    RunStatus.PREEMPTED: "magenta", RunStatus.RUNNING: "cyan", RunStatus.STARTING: "cyan",
+    "COMPLETE": "green", "FAILED": "red", "CANCELLED": "yellow",
+    "PREEMPTED": "magenta", "RUNNING": "cyan", "STARTING": "cyan",
 }  # fmt: skip
+
+
+def say_json(content: Mapping[str, Any]) -> None:
+    """Print one JSON object on a line; NaN and infinities as strings, and what JSON has no type for."""
+    from mlxjobs.logger.values import json_object
+
+    say(json.dumps(json_object(json.loads(json.dumps(content, default=str)))))
+
+
+def printable(text: str) -> str:
+    """Return a string as UTF-8 has it; names of files may hold any bytes."""
+    return os.fsencode(text).decode(errors="replace")
 
 
 def list_rows(seen: Sequence[Seen]) -> list[dict[str, Any]]:
     """Return what `mlxjobs ls` shows of runs."""
-    return [_row(one) for one in seen]
+    return [_row(run) for run in seen]
 
 
-def _row(one: Seen) -> dict[str, Any]:
+def _row(seen: Seen) -> dict[str, Any]:
     return {
-        "id": one.run.log_id,
-        "status": one.state.status,
-        "attempts": len(one.state.attempts),
-        "job": one.state.job_id,
-        "config": flat(_read(one.run, "config")),
-        "metrics": _last_metrics(one.run),
-        "started": _clock(one.state),
-        "reason": one.state.reason,
-        "tainted": one.state.tainted,
-        "doubt": one.doubt,
+        "id": seen.run.log_id,
+        "status": seen.state.status,
+        "attempts": len(seen.state.attempts),
+        "job": seen.state.job_id,
+        "config": _config(seen.run),
+        "metrics": _last_metrics(seen.run),
+        "started": _clock(seen.state),
+        "reason": seen.state.reason,
+        "tainted": seen.state.tainted,
+        "doubt": seen.doubt,
     }
 
 
-def _read(run: Run, name: str) -> Any:
+def _config(run: Run) -> dict[str, Any]:
+    from mlxjobs.config.stored import flat
+
     try:
-        return run.read_yaml(name)
+        return flat(run.read_yaml("config"))
     except MLXJobsError:
         return {}
 
@@ -59,11 +74,23 @@ def _clock(state: RunState) -> str:
 
 def _last_metrics(run: Run) -> dict[str, Any]:
     """The last line of each metrics file: `train.loss` -> value."""
+    from mlxjobs.logger.metrics import last_lines
+
     lines = last_lines(run.metrics)
     return {f"{name}.{key}": value for name, line in lines.items() for key, value in line.items()}
 
 
-def print_table(rows: Sequence[dict[str, Any]]) -> None:
+def print_columns(columns: Mapping[str, Sequence[Any]]) -> None:
+    """Print columns side by side."""
+    table = _new_table()
+    for key in columns:
+        table.add_column(_cell(key.removeprefix("config.").removeprefix("info.")))
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(_cell, cells))
+    _print(table)
+
+
+def print_runs(rows: Sequence[dict[str, Any]]) -> None:
     """Print what `list_rows` returns."""
     # of the configuration only what tells the runs apart
     keys = [
@@ -72,26 +99,26 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
         if len({repr(row["config"].get(key)) for row in rows}) > 1
     ]
     metrics = list(dict.fromkeys(key for row in rows for key in row["metrics"]))
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = _new_table()
     for name in _FACTS:
         table.add_column(name, justify="right" if name in ("id", "attempts", "job") else "left", no_wrap=True)
     for name in (*_short(keys, {*_FACTS, "reason", *metrics}), *metrics):
-        table.add_column(cell(name), justify="right")
+        table.add_column(_cell(name), justify="right")
     table.add_column("reason", overflow="fold")
     for row in rows:
-        status = row["status"]
-        shown = f"{status.value}{'?' if row['doubt'] else ''}"
+        status = row["status"].value
+        shown = f"{status}{'?' if row['doubt'] else ''}"
         table.add_row(
             str(row["id"]),
             f"[{_COLOURS.get(status, 'default')}]{shown}[/]",
             str(row["attempts"]),
-            cell(row["job"]),
+            _cell(row["job"]),
             row["started"],
-            *(cell(row["config"].get(key)) for key in keys),
-            *(cell(row["metrics"].get(key)) for key in metrics),
-            cell(_reason(row)),
+            *(_cell(row["config"].get(key)) for key in keys),
+            *(_cell(row["metrics"].get(key)) for key in metrics),
+            _cell(_reason(row)),
         )
-    print_rich(table)
+    _print(table)
 
 
 def _short(keys: Sequence[str], taken: Collection[str]) -> list[str]:
@@ -109,17 +136,24 @@ def _reason(row: dict[str, Any]) -> str:
     return "; ".join(filter(None, [row["reason"], tainted]))
 
 
-def print_rich(table: Table) -> None:
+def _new_table() -> Table:
+    from rich.table import Table
+
+    return Table(box=None, header_style="bold", pad_edge=False)
+
+
+def _print(table: Table) -> None:
     """Print a table: as wide as the terminal, or as it needs to be in a pipe."""
-    console = Console(emoji=False)  # 0:100:5 is a text
+    from rich.console import Console
+
+    console = Console(emoji=False)  # 0:100:5 is a string
     if not console.is_terminal:
         console.width = 10_000  # a pipe has no width to fit into
     with named_output():
         console.print(table)
 
 
-def cell(value: Any) -> str:
-    """Return a value as a cell of a table shows it."""
+def _cell(value: Any) -> str:
     from rich.markup import escape
 
     if isinstance(value, float):
