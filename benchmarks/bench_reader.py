@@ -26,7 +26,7 @@ import yaml
 from interleaved import HEADER, interleave, row
 
 import mlxjobs
-from mlxjobs.reader.index import FILE_NAME
+from mlxjobs.reader.index import INDEX_NAME
 from mlxjobs.system.plain_yaml import dump_yaml
 
 QUERY = "config.lr <= 0.01 & info.status == 'COMPLETE'"
@@ -172,7 +172,7 @@ def measure(folder: Path, runs: int, rows: int, rounds: int) -> None:
     }
     for name, seconds in interleave(singles, rounds + 4).seconds.items():
         print(f"{name}: {seconds * 1e3:.1f} ms")
-    size = (ours / FILE_NAME).stat().st_size / 1e6
+    size = (ours / INDEX_NAME).stat().st_size / 1e6
     # not ru_maxrss, which a child takes over from its parent
     program = (
         f"import mlxjobs\nr = mlxjobs.Reader({str(ours)!r})\nr.filter({QUERY!r})\n"
@@ -189,7 +189,7 @@ def against_mlxp(folder: Path, python: str, runs: int, rows: int, rounds: int) -
     make(logs, range(1, runs + 1), rows, ours=False)
     times: dict[str, list[tuple[float, float]]] = {"mlxp": [], "ours": []}
     for _ in range(rounds):
-        for name in ("database.json", FILE_NAME):
+        for name in ("database.json", INDEX_NAME):
             (logs / name).unlink(missing_ok=True)
         command = [python, "-c", _MLXP, str(logs), QUERY.replace("0.01", "0.010")]
         first, loading = map(float, subprocess.check_output(command, text=True).split())

@@ -14,7 +14,7 @@ import pytest
 from mlxjobs.code.gitvm import GitVM
 from mlxjobs.errors import RunError, SnapshotError
 from mlxjobs.jobs.arrays import feed
-from mlxjobs.reader.columns import SCHEMA
+from mlxjobs.reader.columns import INDEX_SCHEMA
 from mlxjobs.record.log_dir import take_array, waiting_in
 from mlxjobs.record.run import Run
 from mlxjobs.system.files import replace_file
@@ -66,7 +66,7 @@ def test_reading_results_runs_nothing_of_them(project: Project, tmp_path: Path) 
     with sqlite3.connect(project.logs / ".mlxjobs-index.sqlite") as index:
         index.execute("CREATE TABLE blocks (block, content)")
         index.execute("INSERT INTO blocks VALUES (0, ?)", (bomb,))
-        index.execute(f"PRAGMA user_version={SCHEMA}")
+        index.execute(f"PRAGMA user_version={INDEX_SCHEMA}")
     project.mlxjobs("ls")
     for row in mlxpy.Reader(project.logs).filter(""):
         dict(row)

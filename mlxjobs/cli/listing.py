@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from mlxjobs.errors import InvalidKeyError, MLXJobsError
 from mlxjobs.logger.values import json_object
-from mlxjobs.reader.columns import MISSING
+from mlxjobs.reader.columns import ABSENT
 from mlxjobs.reader.frame import DataFrame
 from mlxjobs.reader.reader import Reader, UncertainRunWarning
 
@@ -77,7 +77,7 @@ def all_fields(reader: Reader, query: str) -> Table:
 
 
 def _nones(values: Sequence[Any]) -> list[Any]:
-    return [None if value is MISSING else value for value in values]
+    return [None if value is ABSENT else value for value in values]
 
 
 def export(reader: Reader, query: str, series: str | None, form: str, target: str) -> int:

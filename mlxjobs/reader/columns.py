@@ -27,23 +27,23 @@ from weakref import finalize
 
 import orjson
 
-SCHEMA = 2
-BLOCK = 256
+INDEX_SCHEMA = 2
+BLOCK_SIZE = 256
 
 
-class Missing:
+class _Absent:
     """What a run has in a column that it does not have."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return "MISSING"
+        return "ABSENT"
 
     def __bool__(self) -> bool:
         return False
 
 
-MISSING = Missing()
+ABSENT = _Absent()
 
 _TABLES = """
 CREATE TABLE blocks (block INTEGER PRIMARY KEY, content BLOB NOT NULL);
@@ -53,10 +53,10 @@ CREATE INDEX cells_of_block ON cells (block);
 """
 
 
-def encode(values: list[Any]) -> bytes:
+def encode_column(values: list[Any]) -> bytes:
     """Return a column as bytes; NaN, infinities and long integers survive."""
-    missing = [i for i, value in enumerate(values) if value is MISSING] if MISSING in values else []
-    plain = [None if value is MISSING else value for value in values] if missing else values
+    missing = [i for i, value in enumerate(values) if value is ABSENT] if ABSENT in values else []
+    plain = [None if value is ABSENT else value for value in values] if missing else values
     try:
         text = orjson.dumps([plain, missing])
         if b"null" not in text or not _has_non_finite(plain):  # orjson writes null for NaN
@@ -71,15 +71,15 @@ def _has_non_finite(values: list[Any]) -> bool:
     if float in kinds and not all(math.isfinite(value) for value in values if type(value) is float):
         return True
     nested = [value for value in values if type(value) in (list, dict)] if kinds & {list, dict} else []
-    return any(_has_non_finite(list(one.values()) if type(one) is dict else one) for one in nested)
+    return any(_has_non_finite(list(value.values()) if type(value) is dict else value) for value in nested)
 
 
-def decode(content: bytes) -> list[Any]:
-    """Return what `encode` was given."""
+def decode_column(content: bytes) -> list[Any]:
+    """Return what `encode_column` was given."""
     values: list[Any]
     values, missing = orjson.loads(content[1:]) if content[:1] == b"o" else json.loads(content[1:])
     for position in missing:
-        values[position] = MISSING
+        values[position] = ABSENT
     return values
 
 
@@ -101,23 +101,23 @@ class ColumnFile:
         path: the file; None: an empty one in memory.
 
     Raises:
-        sqlite3.Error: it is no index of this version.
+        sqlite3.Error: it is not an index of this version.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         if path is None:
             self._connection = sqlite3.connect(":memory:", check_same_thread=False)
             finalize(self, self._connection.close)
-            self._connection.executescript(f"{_TABLES}PRAGMA user_version={SCHEMA};")
+            self._connection.executescript(f"{_TABLES}PRAGMA user_version={INDEX_SCHEMA};")
             return
         # immutable: no locks and no journal, since the file under this name is replaced, not changed
         name = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
         self._connection = sqlite3.connect(name, uri=True, check_same_thread=False)
         finalize(self, self._connection.close)
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version != SCHEMA:
+        if version != INDEX_SCHEMA:
             self._connection.close()
-            raise sqlite3.DatabaseError(f"{path} has schema {version}, not {SCHEMA}")
+            raise sqlite3.DatabaseError(f"{path} has schema {version}, not {INDEX_SCHEMA}")
 
     def close(self) -> None:
         """Close the file."""
@@ -139,14 +139,14 @@ class ColumnFile:
     def column(self, key: str) -> dict[int, list[Any]]:
         """Return a column: block -> values."""
         rows = self._connection.execute("SELECT block, content FROM cells WHERE key = ?", (key,))
-        return {block: decode(_opened(f"{block} {key}", content)) for block, content in rows}
+        return {block: decode_column(_opened(f"{block} {key}", content)) for block, content in rows}
 
     def block(self, block: int) -> dict[str, list[Any]]:
         """Return all columns of a block."""
         rows = self._connection.execute("SELECT key, content FROM cells WHERE block = ?", (block,))
-        return {key: decode(_opened(f"{block} {key}", content)) for key, content in rows}
+        return {key: decode_column(_opened(f"{block} {key}", content)) for key, content in rows}
 
-    def write(self, changes: Iterable[BlockChange], cells: Iterable[CellChange] = ()) -> None:
+    def write(self, changes: Iterable[BlockChange], cells: Iterable[_CellChange] = ()) -> None:
         """Change the database in memory."""
         _write(self._connection, changes, cells)
         self._connection.commit()
@@ -155,11 +155,11 @@ class ColumnFile:
 # block number, what it knows of its runs (None: the block is gone), columns to replace (None: keep)
 BlockChange = tuple[int, Mapping[str, Any] | None, Mapping[str, list[Any]] | None]
 # block number, what it must know of its runs for this to belong to them, column, values
-CellChange = tuple[int, Mapping[str, Any], str, list[Any]]
+_CellChange = tuple[int, Mapping[str, Any], str, list[Any]]
 
 
 def _write(
-    connection: sqlite3.Connection, changes: Iterable[BlockChange], cells: Iterable[CellChange] = ()
+    connection: sqlite3.Connection, changes: Iterable[BlockChange], cells: Iterable[_CellChange] = ()
 ) -> None:
     for block, known, columns in changes:
         connection.execute("DELETE FROM blocks WHERE block = ?", (block,))
@@ -171,17 +171,17 @@ def _write(
             new = (_cell(key, block, values) for key, values in (columns or {}).items())
             connection.executemany("INSERT INTO cells VALUES (?, ?, ?)", new)
     for block, known, key, values in cells:
-        found = connection.execute("SELECT content FROM blocks WHERE block = ?", (block,)).fetchone()
-        if found is not None and found[0] == _sealed(f"{block}", orjson.dumps(known)):
+        row = connection.execute("SELECT content FROM blocks WHERE block = ?", (block,)).fetchone()
+        if row is not None and row[0] == _sealed(f"{block}", orjson.dumps(known)):
             connection.execute("INSERT OR REPLACE INTO cells VALUES (?, ?, ?)", _cell(key, block, values))
 
 
 def _cell(key: str, block: int, values: list[Any]) -> tuple[str, int, bytes]:
-    return key, block, _sealed(f"{block} {key}", encode(values))
+    return key, block, _sealed(f"{block} {key}", encode_column(values))
 
 
-def publish(
-    target: Path, changes: Iterable[BlockChange], base: Path | None, cells: Iterable[CellChange] = ()
+def publish_index(
+    target: Path, changes: Iterable[BlockChange], base: Path | None, cells: Iterable[_CellChange] = ()
 ) -> ColumnFile:
     """Replace the index file by one with these changes, atomically.
 
@@ -209,7 +209,7 @@ def publish(
             # the file is nobody else's yet: no journal
             connection.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;")
             if base is None:
-                connection.executescript(f"{_TABLES}PRAGMA user_version={SCHEMA};")
+                connection.executescript(f"{_TABLES}PRAGMA user_version={INDEX_SCHEMA};")
             _write(connection, changes, cells)
             connection.commit()
         _flush(aside)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from mlxjobs.errors import InvalidKeyError, InvalidMapError
 from mlxjobs.logger.values import plain
 from mlxjobs.reader import matching, query
-from mlxjobs.reader.columns import MISSING
+from mlxjobs.reader.columns import ABSENT
 from mlxjobs.reader.guard import check_group, warn_of
 from mlxjobs.reader.maps import (
     MAP_TYPES,
@@ -32,7 +32,7 @@ from mlxjobs.reader.table import LAZYDATA
 if TYPE_CHECKING:
     import pandas
 
-Keys = str | Sequence[str]
+_Keys = str | Sequence[str]
 
 
 class DataFrame(RowList):
@@ -45,7 +45,7 @@ class DataFrame(RowList):
 
     # -- rows ---------------------------------------------------------------------------------
 
-    def filter(self, filter_map: Any, bygroups: Keys | None = None) -> DataFrame:
+    def filter(self, filter_map: Any, bygroups: _Keys | None = None) -> DataFrame:
         """Return the rows that a query or a map lets through.
 
         Args:
@@ -81,7 +81,7 @@ class DataFrame(RowList):
 
         def column(name: str, positions: Sequence[int]) -> list[Any]:
             shown = DataFrame(rows[position] for position in positions).shown(name)
-            return [MISSING if value is LAZYDATA else plain(value) for value in shown]
+            return [ABSENT if value is LAZYDATA else plain(value) for value in shown]
 
         if self:
             self._check_fields(parsed)
@@ -101,7 +101,7 @@ class DataFrame(RowList):
                 raise
             self.whole._check_fields(parsed)
 
-    def sort(self, by: Keys, ascending: bool = True) -> DataFrame:  # type: ignore[override]
+    def sort(self, by: _Keys, ascending: bool = True) -> DataFrame:  # type: ignore[override]
         """Return the rows sorted by one column or several; what has no value, or NaN, comes last."""
         keys = _list(by)
         self.check(keys)
@@ -111,7 +111,7 @@ class DataFrame(RowList):
             order = [_sort_key(value) for value in values]
             places.sort(key=order.__getitem__, reverse=not ascending)
             # NaN too, or the largest first would begin with what diverged
-            places.sort(key=[v is MISSING or v is None or v != v for v in values].__getitem__)
+            places.sort(key=[v is ABSENT or v is None or v != v for v in values].__getitem__)
         return DataFrame(self[place] for place in places)
 
     def merge(self, new_df: Sequence[DataDict]) -> DataFrame:
@@ -124,17 +124,19 @@ class DataFrame(RowList):
             raise InvalidMapError(f"{len(self)} rows cannot be merged with {len(new_df)}: give as many")
         return DataFrame(a.copied({**a.own, **_columns_of(b)}) for a, b in zip(self, new_df, strict=True))
 
-    def select(self, keys: Keys) -> DataFrame:
+    def select(self, keys: _Keys) -> DataFrame:
         """Return the rows with these columns only; nothing is loaded before it is touched."""
         wanted = _list(keys)
         self.check(wanted)
         columns = {key: self._load(key) for key in wanted}
-        found = [{key: columns[key][i] for key in wanted} for i in range(len(self))]
-        return DataFrame(DataDict({k: v for k, v in one.items() if v is not MISSING}) for one in found)
+        return DataFrame(
+            DataDict({key: columns[key][i] for key in wanted if columns[key][i] is not ABSENT})
+            for i in range(len(self))
+        )
 
     # -- groups -------------------------------------------------------------------------------
 
-    def groupby(self, group_keys: Keys) -> GroupedDataFrame:
+    def groupby(self, group_keys: _Keys) -> GroupedDataFrame:
         """Group the rows by the values of one column or several; lists are values too.
 
         Raises:
@@ -142,7 +144,7 @@ class DataFrame(RowList):
         """
         return self._grouped(group_keys, hashable)
 
-    def _grouped(self, group_keys: Keys, name: Callable[[Any], Any]) -> GroupedDataFrame:
+    def _grouped(self, group_keys: _Keys, name: Callable[[Any], Any]) -> GroupedDataFrame:
         keys = _list(group_keys)
         self.check(keys)
         columns = [[name(value) for value in self._shown(key)] for key in keys]
@@ -157,10 +159,10 @@ class DataFrame(RowList):
         """A column as values to group by; series are not loaded."""
         is_series = any(row.is_series(key) for row in self)
         values = [LAZYDATA] * len(self) if is_series else self._load(key)
-        return [None if value is MISSING else value for value in values]
+        return [None if value is ABSENT else value for value in values]
 
-    def groupBy(self, list_group_keys: Keys) -> GroupedDataFrame:
-        """Group as `groupby`, but the names of the groups are texts, as in MLXP 0.1."""
+    def groupBy(self, list_group_keys: _Keys) -> GroupedDataFrame:
+        """Group as `groupby`, but the names of the groups are strings, as in MLXP 0.1."""
         return self._grouped(list_group_keys, lambda value: str(hashable(value)))
 
     # -- maps ---------------------------------------------------------------------------------
@@ -225,7 +227,7 @@ class GroupedDataFrame:
         grouped_dict: the groups.
     """
 
-    def __init__(self, group_keys: Keys, grouped_dict: Mapping[tuple[Any, ...], Any]) -> None:
+    def __init__(self, group_keys: _Keys, grouped_dict: Mapping[tuple[Any, ...], Any]) -> None:
         self.group_keys = _list(group_keys)
         self.grouped_dict: dict[tuple[Any, ...], Any] = dict(grouped_dict)
         self._warned = False
@@ -247,8 +249,8 @@ class GroupedDataFrame:
         return iter(self.grouped_dict)
 
     def __getitem__(self, key: Any) -> Any:
-        if (found := self._find(key)) is not None:
-            return self.grouped_dict[found]
+        if (group := self._find(key)) is not None:
+            return self.grouped_dict[group]
         raise InvalidKeyError(
             f"there is no group {key!r}; there are {', '.join(map(str, self.grouped_dict))}"
         )
@@ -258,8 +260,8 @@ class GroupedDataFrame:
         wanted = hashable(key) if isinstance(key, (tuple, list)) else (hashable(key),)
         if wanted in self.grouped_dict:
             return cast("tuple[Any, ...]", wanted)
-        texts = {tuple(map(str, one)): one for one in self.grouped_dict}
-        return texts.get(tuple(map(str, wanted)))
+        read = {tuple(map(str, values)): values for values in self.grouped_dict}
+        return read.get(tuple(map(str, wanted)))
 
     def __repr__(self) -> str:
         return shown_table(self.ungroup(), first=self.group_keys) if self._flat else repr(self.grouped_dict)
@@ -322,7 +324,7 @@ class GroupedDataFrame:
         for group in self.grouped_dict.values():
             group._warned = True
         every = maps if isinstance(maps, list) else [maps]
-        flat = bool(every) and all(isinstance(one, AggregationMap) for one in every)
+        flat = bool(every) and all(isinstance(part, AggregationMap) for part in every)
         return self._each(lambda group: group.aggregate(maps), ungroup or flat)
 
     def apply(self, maps: Any, map_type: str = "Generic", ungroup: bool = False) -> Any:
@@ -337,44 +339,44 @@ class GroupedDataFrame:
         """Apply maps to the values of each group, as `DataFrame.map`."""
         return self._each(lambda group: group.map(maps), ungroup)
 
-    def filter(self, filter_map: Any, bygroups: Keys | None = None, ungroup: bool = False) -> Any:
+    def filter(self, filter_map: Any, bygroups: _Keys | None = None, ungroup: bool = False) -> Any:
         """Filter each group, as `DataFrame.filter`; with `bygroups`, other groups of the same rows."""
         if bygroups:
             rows = self.ungroup().groupby(bygroups).filter(filter_map, ungroup=True)
             return rows if ungroup else rows.groupby(self.group_keys)
         return self._each(lambda group: group.filter(filter_map), ungroup)
 
-    def sort(self, by: Keys, ascending: bool = True, ungroup: bool = False) -> Any:
+    def sort(self, by: _Keys, ascending: bool = True, ungroup: bool = False) -> Any:
         """Sort each group, as `DataFrame.sort`."""
         return self._each(lambda group: group.sort(by, ascending), ungroup)
 
-    def groupby(self, group_keys: Keys) -> GroupedDataFrame:
+    def groupby(self, group_keys: _Keys) -> GroupedDataFrame:
         """Group each group again."""
         grouped: GroupedDataFrame = self._each(lambda group: group.groupby(group_keys), False)
         return grouped
 
     def _each(self, act: Callable[[Any], Any], ungroup: bool) -> Any:
-        found = GroupedDataFrame(self.group_keys, {key: act(group) for key, group in self.items()})
-        return found.ungroup() if ungroup else found
+        groups = GroupedDataFrame(self.group_keys, {key: act(group) for key, group in self.items()})
+        return groups.ungroup() if ungroup else groups
 
 
 def _columns_of(row: DataDict) -> dict[str, Any]:
     return {key: row[key] for key in row} if row.source is not None else dict(row.own)
 
 
-def _list(keys: Keys) -> list[str]:
-    found = [keys] if isinstance(keys, str) else list(keys)
-    if not all(isinstance(key, str) for key in found) or not found:
+def _list(keys: _Keys) -> list[str]:
+    names = [keys] if isinstance(keys, str) else list(keys)
+    if not all(isinstance(name, str) for name in names) or not names:
         raise InvalidKeyError(f"{keys!r}: give the name of a column, or a list of names")
-    return found
+    return names
 
 
 def _sort_key(value: Any) -> tuple[int, Any]:
-    """Numbers before texts before lists before all else: no two values that cannot be compared meet."""
+    """Numbers before strings before lists before all else: no two values that cannot be compared meet."""
     if isinstance(value, (int, float)):
         return (0, value) if value == value else (1, 0)
     if isinstance(value, (list, tuple)):
-        return (3, [_sort_key(one) for one in value])
+        return (3, [_sort_key(item) for item in value])
     return (2, value) if isinstance(value, str) else (4, str(value))
 
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mlxjobs.reader.columns import MISSING
+from mlxjobs.reader.columns import ABSENT
 from mlxjobs.reader.rows import DataDict
 from mlxjobs.reader.table import GUARDS
 
@@ -29,23 +29,23 @@ class MixedRunsWarning(UserWarning):
 def check_group(rows: Iterable[DataDict]) -> dict[str, str]:
     """Return what the runs of a group do not share: guard -> in words; empty if all is well."""
     runs = [row for row in rows if row.source is not None]
-    found = {}
+    mixed = {}
     for guard in GUARDS:
         values = [row.shown(guard) for row in runs]
         if guard == "guard.finished":
             if count := values.count(False):
-                found[guard] = f"{count} of {len(runs)} runs not complete"
+                mixed[guard] = f"{count} of {len(runs)} runs not complete"
         elif guard == "guard.resumed":
             if 0 < (count := values.count(True)) < len(values):
-                found[guard] = f"{count} of {len(runs)} runs resumed"
-        elif len(kinds := {str(value) for value in values if value is not MISSING}) > 1:
-            found[guard] = f"{len(kinds)} {_WORDS[guard]}"
-    return found
+                mixed[guard] = f"{count} of {len(runs)} runs resumed"
+        elif len(kinds := {str(value) for value in values if value is not ABSENT}) > 1:
+            mixed[guard] = f"{len(kinds)} {_WORDS[guard]}"
+    return mixed
 
 
 def warn_of(groups: Sequence[tuple[tuple[Any, ...], dict[str, str]]], group_keys: Sequence[str]) -> None:
     """Warn, once, of the groups that `check_group` found something in."""
-    mixed = [(key, {g: text for g, text in found.items() if g not in group_keys}) for key, found in groups]
+    mixed = [(key, {g: words for g, words in found.items() if g not in group_keys}) for key, found in groups]
     mixed = [(key, found) for key, found in mixed if found]
     if not mixed:
         return
@@ -56,7 +56,7 @@ def warn_of(groups: Sequence[tuple[tuple[Any, ...], dict[str, str]]], group_keys
     if len(mixed) > _SHOWN:
         lines.append(f"and {len(mixed) - _SHOWN} groups more")
     guards = [guard for guard in GUARDS if any(guard in found for _, found in mixed)]
-    split = ", ".join(map(repr, [*group_keys, *(one for one in guards if one != "guard.finished")]))
+    split = ", ".join(map(repr, [*group_keys, *(guard for guard in guards if guard != "guard.finished")]))
     hints = [f"split them: groupby([{split}])"] if guards != ["guard.finished"] else []
     hints += ["leave them out: filter('guard.finished')"] if "guard.finished" in guards else []
     message = f"runs that differ are put together; {'; '.join(lines)}. To {' or '.join(hints)}"

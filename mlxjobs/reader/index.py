@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs.errors import RunError
-from mlxjobs.reader.columns import BLOCK, MISSING, BlockChange, ColumnFile, publish
+from mlxjobs.reader.columns import ABSENT, BLOCK_SIZE, BlockChange, ColumnFile, publish_index
 from mlxjobs.record.facts import live_mark_of, mark_of, read_facts
 
-FILE_NAME = ".mlxjobs-index.sqlite"
+INDEX_NAME = ".mlxjobs-index.sqlite"
 # what begins the names of columns that were computed
 REMEMBERED = "#"
 
@@ -32,7 +32,7 @@ _SAME = {
 ALIASES = {**_SAME, **{new: old for old, new in _SAME.items()}}
 
 
-class Snapshot:
+class IndexedRuns:
     """The runs of a log directory as they were at one moment; columns are loaded when asked for.
 
     Attributes:
@@ -49,7 +49,7 @@ class Snapshot:
         runs = [run for block in blocks.values() for run in block["runs"]]
         self.log_ids: list[int] = [run[0] for run in runs]
         self.live = {run[0] for run in runs if run[2] is not None}
-        self.problems = {log_id: text for block in blocks.values() for log_id, _, text in block["problems"]}
+        self.problems = {log_id: why for block in blocks.values() for log_id, _, why in block["problems"]}
         self._sizes = [(number, len(block["runs"])) for number, block in blocks.items()]
         self._columns: dict[str, list[Any]] = {}
         self._keys: list[str] | None = None
@@ -66,12 +66,12 @@ class Snapshot:
         return self._keys
 
     def column(self, key: str) -> list[Any]:
-        """Return the values of a column, one for each run; `MISSING` where a run has none."""
+        """Return the values of a column, one for each run; `ABSENT` where a run has none."""
         if key not in self._columns:
             values = self._stored(key)
-            if key in ALIASES and MISSING in values:
+            if key in ALIASES and ABSENT in values:
                 other = self._stored(ALIASES[key])
-                values = [b if a is MISSING else a for a, b in zip(values, other, strict=True)]
+                values = [b if a is ABSENT else a for a, b in zip(values, other, strict=True)]
             self._columns[key] = values
         return self._columns[key]
 
@@ -79,7 +79,7 @@ class Snapshot:
         cells = self._ask(lambda file: file.column(key))
         values: list[Any] = []
         for number, size in self._sizes:
-            values += cells.get(number) or [MISSING] * size
+            values += cells.get(number) or [ABSENT] * size
         return values
 
     def _ask(self, question: Callable[[ColumnFile], Any]) -> Any:
@@ -102,9 +102,9 @@ def _read_again(logs: str, number: int, block: dict[str, Any]) -> BlockChange:
 
 def _columns(values: list[dict[str, Any]]) -> dict[str, list[Any]]:
     keys: dict[str, Any] = {}
-    for one in values:
-        keys.update(one)
-    return {key: [one.get(key, MISSING) for one in values] for key in keys}
+    for facts in values:
+        keys.update(facts)
+    return {key: [facts.get(key, ABSENT) for facts in values] for key in keys}
 
 
 @dataclass
@@ -129,7 +129,7 @@ class Index:
         self._paths = _places(logs.absolute(), folder)
         self._memory: ColumnFile | None = None
 
-    def sync(self, *, anew: bool = False) -> Snapshot:
+    def sync(self, *, anew: bool = False) -> IndexedRuns:
         """Read what changed since the last time, and return the runs as they are now.
 
         Args:
@@ -145,27 +145,27 @@ class Index:
         except (sqlite3.Error, ValueError):  # damaged: what is in it is in the run directories too
             return self._update(log_ids, None, None)
 
-    def stored(self) -> Snapshot | None:
+    def stored(self) -> IndexedRuns | None:
         """Return the runs as the index has them, without a look at any; None if there is no index."""
         try:
             _, file = self._open()
-            return None if file is None else Snapshot(self._logs, file, file.blocks())
+            return None if file is None else IndexedRuns(self._logs, file, file.blocks())
         except (sqlite3.Error, ValueError):
             return None
 
-    def recheck(self, snapshot: Snapshot) -> Snapshot:
-        """Return the snapshot, or a newer one if a run that had not ended has changed."""
-        for block in snapshot.blocks.values():
+    def recheck(self, runs: IndexedRuns) -> IndexedRuns:
+        """Return the same runs, or newer ones if a run that had not ended has changed."""
+        for block in runs.blocks.values():
             for log_id, mark, live in block["runs"]:
                 path = f"{self._logs}/{log_id}"
                 if live is not None and (mark_of(path) != mark or live_mark_of(path) != live):
                     return self.sync()
-        return snapshot
+        return runs
 
-    def remember(self, snapshot: Snapshot, key: str, values: list[Any]) -> None:
+    def remember(self, runs: IndexedRuns, key: str, values: list[Any]) -> None:
         """Keep a column that was computed, for whoever asks next; nothing is said if that fails."""
         cells, begin = [], 0
-        for number, block in snapshot.blocks.items():
+        for number, block in runs.blocks.items():
             end = begin + len(block["runs"])
             cells.append((number, block, key, values[begin:end]))
             begin = end
@@ -175,28 +175,28 @@ class Index:
         path, _ = self._open()
         if path is not None:
             with suppress(OSError, sqlite3.Error):
-                publish(path, (), path, cells).close()
+                publish_index(path, (), path, cells).close()
 
     def _open(self) -> tuple[Path | None, ColumnFile | None]:
         """The newest file that can be read."""
         if self._memory is not None:
             return None, self._memory
-        found = []
+        files = []
         for path in self._paths:
             with suppress(OSError):
-                found.append((path.stat().st_mtime_ns, path))
-        for _, path in sorted(found, reverse=True):
+                files.append((path.stat().st_mtime_ns, path))
+        for _, path in sorted(files, reverse=True):
             with suppress(sqlite3.Error):
                 return path, ColumnFile(path)
         return None, None
 
-    def _update(self, log_ids: list[int], path: Path | None, file: ColumnFile | None) -> Snapshot:
+    def _update(self, log_ids: list[int], path: Path | None, file: ColumnFile | None) -> IndexedRuns:
         blocks = file.blocks() if file is not None else {}
         plans = _compare(self._logs, log_ids, blocks)
         if file is None or plans:
             file = self._save(lambda: self._changes(plans, blocks, file), path, file)
             blocks = file.blocks()
-        return Snapshot(self._logs, file, blocks)
+        return IndexedRuns(self._logs, file, blocks)
 
     def _changes(
         self, plans: dict[int, _Plan], blocks: dict[int, dict[str, Any]], file: ColumnFile | None
@@ -215,7 +215,7 @@ class Index:
             for target in self._paths:
                 with suppress(OSError, sqlite3.OperationalError):
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    return publish(target, changes(), path)
+                    return publish_index(target, changes(), path)
         memory = self._memory or ColumnFile()
         if file is not None and file is not self._memory:
             memory.write((number, known, file.block(number)) for number, known in file.blocks().items())
@@ -226,9 +226,9 @@ class Index:
 
 def _change(logs: str, number: int, plan: _Plan, before: list[int], old: dict[str, list[Any]]) -> BlockChange:
     facts = {log_id: read_facts(f"{logs}/{log_id}", mark) for log_id, mark in plan.read}
-    good = {log_id: one for log_id, one in facts.items() if one.problem is None}
-    runs = sorted([*plan.runs, *([log_id, one.mark, one.live] for log_id, one in good.items())])
-    bad = [[log_id, one.mark, one.problem] for log_id, one in facts.items() if one.problem is not None]
+    good = {log_id: run for log_id, run in facts.items() if run.problem is None}
+    runs = sorted([*plan.runs, *([log_id, run.mark, run.live] for log_id, run in good.items())])
+    bad = [[log_id, run.mark, run.problem] for log_id, run in facts.items() if run.problem is not None]
     problems = sorted([*plan.problems, *bad])
     if not runs and not problems:
         return number, None, None
@@ -239,7 +239,7 @@ def _change(logs: str, number: int, plan: _Plan, before: list[int], old: dict[st
             values.append(good[log_id].values)
         else:
             place = places[log_id]
-            values.append({k: column[place] for k, column in old.items() if column[place] is not MISSING})
+            values.append({k: column[place] for k, column in old.items() if column[place] is not ABSENT})
     return number, {"runs": runs, "problems": problems}, _columns(values)
 
 
@@ -247,7 +247,7 @@ def _compare(logs: str, log_ids: list[int], blocks: dict[int, dict[str, Any]]) -
     """Return the blocks in which something has changed, and what to do to them."""
     now: dict[int, list[int]] = {}
     for log_id in log_ids:
-        now.setdefault(log_id // BLOCK, []).append(log_id)
+        now.setdefault(log_id // BLOCK_SIZE, []).append(log_id)
     plans = {}
     for number in sorted(now.keys() | blocks.keys()):
         known = blocks.get(number, {"runs": [], "problems": []})
@@ -286,7 +286,7 @@ def _log_ids(logs: str) -> list[int]:
         raise RunError(
             f"no log directory at {logs}: {reason}; give the folder that holds the runs 1, 2, 3 ..."
         ) from error
-    # a number that SQLite cannot hold is no run's
+    # a number that SQLite cannot hold is not a run's
     return sorted(
         int(name) for name in names if name.isdecimal() and name == str(int(name)) and len(name) < 18
     )
@@ -297,8 +297,8 @@ def _places(logs: Path, folder: Path | None) -> list[Path]:
     name = f"{logs.name}-{sha1(os.fsencode(logs.resolve()), usedforsecurity=False).hexdigest()[:16]}.sqlite"
     if folder is not None:
         folder = folder.absolute()
-        return [folder / (FILE_NAME if folder == logs else name)]
-    places = [logs / FILE_NAME]
+        return [folder / (INDEX_NAME if folder == logs else name)]
+    places = [logs / INDEX_NAME]
     with suppress(RuntimeError):  # a user without a home, as in a container
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         places.append(cache / "mlxjobs" / "index" / name)

@@ -56,12 +56,13 @@ class AggregationMap:
         return later(data)
 
 
-def run_map(one: AggregationMap, data: list[dict[str, Any]]) -> dict[str, Any]:
+def _run_map(aggregation: AggregationMap, data: list[dict[str, Any]]) -> dict[str, Any]:
     """Apply an aggregation map to the rows of a group, and return the new columns."""
-    result = one.apply(data)
+    result = aggregation.apply(data)
     columns = result[0] if isinstance(result, tuple) else result
     if not isinstance(columns, Mapping):
-        raise InvalidMapError(f"{type(one).__name__}.apply returned {type(columns).__name__}, no dictionary")
+        name = type(aggregation).__name__
+        raise InvalidMapError(f"{name}.apply returned {type(columns).__name__}, not a dictionary")
     return dict(columns)
 
 
@@ -102,7 +103,7 @@ class _Best(AggregationMap):
                 best[place] = pick(numbers)
         if not best:
             return {self.name: None, f"arg_{self.name}": None}, None
-        place = pick(best, key=lambda one: best[one])
+        place = pick(best, key=lambda place: best[place])
         return {self.name: best[place], f"arg_{self.name}": place}, place
 
 
@@ -134,7 +135,7 @@ class AvgStd(AggregationMap):
 
     def apply(self, data: list[dict[str, Any]]) -> Any:
         """Return {"key_avg": ..., "key_std": ...}, arrays for series and numbers for values."""
-        found = {}
+        columns = {}
         for key in self.keys:
             column = [plain(row[key]) for row in data]
             single = not any(isinstance(value, (list, tuple)) for value in column)
@@ -142,9 +143,9 @@ class AvgStd(AggregationMap):
                 mean, deviation = _mean_and_deviation([_series(value) for value in column])
             except (TypeError, ValueError) as error:
                 raise InvalidMapError(f"AvgStd({key!r}) takes numbers: {error}") from error
-            found[f"{key}_avg"] = mean[0] if single else mean
-            found[f"{key}_std"] = deviation[0] if single else deviation
-        return found, None
+            columns[f"{key}_avg"] = mean[0] if single else mean
+            columns[f"{key}_std"] = deviation[0] if single else deviation
+        return columns, None
 
 
 def _mean_and_deviation(rows: list[list[Any]]) -> tuple[Any, Any]:
@@ -167,7 +168,7 @@ def _mean_and_deviation(rows: list[list[Any]]) -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True)
-class Map:
+class _Map:
     """A function, the columns it takes, and how what it returns is called."""
 
     function: Callable[..., Any]
@@ -175,52 +176,52 @@ class Map:
     names: tuple[str, ...]
 
 
-def read_maps(maps: Any, map_type: str) -> list[Map]:
+def _read_maps(maps: Any, map_type: str) -> list[_Map]:
     """Read what a user gave as (function, keys[, names]), or as a list of such tuples.
 
     Raises:
         InvalidMapError: it is something else; it says what.
     """
-    return [_read_map(one, map_type) for one in (maps if isinstance(maps, list) else [maps])]
+    return [_read_map(given, map_type) for given in (maps if isinstance(maps, list) else [maps])]
 
 
-def _read_map(one: Any, map_type: str) -> Map:
-    if not isinstance(one, tuple) or len(one) not in (2, 3) or not callable(one[0]):
+def _read_map(given: Any, map_type: str) -> _Map:
+    if not isinstance(given, tuple) or len(given) not in (2, 3) or not callable(given[0]):
         raise InvalidMapError(
-            f"{one!r} is no map: give (function, keys) or (function, keys, names), as in "
+            f"{given!r} is not a map: give (function, keys) or (function, keys, names), as in "
             '(max, "train.loss", "best"), or a list of them'
         )
-    keys = _texts(one[1])
+    keys = _strings(given[1])
     by_column = map_type in ("Columnwise", "Pointwise")
-    if len(one) == 3:
-        names = _texts(one[2])
+    if len(given) == 3:
+        names = _strings(given[2])
     else:  # the names of MLXP
-        called = f"f{getattr(one[0], '__name__', type(one[0]).__name__)}"
+        called = f"f{getattr(given[0], '__name__', type(given[0]).__name__)}"
         names = tuple(f"{called}.{key}" for key in (keys if by_column else ["_".join(keys)]))
     if by_column and len(keys) != len(names):
         raise InvalidMapError(f"the map takes {len(keys)} columns and names {len(names)}: name each")
-    return Map(one[0], keys, names)
+    return _Map(given[0], keys, names)
 
 
-def _texts(words: Any) -> tuple[str, ...]:
-    found = (words,) if isinstance(words, str) else tuple(words) if isinstance(words, (list, tuple)) else ()
-    if not found or not all(isinstance(word, str) for word in found):
-        raise InvalidMapError(f"{words!r}: the keys and names of a map are texts, or tuples of them")
-    return found
+def _strings(words: Any) -> tuple[str, ...]:
+    given = (words,) if isinstance(words, str) else tuple(words) if isinstance(words, (list, tuple)) else ()
+    if not given or not all(isinstance(word, str) for word in given):
+        raise InvalidMapError(f"{words!r}: the keys and names of a map are strings, or tuples of strings")
+    return given
 
 
-def named(one: Map, result: Any) -> dict[str, Any]:
+def _named(a_map: _Map, result: Any) -> dict[str, Any]:
     """Return what a function gave, by the names of its map.
 
     Raises:
         InvalidMapError: it gave another number of results.
     """
-    if len(one.names) == 1:
-        return {one.names[0]: result[0] if isinstance(result, tuple) and len(result) == 1 else result}
-    if not isinstance(result, tuple) or len(result) != len(one.names):
+    if len(a_map.names) == 1:
+        return {a_map.names[0]: result[0] if isinstance(result, tuple) and len(result) == 1 else result}
+    if not isinstance(result, tuple) or len(result) != len(a_map.names):
         given = f"{len(result)} results" if isinstance(result, tuple) else f"one {type(result).__name__}"
-        raise InvalidMapError(f"the map names {len(one.names)} results, its function gave {given}")
-    return dict(zip(one.names, result, strict=True))
+        raise InvalidMapError(f"the map names {len(a_map.names)} results, its function gave {given}")
+    return dict(zip(a_map.names, result, strict=True))
 
 
 def as_rows(columns: dict[str, Any], size: int) -> list[dict[str, Any]] | None:
@@ -248,52 +249,52 @@ def _is_column(value: Any, size: int) -> bool:
 
 # -- applied to the columns of a result -----------------------------------------------------------
 
-Column = Callable[[str], list[Any]]
+_Column = Callable[[str], list[Any]]
 
 
-def aggregated(maps: Any, column: Column, size: int) -> dict[str, Any]:
+def aggregated(maps: Any, column: _Column, size: int) -> dict[str, Any]:
     """Return the one row that maps, tuples or objects, make of columns."""
-    found: dict[str, Any] = {}
-    for one in maps if isinstance(maps, list) else [maps]:
-        if isinstance(one, AggregationMap):
-            columns = {key: column(key) for key in one.keys}
-            found.update(run_map(one, [{key: columns[key][i] for key in columns} for i in range(size)]))
+    columns: dict[str, Any] = {}
+    for a_map in maps if isinstance(maps, list) else [maps]:
+        if isinstance(a_map, AggregationMap):
+            values = {key: column(key) for key in a_map.keys}
+            columns.update(_run_map(a_map, [{key: values[key][i] for key in values} for i in range(size)]))
         else:
-            found.update(by_column(one, column))
-    return found
+            columns.update(by_column(a_map, column))
+    return columns
 
 
-def by_column(maps: Any, column: Column) -> dict[str, Any]:
+def by_column(maps: Any, column: _Column) -> dict[str, Any]:
     """Return what maps make of each of their columns alone."""
-    found: dict[str, Any] = {}
-    for one in read_maps(maps, "Columnwise"):
-        found.update(zip(one.names, [one.function(column(key)) for key in one.keys], strict=True))
-    return found
+    columns: dict[str, Any] = {}
+    for a_map in _read_maps(maps, "Columnwise"):
+        columns.update(zip(a_map.names, [a_map.function(column(key)) for key in a_map.keys], strict=True))
+    return columns
 
 
-def together(maps: Any, column: Column) -> dict[str, Any]:
+def together(maps: Any, column: _Column) -> dict[str, Any]:
     """Return what maps make of all their columns together."""
-    found: dict[str, Any] = {}
-    for one in read_maps(maps, "Generic"):
-        found.update(named(one, one.function(*(column(key) for key in one.keys))))
-    return found
+    columns: dict[str, Any] = {}
+    for a_map in _read_maps(maps, "Generic"):
+        columns.update(_named(a_map, a_map.function(*(column(key) for key in a_map.keys))))
+    return columns
 
 
-def by_value(maps: Any, column: Column, size: int) -> list[dict[str, Any]]:
+def by_value(maps: Any, column: _Column, size: int) -> list[dict[str, Any]]:
     """Return the rows that maps make of each value of their columns."""
-    found: list[dict[str, Any]] = [{} for _ in range(size)]
-    for one in read_maps(maps, "Pointwise"):
-        for key, name in zip(one.keys, one.names, strict=True):
-            for row, value in zip(found, column(key), strict=True):
-                row[name] = one.function(value)
-    return found
+    rows: list[dict[str, Any]] = [{} for _ in range(size)]
+    for a_map in _read_maps(maps, "Pointwise"):
+        for key, name in zip(a_map.keys, a_map.names, strict=True):
+            for row, value in zip(rows, column(key), strict=True):
+                row[name] = a_map.function(value)
+    return rows
 
 
-def by_row(maps: Any, column: Column, size: int) -> list[dict[str, Any]]:
+def by_row(maps: Any, column: _Column, size: int) -> list[dict[str, Any]]:
     """Return the rows that maps make of the values of each row."""
-    found: list[dict[str, Any]] = [{} for _ in range(size)]
-    for one in read_maps(maps, "Rowwise"):
-        columns = [column(key) for key in one.keys]
-        for row, values in zip(found, zip(*columns, strict=True), strict=True):
-            row.update(named(one, one.function(*values)))
-    return found
+    rows: list[dict[str, Any]] = [{} for _ in range(size)]
+    for a_map in _read_maps(maps, "Rowwise"):
+        columns = [column(key) for key in a_map.keys]
+        for row, values in zip(rows, zip(*columns, strict=True), strict=True):
+            row.update(_named(a_map, a_map.function(*values)))
+    return rows

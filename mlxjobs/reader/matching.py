@@ -9,7 +9,7 @@ from datetime import date, datetime
 from functools import lru_cache
 from typing import Any
 
-from mlxjobs.reader.columns import MISSING
+from mlxjobs.reader.columns import ABSENT
 from mlxjobs.reader.query import (
     STATISTICS,
     Both,
@@ -25,7 +25,7 @@ from mlxjobs.reader.query import (
 )
 
 # (name, positions of runs) -> their values
-Column = Callable[[str, Sequence[int]], Sequence[Any]]
+_Column = Callable[[str, Sequence[int]], Sequence[Any]]
 
 _ORDER: dict[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,
@@ -39,7 +39,7 @@ _DATE = re.compile(r"\d\d/\d\d/\d{4}|\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?")
 
 
 def select(
-    query: Query, size: int, column: Column, costly: Callable[[str], bool] = lambda name: False
+    query: Query, size: int, column: _Column, costly: Callable[[str], bool] = lambda name: False
 ) -> list[int]:
     """Return the positions of the runs that match, in their order.
 
@@ -57,10 +57,12 @@ def select(
 
 def matches(query: Query, row: Mapping[str, Any]) -> bool:
     """Tell whether one dictionary of fields matches."""
-    return bool(select(query, 1, lambda name, positions: [row.get(name, MISSING)] * len(positions)))
+    return bool(select(query, 1, lambda name, positions: [row.get(name, ABSENT)] * len(positions)))
 
 
-def _select(node: Node, positions: Sequence[int], column: Column, costly: Callable[[str], bool]) -> list[int]:
+def _select(
+    node: Node, positions: Sequence[int], column: _Column, costly: Callable[[str], bool]
+) -> list[int]:
     if isinstance(node, Not):
         hits = set(_select(node.part, positions, column, costly))
         return [position for position in positions if position not in hits]
@@ -69,11 +71,11 @@ def _select(node: Node, positions: Sequence[int], column: Column, costly: Callab
             positions = _select(part, positions, column, costly)
         return list(positions)
     if isinstance(node, Both):
-        found: set[int] = set()
+        matching: set[int] = set()
         for part in node.parts:
-            rest = [one for one in positions if one not in found] if found else positions
-            found.update(_select(part, rest, column, costly))
-        return [position for position in positions if position in found]
+            rest = [position for position in positions if position not in matching] if matching else positions
+            matching.update(_select(part, rest, column, costly))
+        return [position for position in positions if position in matching]
     values = _truth(node, positions, column) if isinstance(node, Truth) else _compare(node, positions, column)
     return [position for position, value in zip(positions, values, strict=True) if value]
 
@@ -84,58 +86,58 @@ def _costs(node: Node, costly: Callable[[str], bool]) -> bool:
     if isinstance(node, Not):
         return _costs(node.part, costly)
     operands = (node.operand,) if isinstance(node, Truth) else (node.left, node.right)
-    return any(isinstance(one, Field) and costly(one.name) for one in operands)
+    return any(isinstance(operand, Field) and costly(operand.name) for operand in operands)
 
 
-def _values(operand: Operand, positions: Sequence[int], column: Column) -> Sequence[Any]:
+def _values(operand: Operand, positions: Sequence[int], column: _Column) -> Sequence[Any]:
     if isinstance(operand, Literal):
         return [operand.value] * len(positions)
     return column(operand.name, positions)
 
 
-def _truth(node: Truth, positions: Sequence[int], column: Column) -> list[bool]:
+def _truth(node: Truth, positions: Sequence[int], column: _Column) -> list[bool]:
     return [bool(value) for value in _values(node.operand, positions, column)]
 
 
-def _compare(node: Compare, positions: Sequence[int], column: Column) -> list[Any]:
+def _compare(node: Compare, positions: Sequence[int], column: _Column) -> list[Any]:
     left = _values(node.left, positions, column)
     if isinstance(node.right, Literal):
         fast = _compare_all(left, node.operator, node.right.value)
         if fast is not None:
             return fast
     right = _values(node.right, positions, column)
-    return [holds(a, node.operator, b) for a, b in zip(left, right, strict=True)]
+    return [_holds(a, node.operator, b) for a, b in zip(left, right, strict=True)]
 
 
 def _compare_all(values: Sequence[Any], symbol: str, literal: Any) -> list[Any] | None:
-    """As `holds`, quickly, for the usual literals; None for the others."""
+    """As `_holds`, quickly, for the usual literals; None for the others."""
     kind = type(literal)
     if kind is str or kind in _NUMBERS:
         if symbol == "==":
             return [value == literal for value in values]
         if symbol == "!=":
-            return [value is not MISSING and value != literal for value in values]
+            return [value is not ABSENT and value != literal for value in values]
     if kind in _NUMBERS and symbol in _ORDER:
         test = _ORDER[symbol]
         return [type(value) in _NUMBERS and test(value, literal) for value in values]
     try:  # few values, as of most fields, or all different, as of seeds
-        verdicts = {value: holds(value, symbol, literal) for value in set(values)}
+        verdicts = {value: _holds(value, symbol, literal) for value in set(values)}
         return [verdicts[value] for value in values]
     except TypeError:  # lists among them
         return None
 
 
-def holds(a: Any, symbol: str, b: Any) -> bool:
+def _holds(a: Any, symbol: str, b: Any) -> bool:
     """Tell whether a comparison holds.
 
     A field that a run does not have compares as false with everything, but with None, which it
     equals: so `x != 1` and `x not in [1]` are false too, while `~(x == 1)` is true. Values that have
-    no order are not in order. Days are compared as days, also those in texts such as "23/11/2026".
+    no order are not in order. Days are compared as days, also those in strings such as "23/11/2026".
     """
-    if a is MISSING or b is MISSING:
+    if a is ABSENT or b is ABSENT:
         return symbol == "==" and (a is None or b is None or a is b)
     if symbol == "!=" or symbol.startswith("not "):
-        return not holds(a, _CONTRARY[symbol], b)
+        return not _holds(a, _CONTRARY[symbol], b)
     if symbol == "==":
         return _equal(a, b)
     if symbol in _ORDER:
@@ -168,7 +170,7 @@ def _contains(container: Any, value: Any) -> bool:
     if isinstance(container, list):
         if type(value) in _NUMBERS or value is None:
             return value in container  # no date is equal to it
-        return any(_equal(value, one) for one in container)
+        return any(_equal(value, item) for item in container)
     return isinstance(container, str) and isinstance(value, str) and value in container
 
 
@@ -185,24 +187,24 @@ def _moment(value: str | date) -> date | None:
 
 
 def _alike(a: date, b: date) -> tuple[date, date]:
-    """A day and a moment are compared as days; a moment without a zone is one of here."""
+    """A day and a moment are compared as days; a moment without a zone is in the local one."""
     if not isinstance(a, datetime) or not isinstance(b, datetime):
-        return tuple(one.date() if isinstance(one, datetime) else one for one in (a, b))  # type: ignore[return-value]
+        return tuple(day.date() if isinstance(day, datetime) else day for day in (a, b))  # type: ignore[return-value]
     if (a.tzinfo is None) == (b.tzinfo is None):
         return a, b
     return a.astimezone(), b.astimezone()
 
 
 @lru_cache(maxsize=256)
-def _pattern(symbol: str, text: str) -> re.Pattern[str]:
+def _pattern(symbol: str, pattern: str) -> re.Pattern[str]:
     if symbol == "matches":
-        return re.compile(text)
+        return re.compile(pattern)
     signs = {"%": ".*", "_": "."}
-    body = "".join(signs.get(character, re.escape(character)) for character in text)
+    body = "".join(signs.get(character, re.escape(character)) for character in pattern)
     return re.compile(f"^{body}\\Z", re.DOTALL | (re.IGNORECASE if symbol == "ilike" else 0))
 
 
 def summary_of(name: str) -> tuple[str, str] | None:
-    """Split `train.loss.last` into the series and what is asked of it; None if it is no such name."""
+    """Split `train.loss.last` into the series and what is asked of it; None if it is not such a name."""
     base, _, statistic = name.rpartition(".")
     return (base, statistic) if base and statistic in STATISTICS else None

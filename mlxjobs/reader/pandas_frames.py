@@ -1,4 +1,4 @@
-"""Rows as tables of pandas, if it is there, and as text."""
+"""Rows as tables of pandas, if it is there, and as a string."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlxjobs.errors import MLXJobsError
-from mlxjobs.reader.columns import MISSING
+from mlxjobs.reader.columns import ABSENT
 from mlxjobs.reader.rows import DataDict, hashable
 
 if TYPE_CHECKING:
     import pandas
+
+    from mlxjobs.reader.table import RunTable
 
 _SHOWN_ROWS = 20
 _SHOWN_WIDTH = 24
@@ -31,43 +33,40 @@ def import_pandas() -> Any:
     return pandas
 
 
-def columns_of(rows: Sequence[DataDict], *, lazy: bool) -> dict[str, list[Any]]:
+def _columns_of(rows: Sequence[DataDict], *, lazy: bool) -> dict[str, list[Any]]:
     """Return the columns of rows, sorted by name; None where a row has no value."""
-    tables = {id(row.source[0]) if row.source is not None else None for row in rows}
+    sources = [row.source for row in rows if row.source is not None]
+    only_runs = len(sources) == len(rows)
     own = {key for row in rows for key in row.own}
-    found: dict[str, list[Any]] = {}
-    if len(tables) == 1 and None not in tables and (not own or lazy):
-        return _columns_of_runs(rows, lazy=lazy)
+    if only_runs and len({table for table, _ in sources}) == 1 and (not own or lazy):
+        return _columns_of_runs(rows, sources[0][0], [position for _, position in sources], lazy=lazy)
     shown = [row.flattened() if lazy else {key: row[key] for key in row} for row in rows]
     keys = dict.fromkeys(key for row in shown for key in row)
-    for key in keys if None in tables else sorted(keys):
-        found[key] = [row.get(key) for row in shown]
-    return found
+    return {key: [row.get(key) for row in shown] for key in (sorted(keys) if only_runs else keys)}
 
 
-def _columns_of_runs(rows: Sequence[DataDict], *, lazy: bool) -> dict[str, list[Any]]:
+def _columns_of_runs(
+    rows: Sequence[DataDict], table: RunTable, positions: Sequence[int], *, lazy: bool
+) -> dict[str, list[Any]]:
     """The same for rows that are runs of one table: by columns, without a dictionary for each row."""
-    source = rows[0].source
-    assert source is not None  # noqa: S101 - as the caller looked
-    table, positions = source[0], [row.source[1] for row in rows if row.source is not None]
-    found = {}
+    columns = {}
     for key in table.keys:
         if not lazy:
             values: Sequence[Any] = table.load(positions, key)
         else:
             values = table.cells(positions, key)
-        if any(value is not MISSING for value in values):
-            found[key] = [None if value is MISSING else value for value in values]
+        if any(value is not ABSENT for value in values):
+            columns[key] = [None if value is ABSENT else value for value in values]
     for key in {key for row in rows for key in row.own} - table.series:
         values = [row.shown(key) for row in rows]
-        found[key] = [None if value is MISSING else value for value in values]
-    return {key: found[key] for key in sorted(found)}
+        columns[key] = [None if value is ABSENT else value for value in values]
+    return {key: columns[key] for key in sorted(columns)}
 
 
 def frame_of(rows: Sequence[DataDict], *, lazy: bool) -> pandas.DataFrame:
     """Return rows as a DataFrame of pandas."""
     pd = import_pandas()
-    columns = columns_of(rows, lazy=lazy) if rows else {}
+    columns = _columns_of(rows, lazy=lazy) if rows else {}
     frame: pandas.DataFrame = pd.DataFrame({key: _cells(pd, values) for key, values in columns.items()})
     return frame
 
@@ -117,7 +116,7 @@ def grouped_frame(parts: Mapping[tuple[Any, ...], Any], group_keys: Sequence[str
 
 
 def shown_table(rows: Sequence[DataDict], *, first: Sequence[str] = (), html: bool = False) -> str:
-    """Return rows as a text for people: as pandas shows them, or plainly without it."""
+    """Return rows as a string for people: as pandas shows them, or plainly without it."""
     try:
         frame = frame_of(rows, lazy=True)
     except MLXJobsError:
@@ -128,7 +127,7 @@ def shown_table(rows: Sequence[DataDict], *, first: Sequence[str] = (), html: bo
 
 
 def _plain_table(rows: Sequence[DataDict]) -> str:
-    columns = columns_of(rows[:_SHOWN_ROWS], lazy=True) if rows else {}
+    columns = _columns_of(rows[:_SHOWN_ROWS], lazy=True) if rows else {}
     lines = []
     for key, values in columns.items():
         cells = [str(value)[:_SHOWN_WIDTH] for value in values[:4]]

@@ -6,7 +6,7 @@
     comparison  ::= "(" query ")" | operand (operator operand)*
     operator    ::= "==" | "!=" | "<" | "<=" | ">" | ">=" | ["not"] "in" | ["not"] "like"
                   | ["not"] "ilike" | ["not"] "matches" | "=~" | "!~"
-    operand     ::= field | number | text | date | "[" literals "]" | "(" literals ")"
+    operand     ::= field | number | string | date | "[" literals "]" | "(" literals ")"
                   | "True" | "False" | "None" | "nan" | "inf"
     field       ::= config.optimizer.lr | info.status | train.loss.last | `any.name at all`
 
@@ -52,7 +52,7 @@ _ESCAPE = re.compile(r"\\([\\'\"])")
 
 
 @dataclass(frozen=True)
-class Token:
+class _Token:
     """A word of a query: its kind, what it means, and where it is."""
 
     kind: str
@@ -138,7 +138,7 @@ def parse(text: str) -> Query:
         InvalidQueryError: it cannot be parsed; the message shows where.
     """
     if not isinstance(text, str):
-        raise InvalidQueryError(f"a query is a text, not {type(text).__name__}")
+        raise InvalidQueryError(f"a query is a string, not {type(text).__name__}")
     if not text.strip():
         return Query(text, None)
     try:
@@ -181,13 +181,13 @@ def check_fields(query: Query, values: Collection[str], series: Collection[str])
 
 def near(name: str, known: Collection[str]) -> str:
     """Return the end of a message that names the fields which are like `name`."""
-    found = get_close_matches(name, known, n=3, cutoff=0.6)
+    alike = get_close_matches(name, known, n=3, cutoff=0.6)
     last = name.rpartition(".")[2]
-    found += [one for one in sorted(known) if one.rpartition(".")[2] == last and one not in found][:3]
-    if found:
-        return f"; near: {', '.join(found)}"
+    alike += [other for other in sorted(known) if other.rpartition(".")[2] == last and other not in alike][:3]
+    if alike:
+        return f"; near: {', '.join(alike)}"
     if "." not in name:
-        return f"; a text is written in quotes: {name!r}"
+        return f"; a string is written in quotes: {name!r}"
     return ""
 
 
@@ -205,17 +205,17 @@ def _fields(node: Node) -> Iterator[Field]:
 # -- words ----------------------------------------------------------------------------------------
 
 
-def _tokens(text: str) -> Iterator[Token]:
+def _tokens(text: str) -> Iterator[_Token]:
     position = 0
     while position < len(text):
-        found = _TOKEN.match(text, position)
-        if found is None:
+        word = _TOKEN.match(text, position)
+        if word is None:
             raise InvalidQueryError(point(text, position, position + 1, _odd(text[position])))
-        kind = str(found.lastgroup)
+        kind = str(word.lastgroup)
         if kind != "space":
-            yield _token(kind, found.group(), *found.span(), text)
-        position = found.end()
-    yield Token("end", "", len(text), len(text))
+            yield _token(kind, word.group(), *word.span(), text)
+        position = word.end()
+    yield _Token("end", "", len(text), len(text))
 
 
 def _odd(character: str) -> str:
@@ -226,27 +226,27 @@ def _odd(character: str) -> str:
     return f"{character!r} means nothing here"
 
 
-def _token(kind: str, word: str, start: int, end: int, text: str) -> Token:
+def _token(kind: str, word: str, start: int, end: int, text: str) -> _Token:
     try:
         if kind == "name" and word.lower() in _WORDS:
-            return Token("symbol", word.lower(), start, end)
+            return _Token("symbol", word.lower(), start, end)
         if kind == "name" and word.lower() in _CONSTANTS:
-            return Token("value", _CONSTANTS[word.lower()], start, end)
+            return _Token("value", _CONSTANTS[word.lower()], start, end)
         if kind == "quoted":
-            return Token("name", word[1:-1], start, end)
+            return _Token("name", word[1:-1], start, end)
         if kind in _READ:
-            return Token("value", _READ[kind](word), start, end)
+            return _Token("value", _READ[kind](word), start, end)
     except (ValueError, SyntaxError) as error:
-        what = {"date": "is no date", "number": "is no number"}.get(kind, "cannot be read")
+        what = {"date": "is not a date", "number": "is not a number"}.get(kind, "cannot be read")
         raise InvalidQueryError(point(text, start, end, f"{word} {what}: {error}")) from error
-    return Token(kind, word, start, end)
+    return _Token(kind, word, start, end)
 
 
 def read_date(word: str) -> date:
-    """Return the day or moment that a text gives, as 2026-11-23, 2026-11-23T16:01 or 23/11/2026.
+    """Return the day or moment that a string gives, as 2026-11-23, 2026-11-23T16:01 or 23/11/2026.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is neither.
     """
     if "/" in word:
         return datetime.strptime(word, "%d/%m/%Y").date()
@@ -256,7 +256,7 @@ def read_date(word: str) -> date:
 
 
 def _read_text(word: str) -> Any:
-    """What Python says a text is between these quotes, and nothing else; \\d is no mistake."""
+    """What Python says a string is between these quotes, and nothing else; \\d is not a mistake."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.literal_eval(word)
@@ -293,17 +293,17 @@ class _Parser:
         return node
 
     @property
-    def _next(self) -> Token:
+    def _next(self) -> _Token:
         return self._tokens[self._at]
 
-    def _take(self, *symbols: str) -> Token | None:
+    def _take(self, *symbols: str) -> _Token | None:
         token = self._next
         if token.kind == "symbol" and token.value in symbols:
             self._at += 1
             return token
         return None
 
-    def _error(self, message: str, token: Token) -> InvalidQueryError:
+    def _error(self, message: str, token: _Token) -> InvalidQueryError:
         return InvalidQueryError(point(self._text, token.start, token.end, message))
 
     def _any(self) -> Node:
@@ -347,14 +347,14 @@ class _Parser:
             return Truth(left)
         return Both("&", tuple(parts)) if len(parts) > 1 else parts[0]
 
-    def _expression(self, value: Any, token: Token) -> Any:
-        """The regular expression, whose own escapes, as of \\b, are not those of a text."""
+    def _expression(self, value: Any, token: _Token) -> Any:
+        """The regular expression, whose own escapes, as of \\b, are not those of a string."""
         if token.kind == "value" and isinstance(value, str):
             value = _ESCAPE.sub(r"\1", self._text[token.start + 1 : token.end - 1])
         try:
             re.compile(value)
         except (re.error, TypeError) as error:
-            raise self._error(f"this is no regular expression: {error}", token) from error
+            raise self._error(f"this is not a regular expression: {error}", token) from error
         return value
 
     def _operator(self) -> str | None:
@@ -392,12 +392,12 @@ class _Parser:
             return values if is_list else values[0]  # (1) is 1, and (1,) a list
         if token.kind == "name":
             raise self._error(
-                f"a list holds values only; a text is written in quotes: {token.value!r}", token
+                f"a list holds values only; a string is written in quotes: {token.value!r}", token
             )
         missing = "the query ends too early: a field or a value is missing"
         raise self._error(missing if token.kind == "end" else "here a field or a value is missing", token)
 
-    def _list(self, closing: str, opening: Token) -> list[Any]:
+    def _list(self, closing: str, opening: _Token) -> list[Any]:
         values: list[Any] = []
         while not self._take(closing):
             if self._next.kind != "end":

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mlxjobs.errors import InvalidKeyError, MLXJobsError, RunError
 from mlxjobs.reader import matching, query
 from mlxjobs.reader.frame import DataFrame
-from mlxjobs.reader.index import Index, Snapshot
+from mlxjobs.reader.index import Index, IndexedRuns
 from mlxjobs.reader.pandas_frames import import_pandas
 from mlxjobs.reader.rows import DataDict
 from mlxjobs.reader.series import Long, add_series, superseded
@@ -101,13 +101,13 @@ class Reader:
         stored = self._index.stored() if not refresh and not reload else None
         self._show(stored if stored is not None else self._sync(anew=reload))
 
-    def _sync(self, *, anew: bool = False, again: bool = True) -> Snapshot:
+    def _sync(self, *, anew: bool = False, again: bool = True) -> IndexedRuns:
         """Read what changed, and ask what became of the runs that have not ended."""
-        snapshot = self._index.sync(anew=anew)
-        log_ids = [log_id for log_id in sorted(snapshot.live) if Path(self.src_dir, str(log_id)).is_dir()]
+        runs = self._index.sync(anew=anew)
+        log_ids = [log_id for log_id in sorted(runs.live) if Path(self.src_dir, str(log_id)).is_dir()]
         if not log_ids:
             self._doubts = {}
-            return snapshot
+            return runs
         from mlxjobs.jobs.look import look_at_runs  # what it imports is not needed for runs that have ended
 
         try:
@@ -115,19 +115,19 @@ class Reader:
         except RunError:
             if not again:
                 raise
-            return self._sync(again=False)  # one was removed at this moment
-        self._doubts = {one.run.log_id: one.doubt for one in seen if one.doubt}
+            return self._sync(again=False)  # a run was removed at this moment
+        self._doubts = {run.run.log_id: run.doubt for run in seen if run.doubt}
         if self._doubts:
-            message = f"{len(self._doubts)} runs may not be as recorded: {_listed(self._doubts)}"
+            message = f"{_runs(len(self._doubts))} may not be as recorded: {_listed(self._doubts)}"
             warnings.warn(message, UncertainRunWarning, stacklevel=3)
-        return self._index.recheck(snapshot)
+        return self._index.recheck(runs)
 
-    def _show(self, snapshot: Snapshot) -> None:
-        self._table = RunTable(snapshot, lambda key, values: self._index.remember(snapshot, key, values))
-        news = {log_id: text for log_id, text in snapshot.problems.items() if log_id not in self._told}
+    def _show(self, runs: IndexedRuns) -> None:
+        self._table = RunTable(runs, lambda key, values: self._index.remember(runs, key, values))
+        news = {log_id: why for log_id, why in runs.problems.items() if log_id not in self._told}
         self._told.update(news)
         if news:
-            message = f"{len(news)} of {len(snapshot) + len(news)} runs cannot be read: {_listed(news)}"
+            message = f"{len(news)} of {len(runs) + len(news)} runs cannot be read: {_listed(news)}"
             warnings.warn(message, UnreadableRunWarning, stacklevel=3)
 
     def refresh(self) -> Reader:
@@ -144,7 +144,7 @@ class Reader:
     @property
     def problems(self) -> dict[int, str]:
         """The runs that cannot be read, and why."""
-        return dict(self._table.snapshot.problems)
+        return dict(self._table.runs.problems)
 
     @property
     def doubts(self) -> dict[int, str]:
@@ -154,7 +154,7 @@ class Reader:
     @property
     def live(self) -> list[int]:
         """The runs that have not ended, or never said so."""
-        return sorted(self._table.snapshot.live)
+        return sorted(self._table.runs.live)
 
     def types(self) -> dict[str, str]:
         """Return all fields with their types, sorted; needs no pandas."""
@@ -201,9 +201,9 @@ class Reader:
         return rows.toPandas(lazy=False) if result_format == "pandas" else rows
 
     def _current(self) -> RunTable:
-        snapshot = self._index.recheck(self._table.snapshot)
-        if snapshot is not self._table.snapshot:
-            self._show(snapshot)
+        runs = self._index.recheck(self._table.runs)
+        if runs is not self._table.runs:
+            self._show(runs)
         return self._table
 
     def _select(self, table: RunTable, query_string: str) -> list[int]:
@@ -259,34 +259,38 @@ class Reader:
     def _fill(self, long: Long, table: RunTable, positions: list[int], key: str, step: str | None) -> None:
         unfinished, bad = [], []
         for position in positions:
-            found = table.source(position, key)
-            if found is None:
+            series = table.source(position, key)
+            if series is None:
                 continue
-            source, inner = found
-            log_id = table.snapshot.log_ids[position]
+            source, inner = series
+            log_id = table.runs.log_ids[position]
             if long.attempt is not None:
                 for attempt, path in superseded(table.path(position), Path(source.path).stem):
                     add_series(long, log_id, source.at(path), inner, step=step, attempt=attempt)
             add_series(long, log_id, source, inner, step=step)
-            if source.torn and log_id not in table.snapshot.live:
+            if source.torn and log_id not in table.runs.live:
                 unfinished.append(log_id)
             if source.bad:
                 bad.append(log_id)
         log_name = key.partition(".")[0]
         _tell(f"the last line of {log_name}.json is not finished, and left out", unfinished)
-        _tell(f"there are lines in {log_name}.json that are no JSON, and left out", bad)
+        _tell(f"there are lines in {log_name}.json that are not JSON, and left out", bad)
 
 
-def _listed(texts: Mapping[int, str]) -> str:
-    shown = "; ".join(f"run {log_id}: {text}" for log_id, text in list(texts.items())[:_SHOWN])
-    return shown + (f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else "")
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
+
+
+def _listed(reasons: Mapping[int, str]) -> str:
+    shown = "; ".join(f"run {log_id}: {why}" for log_id, why in list(reasons.items())[:_SHOWN])
+    return shown + (f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else "")
 
 
 def _tell(what: str, log_ids: list[int]) -> None:
     if log_ids:
         more = " ..." if len(log_ids) > _SHOWN else ""
         shown = ", ".join(map(str, log_ids[:_SHOWN]))
-        warnings.warn(f"{what}, in {len(log_ids)} runs: {shown}{more}", UnreadableRunWarning, stacklevel=4)
+        warnings.warn(f"{what}, in {_runs(len(log_ids))}: {shown}{more}", UnreadableRunWarning, stacklevel=4)
 
 
 def _converted(columns: dict[str, Any], result_format: str) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from mlxjobs.errors import InvalidKeyError, InvalidMapError
 from mlxjobs.reader import query
-from mlxjobs.reader.columns import MISSING
+from mlxjobs.reader.columns import ABSENT
 from mlxjobs.reader.pandas_frames import frame_of, shown_table
 from mlxjobs.reader.rows import DataDict
 from mlxjobs.reader.table import RunTable
@@ -21,7 +21,7 @@ class RowList(list[DataDict]):
     """The rows of a result and their columns: what `DataFrame` does not change.
 
     Attributes:
-        whole: the rows that a group was taken from, which tell what keys there are; None: it is no group.
+        whole: the rows that a group was taken from, which tell what keys there are; None: it is not a group.
     """
 
     whole: Self | None = None
@@ -60,44 +60,42 @@ class RowList(list[DataDict]):
             InvalidKeyError: no row has it.
         """
         values = self._load(key)
-        if values and all(value is MISSING for value in values):
+        if values and all(value is ABSENT for value in values):
             self.check([key])
-        return [None if value is MISSING else value for value in values]
+        return [None if value is ABSENT else value for value in values]
 
     def shown(self, key: str) -> list[Any]:
-        """Return a column as it is shown, which loads nothing; MISSING where a row does not have it."""
-        own = [MISSING if row.is_series(key) else row.own.get(key, MISSING) for row in self]
+        """Return a column as it is shown, which loads nothing; ABSENT where a row does not have it."""
+        own = [ABSENT if row.is_series(key) else row.own.get(key, ABSENT) for row in self]
         return self._filled(own, lambda table, positions: table.cells(positions, key))
 
     def _load(self, key: str) -> list[Any]:
-        """A column, loaded; MISSING where a row does not have it."""
-        own = [row.own.get(key, MISSING) for row in self]
+        """A column, loaded; ABSENT where a row does not have it."""
+        own = [row.own.get(key, ABSENT) for row in self]
         return self._filled(own, lambda table, positions: table.load(positions, key))
 
     def _filled(
         self, values: list[Any], ask: Callable[[RunTable, Sequence[int]], Sequence[Any]]
     ) -> list[Any]:
-        """The values, with those of the runs where one is MISSING; the runs are asked in one go."""
-        wanted: dict[int, list[int]] = {}
+        """The values, with those of the runs where one is ABSENT; the runs are asked in one go."""
+        wanted: dict[RunTable, dict[int, int]] = {}  # table -> place here -> position there
         for place, row in enumerate(self):
-            if values[place] is MISSING and row.source is not None:
-                wanted.setdefault(id(row.source[0]), []).append(place)
-        for places in wanted.values():
-            source = self[places[0]].source
-            assert source is not None  # noqa: S101 - as chosen above
-            positions = [self[place].source[1] for place in places]  # type: ignore[index]
-            for place, value in zip(places, ask(source[0], positions), strict=True):
+            if values[place] is ABSENT and row.source is not None:
+                table, position = row.source
+                wanted.setdefault(table, {})[place] = position
+        for table, positions in wanted.items():
+            for place, value in zip(positions, ask(table, list(positions.values())), strict=True):
                 values[place] = value
         return values
 
     def check(self, keys: Iterable[str]) -> None:
-        """Refuse keys that no row has, nor one of the other groups; where there are no rows, none is refused.
+        """Refuse keys that no row has, of no group; where there are no rows, nothing is refused.
 
         Raises:
             InvalidKeyError: there is one; it says what is near.
         """
         for key in keys if self else ():
-            if all(value is MISSING for value in self.shown(key)):
+            if all(value is ABSENT for value in self.shown(key)):
                 if self.whole is not None:
                     self.whole.check([key])
                     continue
@@ -105,15 +103,18 @@ class RowList(list[DataDict]):
 
     def keys(self) -> list[str]:
         """Return the names of all columns, sorted."""
-        tables = {id(row.source[0]): row.source[0] for row in self if row.source is not None}
-        found = {key for row in self for key in row.own}
-        for table in tables.values():
-            positions = [row.source[1] for row in self if row.source is not None and row.source[0] is table]
+        sources: dict[RunTable, list[int]] = {}
+        for row in self:
+            if row.source is not None:
+                table, position = row.source
+                sources.setdefault(table, []).append(position)
+        keys = {key for row in self for key in row.own}
+        for table, positions in sources.items():
             for key in table.keys:
-                column = table.snapshot.column(key)
-                if any(column[position] is not MISSING for position in positions):
-                    found.add(key)
-        return sorted(found)
+                column = table.runs.column(key)
+                if any(column[position] is not ABSENT for position in positions):
+                    keys.add(key)
+        return sorted(keys)
 
     def toPandas(self, lazy: bool = True) -> pandas.DataFrame:
         """Return a DataFrame of pandas, a row for each row.
@@ -127,13 +128,11 @@ class RowList(list[DataDict]):
 
     def diff(self, start_key: str = "config") -> list[str]:
         """Return the columns that begin with `start_key` and are not the same in all rows."""
-        found = []
-        for key in self.keys():
-            if key.startswith(start_key):
-                # as they are written: 1 is neither 1.0 nor true for a program, and NaN is NaN
-                shown = set(map(repr, self.shown(key)))
-                if len(shown) > 1:
-                    found.append(key)
-        return found
+        # as they are written: 1 is neither 1.0 nor true for a program, and NaN is NaN
+        return [
+            key
+            for key in self.keys()
+            if key.startswith(start_key) and len(set(map(repr, self.shown(key)))) > 1
+        ]
 
     config_diff = diff

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxjobs.errors import InvalidKeyError
 from mlxjobs.logger.values import plain
-from mlxjobs.reader.columns import MISSING
+from mlxjobs.reader.columns import ABSENT
 from mlxjobs.reader.table import RunTable
 
 
@@ -41,8 +41,8 @@ class DataDict(Mapping[str, Any]):
         try:
             value = self._table.load([self._position], key)[0]
         except InvalidKeyError:
-            value = MISSING
-        if value is MISSING:
+            value = ABSENT
+        if value is ABSENT:
             raise KeyError(key)
         if key in self._table.series:
             self._own = {**(self._own or {}), key: value}
@@ -57,7 +57,7 @@ class DataDict(Mapping[str, Any]):
     def __contains__(self, key: object) -> bool:
         if self._own is not None and key in self._own:
             return True
-        return self._table is not None and isinstance(key, str) and self.shown(key) is not MISSING
+        return self._table is not None and isinstance(key, str) and self.shown(key) is not ABSENT
 
     def __repr__(self) -> str:
         return repr(self.flattened())
@@ -71,11 +71,11 @@ class DataDict(Mapping[str, Any]):
         return f"<table>{cells}</table>"
 
     def shown(self, key: str) -> Any:
-        """Return what is shown for a key, which loads nothing; MISSING if the row does not have it."""
+        """Return what is shown for a key, which loads nothing; ABSENT if the row does not have it."""
         if self._own is not None and key in self._own and not self.is_series(key):
             return self._own[key]
         if self._table is None:
-            return MISSING
+            return ABSENT
         return self._table.cells([self._position], key)[0]
 
     def is_series(self, key: str) -> bool:
@@ -83,19 +83,19 @@ class DataDict(Mapping[str, Any]):
         return self._table is not None and key in self._table.series
 
     def lists(self, key: str) -> bool:
-        """Tell whether a key is one that the row shows, and not only answers to: `guard.code` is none."""
+        """Tell whether a key is one that the row shows, and not only answers to, as to `guard.code`."""
         if self._own is not None and key in self._own:
             return True
         return self._table is not None and key in self._table.names and key in self
 
     def flattened(self) -> dict[str, Any]:
         """Return the row as a plain dictionary that loads nothing: LAZYDATA for series."""
-        found = dict(self._own or {})
+        values = dict(self._own or {})
         if self._table is not None:
             for key in self._table.keys:
-                if (value := self.shown(key)) is not MISSING:
-                    found[key] = value
-        return {key: found[key] for key in sorted(found)} if self._table is not None else found
+                if (value := self.shown(key)) is not ABSENT:
+                    values[key] = value
+        return {key: values[key] for key in sorted(values)} if self._table is not None else values
 
     _flattened = flattened
 
@@ -122,7 +122,7 @@ class DataDict(Mapping[str, Any]):
 
     def _run(self) -> tuple[RunTable, int]:
         if self._table is None:
-            raise InvalidKeyError("this row was worked out of others: it is no run, and has no files")
+            raise InvalidKeyError("this row was worked out of others: it is not a run, and has no files")
         return self._table, self._position
 
     @property
@@ -146,7 +146,7 @@ def hashable(value: Any) -> Any:
     """Return a value that can name a group: lists become tuples, and each NaN is the same."""
     value = plain(value)
     if isinstance(value, (list, tuple)):
-        return tuple(hashable(one) for one in value)
+        return tuple(hashable(item) for item in value)
     if isinstance(value, dict):
-        return tuple((key, hashable(one)) for key, one in value.items())
+        return tuple((key, hashable(item)) for key, item in value.items())
     return math.nan if isinstance(value, float) and value != value else value

@@ -1,8 +1,8 @@
 """Metrics files, read in bulk: whole lines only, in memory that does not grow with the file.
 
 A last line without its newline was not finished, or is being written right now; it is left out. So
-is a line that is no JSON, which is counted. NaN and infinities come back as floats: this package
-writes them as texts and registers the type of the metric, MLXP wrote them bare.
+is a line that is not JSON, which is counted. NaN and infinities come back as floats: this package
+writes them as strings and registers the type of the metric, MLXP wrote them bare.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TEXTS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _NUMBERS = frozenset((int, float, bool))
 
 # first, last, min, max, mean, count
-Summary = list[Any]
+_Summary = list[Any]
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Source:
     Attributes:
         path: the file.
         kinds: key -> registered type; "" if MLXP wrote it.
-        bad: lines in it that are no JSON objects; counted while it is read.
+        bad: lines in it that are not JSON objects; counted while it is read.
         torn: whether its last line is unfinished; known once it was read.
     """
 
@@ -49,7 +49,7 @@ class Source:
         return Source(path, self.kinds)
 
 
-def rows(source: Source) -> Iterator[list[dict[str, Any]]]:
+def _rows(source: Source) -> Iterator[list[dict[str, Any]]]:
     """Yield the lines of a metrics file, many at once; none if there is no such file.
 
     Raises:
@@ -77,70 +77,70 @@ def rows(source: Source) -> Iterator[list[dict[str, Any]]]:
 
 def _last(line: bytes, source: Source) -> Iterator[list[dict[str, Any]]]:
     """A last line without a newline counts if it is whole: then only the newline is missing."""
-    found = _parse_line(line)
-    if found is None:
+    row = _parse_line(line)
+    if row is None:
         source.torn = True
     else:
-        yield [found]
+        yield [row]
 
 
 def _parse(lines: bytes, source: Source) -> list[dict[str, Any]]:
     try:
         # one call for all lines is several times faster than one for each
-        found = orjson.loads(b"[" + lines.rstrip().replace(b"\n", b",") + b"]")
-        if set(map(type, found)) <= {dict} and len(found) == lines.count(b"\n"):
-            return list(found)
+        rows = orjson.loads(b"[" + lines.rstrip().replace(b"\n", b",") + b"]")
+        if set(map(type, rows)) <= {dict} and len(rows) == lines.count(b"\n"):
+            return list(rows)
     except orjson.JSONDecodeError:
         pass
     parsed = [_parse_line(line) for line in lines.splitlines() if line.strip()]
     source.bad += parsed.count(None)
-    return [one for one in parsed if one is not None]
+    return [row for row in parsed if row is not None]
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:
     for loads in (orjson.loads, json.loads):  # only the latter takes the bare NaN of MLXP
         try:
-            found = loads(line)
+            row = loads(line)
         except (ValueError, RecursionError):
             continue
-        return found if isinstance(found, dict) else None
+        return row if isinstance(row, dict) else None
     return None
 
 
-def values_of(found: Sequence[dict[str, Any]], key: str, kind: str) -> list[Any]:
+def _values_of(rows: Sequence[dict[str, Any]], key: str, kind: str) -> list[Any]:
     """Return the values of a key, in their order, from the lines that have it."""
     try:
-        values = [row[key] for row in found]
+        values = [row[key] for row in rows]
     except KeyError:
-        values = [row[key] for row in found if key in row]
-    return as_floats(values) if kind != "str" else values
+        values = [row[key] for row in rows if key in row]
+    return _as_floats(values) if kind != "str" else values
 
 
-def as_floats(values: list[Any]) -> list[Any]:
+def _as_floats(values: list[Any]) -> list[Any]:
     """Return the values with "NaN" and the infinities as floats."""
     if str in set(map(type, values)):
         return [_TEXTS.get(value, value) if type(value) is str else value for value in values]
     return values
 
 
-def load(source: Source, keys: Sequence[str]) -> dict[str, list[Any]]:
+def load_series(source: Source, keys: Sequence[str]) -> dict[str, list[Any]]:
     """Return the values of some keys of a metrics file, with their Python types."""
-    found: dict[str, list[Any]] = {key: [] for key in keys}
-    for chunk in rows(source):
+    series: dict[str, list[Any]] = {key: [] for key in keys}
+    for chunk in _rows(source):
         for key in keys:
-            found[key] += values_of(chunk, key, source.kinds.get(key, ""))
-    return found
+            series[key] += _values_of(chunk, key, source.kinds.get(key, ""))
+    return series
 
 
-def summarise(source: Source) -> dict[str, Summary]:
+def summarise(source: Source) -> dict[str, _Summary]:
     """Return first, last, smallest, largest, mean and count of every key of a metrics file.
 
     Smallest, largest and mean are those of the numbers; NaN counts as missing there.
     """
     totals: dict[str, _Total] = {}
-    for chunk in rows(source):
+    for chunk in _rows(source):
         for key in dict.fromkeys(key for row in chunk for key in row):
-            totals.setdefault(key, _Total()).add(values_of(chunk, key, source.kinds.get(key, "")))
+            totals.setdefault(key, _Total()).add(_values_of(chunk, key, source.kinds.get(key, "")))
     return {key: total.summary() for key, total in totals.items()}
 
 
@@ -169,7 +169,7 @@ class _Total:
             self.sum += _sum(numbers)
             self.numbers += len(numbers)
 
-    def summary(self) -> Summary:
+    def summary(self) -> _Summary:
         mean = self.sum / self.numbers if self.numbers else None
         return [self.first, self.last, self.low, self.high, mean, self.count]
 
@@ -184,10 +184,10 @@ def _sum(numbers: list[Any]) -> float:
 def file_mark(path: str) -> list[int]:
     """Return what changes when a metrics file changes."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - asked for every run
+        stat = os.stat(path)  # noqa: PTH116 - asked for every run
     except OSError:
         return [0, 0, 0]
-    return [found.st_mtime_ns, found.st_size, found.st_ino]
+    return [stat.st_mtime_ns, stat.st_size, stat.st_ino]
 
 
 # -- the long table -------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ class Long:
     Attributes:
         log_id: the run of each row.
         step: the number of the value in its run, from 0; or what another key of its line says.
-        value: the values: an array of floats, or a list if they are no numbers.
+        value: the values: an array of floats, or a list if they are not numbers.
         attempt: which attempt wrote a line that was superseded later, "" for lines that count; None
             if superseded lines were not asked for.
     """
@@ -236,12 +236,12 @@ def _extended(column: Any, values: Sequence[Any]) -> Any:
         if column.typecode == "q":
             column.extend(values if isinstance(values, range) else array("q", values))
         else:
-            numbers = [math.nan if one is None else one for one in values] if None in values else values
+            numbers = [math.nan if value is None else value for value in values] if None in values else values
             column.extend(array("d", numbers))
     except OverflowError:
         return [*column, *values]
     except TypeError:
-        if column.typecode == "q":  # steps that are no whole numbers
+        if column.typecode == "q":  # steps that are not whole numbers
             return _extended(array("d", column), values)
         return [*column, *values]
     return column
@@ -262,14 +262,14 @@ def add_series(
     """
     kind = source.kinds.get(key, "")
     count = 0
-    for chunk in rows(source):
+    for chunk in _rows(source):
         if step is None:
-            values = values_of(chunk, key, kind)
+            values = _values_of(chunk, key, kind)
             steps: Sequence[Any] = range(count, count + len(values))
         else:
             both = [row for row in chunk if key in row and step in row]
-            values = values_of(both, key, kind)
-            steps = values_of(both, step, source.kinds.get(step, ""))
+            values = _values_of(both, key, kind)
+            steps = _values_of(both, step, source.kinds.get(step, ""))
         table.add(log_id, steps, values, attempt)
         count += len(values)
 

@@ -17,11 +17,11 @@ from typing import Any
 
 from mlxjobs.errors import CheckpointNotFoundError, InvalidKeyError
 from mlxjobs.logger import artifacts, checkpoints
-from mlxjobs.reader.columns import MISSING
-from mlxjobs.reader.index import ALIASES, REMEMBERED, Snapshot
+from mlxjobs.reader.columns import ABSENT
+from mlxjobs.reader.index import ALIASES, REMEMBERED, IndexedRuns
 from mlxjobs.reader.matching import summary_of
 from mlxjobs.reader.query import STATISTICS
-from mlxjobs.reader.series import Source, file_mark, load, summarise
+from mlxjobs.reader.series import Source, file_mark, load_series, summarise
 
 LAZYDATA = "LAZYDATA"
 LAZYARTIFACT = "ARTIFACT"
@@ -59,28 +59,28 @@ class StoredArtifact:
 
 
 class RunTable:
-    """The runs of a snapshot and all their columns.
+    """The runs of a log directory and all their columns.
 
     Args:
-        snapshot: the runs.
+        runs: as the index has them.
         remember: keeps a column that was computed.
     """
 
-    def __init__(self, snapshot: Snapshot, remember: Callable[[str, list[Any]], None]) -> None:
-        self.snapshot = snapshot
+    def __init__(self, runs: IndexedRuns, remember: Callable[[str, list[Any]], None]) -> None:
+        self.runs = runs
         self._remember = remember
         self._summaries: dict[str, list[Any]] = {}
         self._guards: dict[str, list[Any]] = {}
 
     def __len__(self) -> int:
-        return len(self.snapshot)
+        return len(self.runs)
 
     # -- names --------------------------------------------------------------------------------
 
     @cached_property
     def keys(self) -> list[str]:
         """All columns that are shown, sorted."""
-        return self.snapshot.keys()
+        return self.runs.keys()
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -104,16 +104,16 @@ class RunTable:
 
     def types(self) -> dict[str, str]:
         """Return the type of each column: a Python type, LAZYDATA or Artifact."""
-        found = {}
+        types = {}
         for key in self.keys:
             if key in self.series:
-                found[key] = LAZYDATA
+                types[key] = LAZYDATA
             elif _is_artifact(key):
-                found[key] = "Artifact"
+                types[key] = "Artifact"
             else:
-                kinds = {type(value) for value in self.snapshot.column(key) if value is not MISSING}
-                found[key] = " | ".join(sorted(map(str, kinds)))
-        return found
+                kinds = {type(value) for value in self.runs.column(key) if value is not ABSENT}
+                types[key] = " | ".join(sorted(map(str, kinds)))
+        return types
 
     # -- columns ------------------------------------------------------------------------------
 
@@ -121,9 +121,9 @@ class RunTable:
         """Return the values of a column for some runs, as a query compares them."""
         if name in GUARDS and name not in self.series:
             return _pick(self._guard(name), positions)
-        if name not in self.values and (found := summary_of(name)) is not None and found[0] in self.series:
-            return self._statistic(*found, positions)
-        return _pick(self.snapshot.column(self._stored(name)), positions)
+        if name not in self.values and (asked := summary_of(name)) is not None and asked[0] in self.series:
+            return self._statistic(*asked, positions)
+        return _pick(self.runs.column(self._stored(name)), positions)
 
     def is_costly(self, name: str) -> bool:
         """Tell whether a column needs the metrics of its runs."""
@@ -133,29 +133,29 @@ class RunTable:
         return f"{name}." if name.startswith("artifact.") and f"{name}." in self.names else name
 
     def cells(self, positions: Sequence[int], key: str) -> Sequence[Any]:
-        """Return what rows show: values, or LAZYDATA or LAZYARTIFACT; MISSING where one has none."""
+        """Return what rows show: values, or LAZYDATA or LAZYARTIFACT; ABSENT where one has none."""
         values = self.column(key, positions)
         lazy = LAZYDATA if key in self.series else LAZYARTIFACT if _is_artifact(self._stored(key)) else None
-        return values if lazy is None else [value if value is MISSING else lazy for value in values]
+        return values if lazy is None else [value if value is ABSENT else lazy for value in values]
 
     def load(self, positions: Sequence[int], key: str) -> list[Any]:
-        """Return the values of a column for some runs, loaded; MISSING where a run has none."""
+        """Return the values of a column for some runs, loaded; ABSENT where a run has none."""
         cells = self.column(key, positions)
         if key in self.series:
             return [
-                value if value is MISSING else self._load_series(position, key, value)
+                value if value is ABSENT else self._load_series(position, key, value)
                 for position, value in zip(positions, cells, strict=True)
             ]
         if _is_artifact(key := self._stored(key)):
             return [
-                value if value is MISSING else self._handles(position, key, value)
+                value if value is ABSENT else self._handles(position, key, value)
                 for position, value in zip(positions, cells, strict=True)
             ]
         return list(cells)
 
     def _load_series(self, position: int, key: str, cell: str) -> list[Any]:
-        log_name, inner, kind = split(key, cell)
-        return load(Source(self._metrics(position, log_name), {inner: kind}), [inner])[inner]
+        log_name, inner, kind = _split(key, cell)
+        return load_series(Source(self._metrics(position, log_name), {inner: kind}), [inner])[inner]
 
     def _handles(self, position: int, key: str, names: list[str]) -> dict[str, StoredArtifact]:
         kind, _, rest = key.removeprefix("artifact.").partition(".")
@@ -182,54 +182,54 @@ class RunTable:
 
     def path(self, position: int) -> str:
         """Return the run directory."""
-        return f"{self.snapshot.logs}/{self.snapshot.log_ids[position]}"
+        return f"{self.runs.logs}/{self.runs.log_ids[position]}"
 
     def _metrics(self, position: int, log_name: str) -> str:
         return f"{self.path(position)}/metrics/{log_name}.json"
 
     def log_of(self, key: str) -> str:
         """Return the log that a series is in, as the first run says that has it."""
-        return split(key, next(cell for cell in self.snapshot.column(key) if cell is not MISSING))[0]
+        return _split(key, next(cell for cell in self.runs.column(key) if cell is not ABSENT))[0]
 
     def source(self, position: int, key: str) -> tuple[Source, str] | None:
         """Return the metrics file of a series of a run, and the key in it; None if it has no such series."""
-        cell = self.snapshot.column(key)[position]
-        if cell is MISSING:
+        cell = self.runs.column(key)[position]
+        if cell is ABSENT:
             return None
-        log_name, inner, _ = split(key, cell)
+        log_name, inner, _ = _split(key, cell)
         return Source(self._metrics(position, log_name), self._kinds(log_name, position)), inner
 
     # -- statistics of series -----------------------------------------------------------------
 
     def _statistic(self, series: str, statistic: str, positions: Sequence[int]) -> list[Any]:
-        cells = self.snapshot.column(series)
-        places: dict[tuple[str, str], list[int]] = {}  # one, but for a key `top.acc` in a log `val`
+        cells = self.runs.column(series)
+        places: dict[tuple[str, str], list[int]] = {}  # one place, but for a key `top.acc` in a log `val`
         for position in positions:
-            if cells[position] is not MISSING:
-                places.setdefault(split(series, cells[position])[:2], []).append(position)
-        found = {}
+            if cells[position] is not ABSENT:
+                places.setdefault(_split(series, cells[position])[:2], []).append(position)
+        values = {}
         for (log_name, key), wanted in places.items():
             summaries = self._summaries_of(log_name, wanted)
             for position in wanted:
                 if (summary := summaries[position][1].get(key)) is not None:
-                    found[position] = summary[STATISTICS.index(statistic)]
-        return [found.get(position, MISSING) for position in positions]
+                    values[position] = summary[STATISTICS.index(statistic)]
+        return [values.get(position, ABSENT) for position in positions]
 
     def _summaries_of(self, log_name: str, positions: Iterable[int]) -> list[Any]:
         """For each run [mark of the file, key -> summary]; those of `positions` are up to date."""
         column = f"{REMEMBERED}{log_name}"
         if column not in self._summaries:
-            self._summaries[column] = list(self.snapshot.column(column))
+            self._summaries[column] = list(self.runs.column(column))
         entries = self._summaries[column]
-        live, log_ids = self.snapshot.live, self.snapshot.log_ids
+        live, log_ids = self.runs.live, self.runs.log_ids
         news = 0
         for position in positions:
             entry = entries[position]
-            if entry is not MISSING and log_ids[position] not in live:
+            if entry is not ABSENT and log_ids[position] not in live:
                 continue
             path = self._metrics(position, log_name)
             mark = file_mark(path)
-            if entry is MISSING or entry[0] != mark:
+            if entry is ABSENT or entry[0] != mark:
                 kinds = self._kinds(log_name, position)
                 entries[position] = [mark, summarise(Source(path, kinds))]
                 news += log_ids[position] not in live
@@ -238,14 +238,14 @@ class RunTable:
         return entries
 
     def _kinds(self, log_name: str, position: int) -> dict[str, str]:
-        found = {}
+        kinds = {}
         for key in self.series:
-            cell: Any = self.snapshot.column(key)[position] if key.startswith(f"{log_name}.") else MISSING
-            if cell is not MISSING:
-                name, inner, kind = split(key, cell)
+            cell: Any = self.runs.column(key)[position] if key.startswith(f"{log_name}.") else ABSENT
+            if cell is not ABSENT:
+                name, inner, kind = _split(key, cell)
                 if name == log_name:
-                    found[inner] = kind
-        return found
+                    kinds[inner] = kind
+        return kinds
 
     # -- checkpoints and artifacts ------------------------------------------------------------
 
@@ -272,7 +272,7 @@ class RunTable:
     def _guard(self, name: str) -> list[Any]:
         if name not in self._guards:
             worked_out = _GUARDS[name.removeprefix("guard.")]
-            sources = [self.snapshot.column(f"info.{key}") for key in worked_out[1]]
+            sources = [self.runs.column(f"info.{key}") for key in worked_out[1]]
             self._guards[name] = [worked_out[0](*cells) for cells in zip(*sources, strict=True)]
         return self._guards[name]
 
@@ -282,7 +282,7 @@ def _is_artifact(key: str) -> bool:
     return key.startswith("artifact.") and (key.endswith(".") or ".." in key)
 
 
-def split(key: str, cell: str) -> tuple[str, str, str]:
+def _split(key: str, cell: str) -> tuple[str, str, str]:
     """Return the log name, the metric's key and its type, of a series' name and cell."""
     length, _, kind = cell.partition(":")
     return key[: int(length)], key[int(length) + 1 :], kind
@@ -294,7 +294,7 @@ def _pick(column: Sequence[Any], positions: Sequence[int]) -> Sequence[Any]:
 
 
 def _or_none(value: Any) -> Any:
-    return None if value is MISSING else value
+    return None if value is ABSENT else value
 
 
 def _resumed(attempts: Any) -> bool:
@@ -303,8 +303,8 @@ def _resumed(attempts: Any) -> bool:
 
 def _hardware(host: Any, attempts: Any, device: Any) -> Any:
     """The machines of a run; node12 and node7 of a cluster are taken to be alike."""
-    hosts = [one.get("host") for one in attempts] if isinstance(attempts, list) else []
-    names = {str(one).partition(".")[0] for one in (hosts or [_or_none(host)]) if one}
+    hosts = [attempt.get("host") for attempt in attempts] if isinstance(attempts, list) else []
+    names = {str(name).partition(".")[0] for name in (hosts or [_or_none(host)]) if name}
     kinds = sorted({re.sub(r"\d+", "#", name) for name in names})
     return " ".join([*kinds, *([str(device)] if _or_none(device) is not None else [])]) or None
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from mlxjobs.cli import listing, tables
 from mlxjobs.cli.app import app
 from mlxjobs.logger.logger import DefaultLogger
-from mlxjobs.reader.columns import publish
+from mlxjobs.reader.columns import publish_index
 from mlxjobs.record.history import Attempt, RunState
 from mlxjobs.record.run import Run
 from mlxjobs.system.console import say
@@ -102,8 +102,8 @@ def test_a_full_disk_behind_the_output_is_said(logs: Path, arguments: list[str])
 def test_ls_writes_the_index_once_for_all_metrics(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = listing.trusting_reader(logs)
     with monkeypatch.context() as patched:
-        written = Mock(wraps=publish)
-        patched.setattr("mlxjobs.reader.index.publish", written)
+        written = Mock(wraps=publish_index)
+        patched.setattr("mlxjobs.reader.index.publish_index", written)
         listing.list_runs(reader, "", sort="train.loss", columns=())
     assert written.call_count == 1
 

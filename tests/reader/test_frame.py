@@ -184,8 +184,8 @@ def test_apply_transform_and_map(results: DataFrame) -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda r: r.aggregate(max), "is no map: give"),
-        (lambda r: r.aggregate((max, 3)), "texts"),
+        (lambda r: r.aggregate(max), "is not a map: give"),
+        (lambda r: r.aggregate((max, 3)), "strings"),
         (lambda r: r.aggregate((max, ("config.seed", "config.lr"), "one")), "takes 2 columns and names 1"),
         (lambda r: r.transform((sum, "config.seed")), "see aggregate"),
         (lambda r: r.apply((len, "config.seed"), map_type="Odd"), "map_type 'Odd' is none of"),

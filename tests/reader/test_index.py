@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlxjobs.reader import columns
-from mlxjobs.reader.columns import MISSING, ColumnFile, decode, encode
-from mlxjobs.reader.index import FILE_NAME, Index
+from mlxjobs.reader.columns import ABSENT, ColumnFile, decode_column, encode_column
+from mlxjobs.reader.index import INDEX_NAME, Index
 from mlxjobs.reader.reader import UnreadableRunWarning
 from mlxjobs.record import facts
 from tests.run_trees import write_run
@@ -100,9 +100,9 @@ JSON = st.recursive(
 )
 
 
-@given(st.lists(JSON | st.just(MISSING), max_size=8))
+@given(st.lists(JSON | st.just(ABSENT), max_size=8))
 def test_a_column_survives(values: list[Any]) -> None:
-    assert repr(decode(encode(values))) == repr(values)
+    assert repr(decode_column(encode_column(values))) == repr(values)
 
 
 def test_names_that_are_no_text_do_not_stop_the_index(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_damaged_index_is_made_again(tmp_path: Path, damage: bytes | None) -> 
     for log_id in (1, 2):
         write_run(tmp_path, log_id, {"seed": log_id})
     mlxpy.Reader(tmp_path)
-    path = tmp_path / FILE_NAME
+    path = tmp_path / INDEX_NAME
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
     assert mlxpy.Reader(tmp_path).filter()[:]["config.seed"] == [1, 2]
@@ -130,7 +130,7 @@ def test_what_changed_in_the_index_is_read_from_the_runs(tmp_path: Path, damaged
     for log_id in (1, 2):
         write_run(tmp_path, log_id, {"seed": 3 - log_id})
     mlxpy.Reader(tmp_path)
-    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as index, index:
+    with closing(sqlite3.connect(tmp_path / INDEX_NAME)) as index, index:
         ((content,),) = index.execute("SELECT content FROM cells WHERE key = 'config.seed'")
         changed = content.replace(b"[2,", damaged)
         index.execute("UPDATE cells SET content = ? WHERE key = 'config.seed'", (changed,))
@@ -168,7 +168,7 @@ def test_a_user_without_a_home_reads(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_an_index_of_another_version_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, 1, {"seed": 1})
     with monkeypatch.context() as other:
-        other.setattr(columns, "SCHEMA", columns.SCHEMA + 1)
+        other.setattr(columns, "INDEX_SCHEMA", columns.INDEX_SCHEMA + 1)
         mlxpy.Reader(tmp_path)
     assert len(mlxpy.Reader(tmp_path).filter("config.seed == 1")) == 1
 
@@ -177,16 +177,16 @@ def test_where_logs_cannot_be_written_the_index_is_in_the_cache(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_run(tmp_path, 1, {"seed": 1})
-    real = columns.publish
+    real = columns.publish_index
 
     def read_only(target: Path, *arguments: Any) -> ColumnFile:
         if target.parent == tmp_path:
             raise PermissionError(13, "Permission denied", str(target))
         return real(target, *arguments)
 
-    monkeypatch.setattr("mlxjobs.reader.index.publish", read_only)  # root may write everywhere
+    monkeypatch.setattr("mlxjobs.reader.index.publish_index", read_only)  # root may write everywhere
     assert len(mlxpy.Reader(tmp_path).filter("train.loss.last < 1")) == 1
-    assert not (tmp_path / FILE_NAME).exists()
+    assert not (tmp_path / INDEX_NAME).exists()
     assert list(cache.rglob("*.sqlite"))
     monkeypatch.setattr("mlxjobs.reader.index.read_facts", None)
     assert len(mlxpy.Reader(tmp_path)) == 1
@@ -198,20 +198,20 @@ def test_where_nothing_can_be_written_the_index_is_in_memory(
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mlxjobs.reader.index.publish", full)
+    monkeypatch.setattr("mlxjobs.reader.index.publish_index", full)
     write_run(tmp_path, 1, {"seed": 1})
     reader = mlxpy.Reader(tmp_path)
     assert len(reader.filter("config.seed == 1 & train.loss.last < 1")) == 1
     write_run(tmp_path, 2, {"seed": 1})
     assert len(reader.refresh().filter("config.seed == 1")) == 2
-    assert not (tmp_path / FILE_NAME).exists()
+    assert not (tmp_path / INDEX_NAME).exists()
 
 
 def test_dst_dir_holds_the_index(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     write_run(logs, 1, {})
     mlxpy.Reader(logs, dst_dir=tmp_path / "there")
-    assert not (logs / FILE_NAME).exists()
+    assert not (logs / INDEX_NAME).exists()
     assert len(list((tmp_path / "there").iterdir())) == 1
 
 
@@ -256,4 +256,4 @@ def test_several_readers_and_writers_at_once_see_all_runs(tmp_path: Path) -> Non
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0, 0], failures.get()
     assert mlxpy.Reader(tmp_path).filter()[:]["config.seed"] == list(range(1, 25))
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [FILE_NAME]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [INDEX_NAME]

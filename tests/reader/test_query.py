@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mlxjobs.errors import InvalidKeyError, InvalidQueryError
 from mlxjobs.reader.matching import matches
 from mlxjobs.reader.query import parse
-from mlxjobs.reader.series import Source, Summary, summarise
+from mlxjobs.reader.series import Source, summarise
 from tests.run_trees import write_run
 
 ROW: dict[str, Any] = {
@@ -67,7 +67,7 @@ def is_true(query: str, row: Mapping[str, Any] = ROW) -> bool:
         "config.lr < config.seed",
         "info.start_date >= 2023-04-20 & info.start_date < 21/04/2023",
         "info.start_date == 20/04/2023",
-        "info.start_date > '19/05/2022'",  # days, not texts
+        "info.start_date > '19/05/2022'",  # days, not strings
         "info.when > 2023-04-19 & info.when == 2023-04-20",
         "info.when >= 2023-04-20T14:01:13Z & info.when < 2023-04-20T16:01:14+02:00",
         "config.nan != config.nan & ~(config.nan < 1)",
@@ -128,20 +128,20 @@ def test_and_binds_closer_than_or() -> None:
             "config.lr in [1 2]",
             "a comma is missing between values\n  config.lr in [1 2]\n                  ^",
         ),
-        ("config.lr in [a]", "a text is written in quotes: 'a'\n  config.lr in [a]\n                ^"),
+        ("config.lr in [a]", "a string is written in quotes: 'a'\n  config.lr in [a]\n                ^"),
         ("a == 1 b == 2", "here & or | is missing\n  a == 1 b == 2\n         ^"),
         ("a == 1 &\nb === 2", "to compare, write ==\n  b === 2\n      ^"),
         ("a == 'x", "the ' is never closed\n  a == 'x\n       ^"),
         ("a not b", "one of in, like, ilike, matches is missing\n  a not b\n        ^"),
         (
             "a =~ '('",
-            "this is no regular expression: missing ), unterminated subpattern at position 0\n  a =~ '('",
+            "this is not a regular expression: missing ), unterminated subpattern at position 0\n  a =~ '('",
         ),
         (
             "a > 2023-13-01",
-            "2023-13-01 is no date: month must be in 1..12\n  a > 2023-13-01\n      ^^^^^^^^^^",
+            "2023-13-01 is not a date: month must be in 1..12\n  a > 2023-13-01\n      ^^^^^^^^^^",
         ),
-        ("a > 012", "012 is no number"),
+        ("a > 012", "012 is not a number"),
         ("a ; b", "';' means nothing here\n  a ; b\n    ^"),
         ("& a", "here a field or a value is missing\n  & a\n  ^"),
         ("(" * 100_000, "nested too deeply"),
@@ -190,7 +190,7 @@ def test_only_the_metrics_of_runs_that_match_the_rest_are_read(
 ) -> None:
     read: list[str] = []
 
-    def count(source: Source) -> dict[str, Summary]:
+    def count(source: Source) -> dict[str, list[Any]]:
         read.append(source.path)
         return summarise(source)
 
@@ -205,7 +205,7 @@ def test_only_the_metrics_of_runs_that_match_the_rest_are_read(
         ("config.lr > 1", "no run has the field 'config.lr'; near: "),
         ("config.lr > 1", "config.optimizer.lr\n  config.lr > 1\n  ^^^^^^^^^"),
         ("config.optimizer.lr > 0 & train.los.last < 1", "near: train.loss.last"),
-        ("config.optimizer.lr == adam", "a text is written in quotes: 'adam'\n"),
+        ("config.optimizer.lr == adam", "a string is written in quotes: 'adam'\n"),
         ("train.loss < 1", "train.loss is a series: compare train.loss.first or train.loss.last"),
     ],
 )

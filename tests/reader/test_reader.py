@@ -23,7 +23,7 @@ from mlxjobs.errors import (
     RunError,
 )
 from mlxjobs.logger.logger import DefaultLogger
-from mlxjobs.reader.index import FILE_NAME
+from mlxjobs.reader.index import INDEX_NAME
 from mlxjobs.reader.reader import UnreadableRunWarning
 from tests.run_trees import GENERATIONS, LOSSES, age, write_run
 
@@ -299,5 +299,5 @@ def test_reading_writes_nothing_but_the_index(logs: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in logs.rglob("*")}
     mlxpy.Reader(logs).filter("train.loss.last < 1").toPandas(lazy=False)
     after = {path: path.stat().st_mtime_ns for path in logs.rglob("*")}
-    assert set(after) - set(before) == {logs / FILE_NAME}
+    assert set(after) - set(before) == {logs / INDEX_NAME}
     assert all(after[path] == time for path, time in before.items())

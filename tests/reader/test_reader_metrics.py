@@ -18,7 +18,7 @@ from mlxjobs.errors import InvalidKeyError, MLXJobsError
 from mlxjobs.logger.logger import DefaultLogger
 from mlxjobs.reader import series
 from mlxjobs.reader.reader import UnreadableRunWarning
-from mlxjobs.reader.series import Source, load, summarise
+from mlxjobs.reader.series import Source, load_series, summarise
 from tests.run_trees import GENERATIONS, write_run
 
 NAN, INF = math.nan, math.inf
@@ -67,7 +67,7 @@ def test_nan_and_infinities_come_back_as_floats(tmp_path: Path, generation: str)
     assert len(reader.filter("train.loss.last == 0.5 & train.loss.max == inf & train.loss.count == 5")) == 1
 
 
-def test_texts_that_were_logged_as_texts_stay_texts(tmp_path: Path) -> None:
+def test_strings_that_were_logged_as_strings_stay_strings(tmp_path: Path) -> None:
     run = write_run(tmp_path, 1, {}, losses=[])
     logger = DefaultLogger(run)
     for name in ("good", "NaN", "Infinity"):
@@ -111,7 +111,7 @@ def test_a_torn_last_line_is_left_out_and_reported(tmp_path: Path) -> None:
         stream.write('{"loss": 0.1, "ep')
     reader = mlxpy.Reader(tmp_path)
     with pytest.warns(
-        UnreadableRunWarning, match=r"last line of train\.json is not finished.* in 1 runs: 1$"
+        UnreadableRunWarning, match=r"last line of train\.json is not finished.* in 1 run: 1$"
     ) as caught:
         table = reader.metrics("", "train.loss")
     assert caught[0].filename == __file__
@@ -130,7 +130,7 @@ def test_lines_that_are_no_json_are_counted_out(tmp_path: Path) -> None:
     run = write_run(tmp_path, 1, {})
     with (run / "metrics" / "train.json").open("ab") as stream:
         stream.write(b'\x00\x00\x00\n[1]\n\n{"loss": 7}, {"loss": 8}\n{"loss": 9}')
-    with pytest.warns(UnreadableRunWarning, match="no JSON"):
+    with pytest.warns(UnreadableRunWarning, match="not JSON"):
         table = mlxpy.Reader(tmp_path).metrics("", "train.loss")
     assert table["value"].tolist() == [1.0, 0.5, 0.25, 9.0]
 
@@ -193,7 +193,7 @@ def test_any_lines_in_any_chunks_are_read_as_json_reads_them(
         path.write_text("\n".join(map(json.dumps, lines)) + (end if lines else ""))
         source = Source(str(path), dict.fromkeys("xyz", "str"))
         expected = {key: [line[key] for line in lines if key in line] for key in "xyz"}
-        assert repr(load(source, "xyz")) == repr(expected)
+        assert repr(load_series(source, "xyz")) == repr(expected)
         assert (source.bad, source.torn) == (0, False)
         for key, summary in summarise(source).items():
             values = expected[key]

@@ -53,7 +53,7 @@ def test_a_run_whose_process_was_killed_is_failed(tmp_path: Path) -> None:
 
 def test_a_run_that_nobody_can_ask_for_says_since_when(tmp_path: Path) -> None:
     begun(tmp_path, host="another-machine")
-    with pytest.warns(UncertainRunWarning, match="1 runs may not be as recorded: run 1: unknown since"):
+    with pytest.warns(UncertainRunWarning, match="1 run may not be as recorded: run 1: unknown since"):
         reader = mlxpy.Reader(tmp_path)
     assert "another-machine cannot be asked from here" in reader.doubts[1]
     assert reader.filter()[0]["info.status"] == "RUNNING"
