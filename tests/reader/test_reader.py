@@ -84,9 +84,8 @@ def test_fields_and_searchable_name_all_columns_and_their_types(logs: Path) -> N
 
 def test_a_second_reader_reads_no_run_again(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlxpy.Reader(logs).filter("train.loss.last < 1")
-    for name in ("read_facts", "read_plain"):
-        monkeypatch.setattr(f"mlxjobs.{'index' if name == 'read_facts' else 'run_facts'}.{name}", _refuse)
-    monkeypatch.setattr("mlxjobs.reader.table.summarise", _refuse)
+    for name in ("reader.index.read_facts", "record.facts.read_plain", "reader.table.summarise"):
+        monkeypatch.setattr(f"mlxjobs.{name}", _refuse)
     reader = mlxpy.Reader(logs)
     assert len(reader.filter("train.loss.last == 0.25 & config.seed == 2")) == 1
 
