@@ -11,7 +11,13 @@ from mlxjobs.config.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "schedulers" / "README.md", *DOCS.glob("*.md")]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "schedulers" / "README.md",
+    *DOCS.glob("*.md"),
+]
 
 
 def anchors(page: Path) -> set[str]:
@@ -66,7 +72,22 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
+def test_the_files_that_are_named_exist() -> None:
+    named = {
+        (page.name, name)
+        for page in (ROOT / "CONTRIBUTING.md", DOCS / "design.md")
+        for name in re.findall(r"`(\w+/[\w/]+\.(?:py|sh|md))`", page.read_text())
+        if "NAME" not in name
+    }
+    assert len(named) > 40
+    assert [
+        (page, name)
+        for page, name in sorted(named)
+        if not ((ROOT / name).is_file() or (ROOT / "mlxjobs" / name).is_file())
+    ] == []
+
+
 def test_every_room_is_told_of() -> None:
-    told = re.findall(r"^\| `(\w+)/` \|", (DOCS / "design.md").read_text(), re.M)
+    told = re.findall(r"^\*\*`(\w+)/`\*\*", (DOCS / "design.md").read_text(), re.M)
     rooms = {path.parent.name for path in (ROOT / "mlxjobs").glob("[!_]*/__init__.py")}
     assert sorted(told) == sorted(rooms - {"schedulers"})
