@@ -25,7 +25,7 @@ from mlxjobs.local.state import (
     KEEP_S,
     OF_A_JOB,
     PATIENCE_S,
-    Job,
+    JobRecord,
     Queue,
     complain,
     open_queue,
@@ -35,7 +35,7 @@ from mlxjobs.local.state import (
 from mlxjobs.system.files import current_umask
 
 
-def parse_signal(text: str) -> int:
+def _parse_signal(text: str) -> int:
     """Parse `USR1`, `SIGUSR1` or `10`."""
     name = text.upper().removeprefix("SIG")
     try:
@@ -44,12 +44,12 @@ def parse_signal(text: str) -> int:
         raise argparse.ArgumentTypeError(f"unknown signal {text!r}") from None
 
 
-def parse_warning(text: str) -> tuple[int, float]:
+def _parse_warning(text: str) -> tuple[int, float]:
     """Parse `USR2@60`: a signal, and how many seconds before the time limit it is sent (60 if not said)."""
     name, _, seconds = text.partition("@")
     if not (seconds or "60").isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not SIGNAL@SECONDS")
-    return parse_signal(name), float(seconds or 60)
+    return _parse_signal(name), float(seconds or 60)
 
 
 def parse_time_limit(text: str) -> float:
@@ -68,13 +68,13 @@ def parse_time_limit(text: str) -> float:
     return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
-def add_job_options(parser: argparse.ArgumentParser) -> None:
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
     """Declare what may be said of a job, on the command line and in a script."""
     parser.add_argument("--job-name", metavar="NAME")
     parser.add_argument("--output", metavar="FILE")
     parser.add_argument("--error", metavar="FILE")
     parser.add_argument("--time", metavar="LIMIT", type=parse_time_limit)
-    parser.add_argument("--signal", metavar="SIG@SECONDS", type=parse_warning)
+    parser.add_argument("--signal", metavar="SIG@SECONDS", type=_parse_warning)
 
 
 class _DirectiveParser(argparse.ArgumentParser):
@@ -82,10 +82,10 @@ class _DirectiveParser(argparse.ArgumentParser):
         raise JobSubmissionError(f"{self.prog}: #LOCAL: {message}")
 
 
-def parse_directives(name: str, script: bytes) -> argparse.Namespace:
+def _parse_directives(name: str, script: bytes) -> argparse.Namespace:
     """Parse the `#LOCAL` lines before the first command of a script; `name` is for messages."""
     parser = _DirectiveParser(prog=name, add_help=False, allow_abbrev=False)
-    add_job_options(parser)
+    _add_job_options(parser)
     words: list[str] = []
     for line in os.fsdecode(script).split("\n"):
         if line.strip() and not line.startswith("#"):
@@ -98,14 +98,16 @@ def parse_directives(name: str, script: bytes) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def plan_job(name: str, script: bytes, arguments: argparse.Namespace) -> Job:
-    """Join what the command line, the script and this process say of a job; the former wins."""
+def _plan_job(name: str, script: bytes, arguments: argparse.Namespace) -> JobRecord:
+    """Make the record of a job: the command line wins over the script, and that over this process."""
     if not script.startswith(b"#!"):
-        raise JobSubmissionError(f"{name} is no script: its first line must start with #! and name a shell")
-    said = vars(parse_directives(name, script))
+        raise JobSubmissionError(
+            f"{name} is not a script: its first line must start with #! and name a shell"
+        )
+    said = vars(_parse_directives(name, script))
     said |= {option: vars(arguments)[option] for option in said if vars(arguments)[option] is not None}
     warn_signal, warn_s = said["signal"] or (0, 0.0)
-    return Job(
+    return JobRecord(
         name=said["job_name"] or Path(name).name,
         cwd=str(Path.cwd()),
         umask=current_umask(),
@@ -119,20 +121,20 @@ def plan_job(name: str, script: bytes, arguments: argparse.Namespace) -> Job:
     )
 
 
-def submit(queue: Queue, arguments: argparse.Namespace) -> int:
+def _submit(queue: Queue, arguments: argparse.Namespace) -> int:
     """Queue copies of scripts; none if one of them cannot be taken."""
     scripts = {name: Path(name).read_bytes() for name in arguments.scripts}
-    jobs = [(plan_job(name, scripts[name], arguments), scripts[name]) for name in arguments.scripts]
+    jobs = [(_plan_job(name, scripts[name], arguments), scripts[name]) for name in arguments.scripts]
     environment = {name: value for name, value in os.environ.items() if name not in OF_A_JOB}
     environment["MLXJOBS_LOCAL_DIR"] = str(queue.root)
-    remove_ended(queue, KEEP_S)
+    _remove_ended(queue, KEEP_S)
     for job, script in jobs:
         sys.stdout.write(f"Submitted local job {queue.add(job, script, environment)}\n")
         sys.stdout.flush()
     return 0
 
 
-def status(queue: Queue, arguments: argparse.Namespace) -> int:
+def _status(queue: Queue, arguments: argparse.Namespace) -> int:
     """Print a line for each job that is known."""
     for number in arguments.ids or queue.numbers():
         if job := queue.read(number):
@@ -141,8 +143,8 @@ def status(queue: Queue, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def obey(queue: Queue, number: int, job: Job, verb: str) -> str:
-    """Do to a held job, which does not run, what a request asks for; `ok`, or why not."""
+def _obey(queue: Queue, number: int, job: JobRecord, verb: str) -> str:
+    """Do what a request asks for to a held job, which does not run; return `ok`, or why not."""
     if job.state == "RUNNING":
         if not queue.revive(number, job):
             return f"a process of job {number}, whose worker is gone, cannot be killed"
@@ -160,29 +162,29 @@ def obey(queue: Queue, number: int, job: Job, verb: str) -> str:
     return "ok"
 
 
-def request(queue: Queue, number: int, text: str) -> str:
-    """Have a request obeyed by the worker of a job, or by ourselves if it has none; `ok`, or why not."""
+def _request(queue: Queue, number: int, text: str) -> str:
+    """Have a request obeyed by the worker of a job, or do it if there is none; return `ok`, or why not."""
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
         if queue.read(number) is None:
             return f"job {number} is unknown"
         with queue.hold(number) as job:
             if job:
-                return obey(queue, number, job, text.split()[0])
+                return _obey(queue, number, job, text.split()[0])
         if answer := queue.ask(number, text):
             return answer
         time.sleep(0.01)  # its worker is about to start or to end it
     raise SchedulerError(f"job {number} is locked, but nobody answers for it")
 
 
-def change(queue: Queue, arguments: argparse.Namespace) -> int:
-    """Do `cancel`, `preempt`, `requeue` or `signal` to jobs; to cancel what has ended is no failure."""
+def _change(queue: Queue, arguments: argparse.Namespace) -> int:
+    """Cancel, preempt, requeue or signal jobs; to cancel one that has ended is not a failure."""
     verb = arguments.command
     text = f"{verb} {arguments.sig:d}" if verb == "signal" else verb
     failed = False
     for number in arguments.ids:
         try:
-            answer = request(queue, number, text)
+            answer = _request(queue, number, text)
         except SchedulerError as error:  # a worker that does not answer must not keep the other jobs
             answer, failed = str(error), True
         if answer != "ok":
@@ -191,7 +193,7 @@ def change(queue: Queue, arguments: argparse.Namespace) -> int:
     return int(failed)
 
 
-def wait(queue: Queue, arguments: argparse.Namespace) -> int:
+def _wait(queue: Queue, arguments: argparse.Namespace) -> int:
     """Wait until jobs have ended; 1 if the time is over before."""
     waiting = arguments.ids or queue.numbers()
     until = time.monotonic() + arguments.timeout
@@ -209,13 +211,13 @@ def wait(queue: Queue, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def forget(queue: Queue, arguments: argparse.Namespace) -> int:
+def _forget(queue: Queue, arguments: argparse.Namespace) -> int:
     """Delete the records of ended jobs."""
-    remove_ended(queue, 0.0)
+    _remove_ended(queue, 0.0)
     return 0
 
 
-def remove_ended(queue: Queue, age_s: float) -> None:
+def _remove_ended(queue: Queue, age_s: float) -> None:
     """Remove jobs that ended so long ago, and what killed commands have left half made or half removed."""
     now = time.time()
     for number in queue.numbers():
@@ -223,31 +225,31 @@ def remove_ended(queue: Queue, age_s: float) -> None:
             if now - (queue.directory(number) / "job.json").stat().st_mtime >= age_s:
                 with queue.hold(number) as job:
                     if job and job.state not in ACTIVE:
-                        remove(queue.directory(number).rename(queue.jobs / f".gone-{number}"))
+                        _remove(queue.directory(number).rename(queue.jobs / f".gone-{number}"))
     for path in queue.jobs.glob(".*"):
         with suppress(FileNotFoundError):
             if now - path.stat().st_mtime > KEEP_S:
-                remove(path)
+                _remove(path)
 
 
-def remove(directory: Path) -> None:
+def _remove(directory: Path) -> None:
     """Remove a flat directory."""
     for path in directory.iterdir():
         path.unlink()
     directory.rmdir()
 
 
-def command_line() -> argparse.ArgumentParser:
+def _command_line() -> argparse.ArgumentParser:
     """Declare the command line."""
     parser = argparse.ArgumentParser(prog="mlxjobs.localqueue", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("submit", "status", "cancel", "preempt", "requeue", "signal", "wait", "forget"):
         command = commands.add_parser(name, allow_abbrev=False)
         if name == "submit":
-            add_job_options(command)
+            _add_job_options(command)
             command.add_argument("scripts", metavar="SCRIPT", nargs="+")
         if name == "signal":
-            command.add_argument("sig", metavar="SIG", type=parse_signal)
+            command.add_argument("sig", metavar="SIG", type=_parse_signal)
         if name == "wait":
             command.add_argument("--timeout", metavar="S", type=float, default=float("inf"))
         if name not in ("submit", "forget"):
@@ -258,13 +260,13 @@ def command_line() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command, look after lost and waiting jobs, and return the exit code."""
-    arguments = command_line().parse_args(argv)
-    run = {"submit": submit, "status": status, "wait": wait, "forget": forget}.get(arguments.command, change)
+    arguments = _command_line().parse_args(argv)
+    commands = {"submit": _submit, "status": _status, "wait": _wait, "forget": _forget}
     try:
         queue = open_queue(os.environ)
         queue.revive_lost(queue.scan())
         try:
-            return run(queue, arguments)
+            return commands.get(arguments.command, _change)(queue, arguments)
         finally:
             staff(queue)
     except (MLXJobsError, OSError) as error:

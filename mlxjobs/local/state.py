@@ -35,16 +35,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxjobs.errors import MLXJobsError, SchedulerError
-from mlxjobs.system.files import replace_file, sync_directory
+from mlxjobs.system.files import numbers_in, replace_file, sync_directory
 
 PATIENCE_S = 10.0  # for a worker's answer and for killed processes to be gone
 KEEP_S = 7 * 24 * 3600.0  # ended jobs
 ACTIVE = ("PENDING", "RUNNING")
 RUN = "MLXJOBS_LOCAL_RUN"  # its value, new in each run, marks the processes of that run
-ELSEWHERE = "set MLXJOBS_LOCAL_DIR to a folder of yours on a disk of this machine"
+_ELSEWHERE = "set MLXJOBS_LOCAL_DIR to a folder of yours on a disk of this machine"
 OF_A_JOB = ("MLXJOBS_LOCAL_JOB_ID", "MLXJOBS_LOCAL_RESTART_COUNT", RUN)
 # The path is appended, since a package folder put first may shadow the standard library.
-WORKER = "import sys; sys.path.append(sys.argv[1]); from mlxjobs.local.worker import main; main()"
+_WORKER = "import sys; sys.path.append(sys.argv[1]); from mlxjobs.local.worker import main; main()"
 
 
 def complain(message: str) -> None:
@@ -52,7 +52,7 @@ def complain(message: str) -> None:
     sys.stderr.write(f"mlxjobs.localqueue: {message}\n")
 
 
-class Job(NamedTuple):
+class JobRecord(NamedTuple):
     """The record of one job; times are unix times, `warn_signal` 0 is none, `limit_s` 0 is no limit."""
 
     name: str
@@ -71,14 +71,14 @@ class Job(NamedTuple):
     deadline: float | None = None
     run: str = ""
 
-    def again(self, reason: str, queued: float) -> Job:
-        """Tell the record of this job when it is put back into the queue."""
+    def again(self, reason: str, queued: float) -> JobRecord:
+        """Return the record of this job once it is put back into the queue."""
         return self._replace(
             state="PENDING", reason=reason, restarts=self.restarts + 1, queued=queued, deadline=None
         )
 
 
-def try_lock(path: Path, flags: int = os.O_RDWR) -> int | None:
+def _try_lock(path: Path, flags: int = os.O_RDWR) -> int | None:
     """Lock a file without waiting; closing the descriptor that is returned unlocks it. None: it is locked."""
     fd = os.open(path, flags, 0o600)
     try:
@@ -106,12 +106,7 @@ def _lock(fd: int, path: Path, operation: int) -> None:
     except BlockingIOError:
         raise
     except OSError as error:  # many a Lustre
-        raise SchedulerError(f"{path} cannot be locked: {error.strerror}; {ELSEWHERE}") from error
-
-
-def numbers_in(directory: Path) -> list[int]:
-    """List the entries of a directory that are numbers."""
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+        raise SchedulerError(f"{path} cannot be locked: {error.strerror}; {_ELSEWHERE}") from error
 
 
 def kill_matching(belongs: Callable[[int], bool]) -> int:
@@ -152,8 +147,8 @@ def _kill(fd: int) -> bool:
     return True
 
 
-def kill_run(run: str) -> bool:
-    """Kill what is left of a run whose worker is gone; tell whether that worked.
+def _kill_run(run: str) -> bool:
+    """Kill what is left of a run whose worker is gone; return whether that worked.
 
     Found by the environment, which every child inherits. A process that has overwritten its own is not
     found; a live worker needs no mark, since orphans become its children.
@@ -173,7 +168,7 @@ def kill_run(run: str) -> bool:
     return True
 
 
-def write_record(directory: Path, job: Job) -> None:
+def _write_record(directory: Path, job: JobRecord) -> None:
     """Replace the record in a job's directory, atomically."""
     replace_file(directory / "job.json", json.dumps({"schema": 1, **job._asdict()}), mode=0o600)
 
@@ -202,14 +197,14 @@ class Queue:
         self.at_once = at_once
 
     def directory(self, number: int) -> Path:
-        """Tell where a job's files are."""
+        """Return the folder of a job's files."""
         return self.jobs / str(number)
 
     def numbers(self) -> list[int]:
         """List the ids of all jobs."""
         return numbers_in(self.jobs)
 
-    def read(self, number: int) -> Job | None:
+    def read(self, number: int) -> JobRecord | None:
         """Read a job's record; None if there is no such job."""
         path = self.directory(number) / "job.json"
         try:
@@ -218,37 +213,37 @@ class Queue:
             return None
         if record.pop("schema") != 1:
             raise SchedulerError(f"{path} is of another version of mlxjobs, which must end or forget it")
-        return Job(**record)
+        return JobRecord(**record)
 
-    def scan(self) -> dict[int, Job]:
+    def scan(self) -> dict[int, JobRecord]:
         """Read all records, in the order in which the jobs wait."""
         found = {number: job for number in self.numbers() if (job := self.read(number))}
         return dict(sorted(found.items(), key=lambda item: (item[1].queued, item[0])))
 
-    def write(self, number: int, job: Job) -> None:
+    def write(self, number: int, job: JobRecord) -> None:
         """Replace a job's record."""
-        write_record(self.directory(number), job)
+        _write_record(self.directory(number), job)
 
     @contextmanager
-    def hold(self, number: int) -> Iterator[Job | None]:
+    def hold(self, number: int) -> Iterator[JobRecord | None]:
         """Lock a job without waiting, and read it; None if it is locked or unknown."""
         lock = None
         with suppress(FileNotFoundError):
-            lock = try_lock(self.directory(number) / "lock")
+            lock = _try_lock(self.directory(number) / "lock")
         try:
             yield None if lock is None else self.read(number)
         finally:
             if lock is not None:
                 os.close(lock)
 
-    def add(self, job: Job, script: bytes, environment: dict[str, str]) -> int:
+    def add(self, job: JobRecord, script: bytes, environment: dict[str, str]) -> int:
         """Queue a job and return its id; the job appears whole or not at all, also after a power failure."""
         aside = self.jobs / f".new-{os.getpid()}-{time.time_ns()}"
         aside.mkdir(mode=0o700)
         replace_file(aside / "script", script, mode=0o700)
         replace_file(aside / "environment.json", json.dumps(environment), mode=0o600)
         (aside / "lock").touch(0o600)
-        write_record(aside, job)
+        _write_record(aside, job)
         with locked(self.root / "ids") as fd:
             # A power failure may take back the counter, `forget` takes the directories: never reuse an id.
             number = 1 + max([int(os.pread(fd, 32, 0).strip(b"\0") or 0), *self.numbers()])
@@ -257,14 +252,14 @@ class Queue:
         sync_directory(self.jobs)
         return number
 
-    def revive(self, number: int, job: Job) -> bool:
+    def revive(self, number: int, job: JobRecord) -> bool:
         """Queue a held job again whose worker is gone. False: a process of it is left in spite of SIGKILL."""
-        if not kill_run(job.run):
+        if not _kill_run(job.run):
             return False
         self.write(number, job.again("worker lost", job.queued))
         return True
 
-    def revive_lost(self, records: dict[int, Job]) -> int:
+    def revive_lost(self, records: dict[int, JobRecord]) -> int:
         """Queue all jobs of a scan again whose worker is gone, and return how many."""
         revived = 0
         for number in [number for number, job in records.items() if job.state == "RUNNING"]:
@@ -296,23 +291,23 @@ class Queue:
                 return []
             total = max(at_once, len(numbers_in(slots)))
             for slot in range(total):
-                lock = try_lock(slots / str(slot), os.O_RDWR | os.O_CREAT)
+                lock = _try_lock(slots / str(slot), os.O_RDWR | os.O_CREAT)
                 if lock is not None:
                     free.append(lock)
             busy = total - len(free)
             # Workers between two jobs, or on their way, are going to take a waiting job each.
             needed = states.count("PENDING") - (busy - states.count("RUNNING"))
-            started = [start_worker(self.root, slot) for slot in free[: max(0, min(needed, at_once - busy))]]
+            started = [_start_worker(self.root, slot) for slot in free[: max(0, min(needed, at_once - busy))]]
             for slot in free:
                 os.close(slot)
         return started
 
 
-def start_worker(root: Path, slot: int) -> int:
+def _start_worker(root: Path, slot: int) -> int:
     """Start a worker that inherits the lock of its slot and nothing else of ours; return its process id."""
     log = os.open(root / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     worker = subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(Path(__file__).parents[2]), str(root), str(slot)],
+        [sys.executable, "-c", _WORKER, str(Path(__file__).parents[2]), str(root), str(slot)],
         pass_fds=(slot,),
         stdin=subprocess.DEVNULL,
         stdout=log,
@@ -360,7 +355,7 @@ def _default_root(environ: Mapping[str, str]) -> Path:
     try:
         home = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
     except RuntimeError as error:  # a user without an entry, as in many a container
-        raise SchedulerError(f"this user has no home folder: {ELSEWHERE}") from error
+        raise SchedulerError(f"this user has no home folder: {_ELSEWHERE}") from error
     return home / "mlxjobs" / "local" / os.uname().nodename
 
 
@@ -374,7 +369,7 @@ def open_queue(environ: Mapping[str, str]) -> Queue:
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise SchedulerError(f"{root} cannot be made: {error.strerror}; {ELSEWHERE}") from error
+        raise SchedulerError(f"{root} cannot be made: {error.strerror}; {_ELSEWHERE}") from error
     for found in (root.lstat(), root.stat()):  # a link's own mode says nothing
         if found.st_uid != os.geteuid():
             raise SchedulerError(f"{root} belongs to another user; set MLXJOBS_LOCAL_DIR")

@@ -20,22 +20,31 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from mlxjobs.local.state import RUN, Job, Queue, kill_matching, locked, new_socket, open_queue, short_path
+from mlxjobs.local.state import (
+    RUN,
+    JobRecord,
+    Queue,
+    kill_matching,
+    locked,
+    new_socket,
+    open_queue,
+    short_path,
+)
 from mlxjobs.scheduler import exit_words
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 # A stronger reason replaces a weaker one while the job is being stopped.
-STRENGTH = {"": 0, "time limit": 1, "preempted": 2, "requeued": 2, "cancelled": 3}
+_STRENGTH = {"": 0, "time limit": 1, "preempted": 2, "requeued": 2, "cancelled": 3}
 
 
-def prctl(option: int, value: int) -> None:
+def _prctl(option: int, value: int) -> None:
     """Call prctl(2)."""
     if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({option}, {value})")
 
 
-def end(job: Job, code: int, now: float) -> Job:
-    """Tell the record of a job whose main process has ended; `code` is negative if a signal ended it."""
+def _record_of_end(job: JobRecord, code: int, now: float) -> JobRecord:
+    """Return the record of a job whose main process has ended; `code` is negative if a signal ended it."""
     if job.reason in ("preempted", "requeued"):
         return job.again(job.reason, now)
     if job.reason:
@@ -44,8 +53,8 @@ def end(job: Job, code: int, now: float) -> Job:
     return job._replace(state="FAILED" if code else "COMPLETED", reason=reason, deadline=None)
 
 
-def parent_of(pid: int) -> int:
-    """Tell a process's parent; 0 if there is no such process."""
+def _parent_of(pid: int) -> int:
+    """Return a process's parent; 0 if there is no such process."""
     try:
         # The name, in parentheses, may hold anything (proc_pid_stat(5)).
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
@@ -53,9 +62,9 @@ def parent_of(pid: int) -> int:
         return 0
 
 
-def prepare_main(worker: int) -> None:
+def _prepare_main(worker: int) -> None:
     """Make a process that is about to become a job what a user expects of a new process."""
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != worker:  # it died before the call
         os._exit(1)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
@@ -63,13 +72,13 @@ def prepare_main(worker: int) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
-def open_output(job: Job, name: str) -> BinaryIO:
+def _open_output(job: JobRecord, name: str) -> BinaryIO:
     """Open a file of a job for appending; a terminal does not become the worker's own."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY
     return os.fdopen(os.open(Path(job.cwd) / name, flags, 0o666), "wb")
 
 
-class Supervisor:
+class _Supervisor:
     """One run of a job, whose lock is held.
 
     Args:
@@ -77,7 +86,9 @@ class Supervisor:
         helpers: the children of this process that are workers, not of the job.
     """
 
-    def __init__(self, queue: Queue, number: int, job: Job, alarm: socket.socket, helpers: set[int]) -> None:
+    def __init__(
+        self, queue: Queue, number: int, job: JobRecord, alarm: socket.socket, helpers: set[int]
+    ) -> None:
         self.queue, self.number, self.job, self.alarm, self.helpers = queue, number, job, alarm, helpers
         self.leaving = False
         self.main = 0
@@ -100,7 +111,7 @@ class Supervisor:
         if failure:
             self.record(state="FAILED", reason=failure, deadline=None)
         else:
-            self.record(**end(self.job, self.code or 0, time.time())._asdict())
+            self.record(**_record_of_end(self.job, self.code or 0, time.time())._asdict())
         return self.leaving
 
     def record(self, **fields: object) -> None:
@@ -127,7 +138,7 @@ class Supervisor:
         if job.restarts:
             environment["MLXJOBS_LOCAL_RESTART_COUNT"] = str(job.restarts)
         os.umask(job.umask)
-        with open_output(job, job.output) as output, open_output(job, job.error) as error:
+        with _open_output(job, job.output) as output, _open_output(job, job.error) as error:
             process = subprocess.Popen(
                 [directory / "script"],
                 stdin=subprocess.DEVNULL,
@@ -136,7 +147,7 @@ class Supervisor:
                 cwd=job.cwd,
                 env=environment,
                 start_new_session=True,
-                preexec_fn=lambda: prepare_main(me),
+                preexec_fn=lambda: _prepare_main(me),
             )
         process.returncode = 0  # reaped by ourselves; subprocess should not try to
         self.main = process.pid
@@ -171,7 +182,7 @@ class Supervisor:
         if self.job.reason == "cancelled" != reason:
             return f"job {self.number} is being cancelled"
         if self.job.reason:
-            if STRENGTH[reason] > STRENGTH[self.job.reason]:
+            if _STRENGTH[reason] > _STRENGTH[self.job.reason]:
                 self.record(reason=reason)
             return "ok"
         # First the record: the job may ask why it has to end.
@@ -227,11 +238,11 @@ class Supervisor:
     def kill_all(self) -> None:
         """Kill all processes of the job; their orphans become our children, until no more come."""
         me = os.getpid()
-        while self.reap() and kill_matching(lambda pid: pid not in self.helpers and parent_of(pid) == me):
+        while self.reap() and kill_matching(lambda pid: pid not in self.helpers and _parent_of(pid) == me):
             pass
 
 
-def catch_signals() -> socket.socket:
+def _catch_signals() -> socket.socket:
     """Turn SIGCHLD and requests to end into bytes on a socket, which is returned."""
     alarm, bell = socket.socketpair()
     for end_of_pair in (alarm, bell):
@@ -244,9 +255,9 @@ def catch_signals() -> socket.socket:
     return alarm
 
 
-def work(queue: Queue, slot: int) -> None:
+def _work(queue: Queue, slot: int) -> None:
     """Run waiting jobs until there are none, or the worker is told to leave; then free the slot."""
-    alarm = catch_signals()
+    alarm = _catch_signals()
     helpers: set[int] = set()
     leaving = False
     while not leaving:
@@ -257,7 +268,7 @@ def work(queue: Queue, slot: int) -> None:
         for number in [number for number, job in records.items() if job.state == "PENDING"]:
             with queue.hold(number) as job:
                 if job and job.state == "PENDING":
-                    leaving = Supervisor(queue, number, job, alarm, helpers).run()
+                    leaving = _Supervisor(queue, number, job, alarm, helpers).run()
                     break
         else:
             with locked(queue.root / "staff"):
@@ -270,5 +281,5 @@ def work(queue: Queue, slot: int) -> None:
 def main() -> None:
     """Be a worker: the arguments are the state directory and the locked file descriptor of a slot."""
     root, slot = sys.argv[-2:]
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-    work(open_queue({**os.environ, "MLXJOBS_LOCAL_DIR": root}), int(slot))
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _work(open_queue({**os.environ, "MLXJOBS_LOCAL_DIR": root}), int(slot))

@@ -14,17 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mlxjobs.errors import RunError
+from mlxjobs.system.files import numbers_in
 from mlxjobs.system.trust import own_folder
-
-
-def _is_number(name: str) -> bool:
-    return name.isdecimal() and str(int(name)) == name
-
-
-def numbers_in(parent: str) -> list[int]:
-    """Return the numbers that entries of a folder have as their names, sorted."""
-    with os.scandir(parent) as entries:
-        return sorted(int(entry.name) for entry in entries if _is_number(entry.name))
 
 
 def take_log_id(parent: str, above: int | None = None) -> str:
@@ -84,7 +75,7 @@ def waiting_folder(parent: Path) -> Path:
 def waiting_in(parent: Path) -> list[int]:
     """Return the numbers of the runs that are marked as waiting for room in the queue."""
     try:
-        return numbers_in(str(waiting_folder(parent)))
+        return numbers_in(waiting_folder(parent))
     except FileNotFoundError:
         return []
 

@@ -27,9 +27,9 @@ from typing import Any
 
 from mlxjobs.errors import DamagedHistoryError, RunError
 from mlxjobs.record.history import Event, RunState, fold, render, timestamp
-from mlxjobs.record.log_dir import numbers_in, take_log_id, waiting_folder
+from mlxjobs.record.log_dir import take_log_id, waiting_folder
 from mlxjobs.system.console import note
-from mlxjobs.system.files import create_file, replace_file
+from mlxjobs.system.files import create_file, numbers_in, replace_file
 from mlxjobs.system.plain_yaml import NotYAMLError, dump_yaml, read_yaml
 from mlxjobs.system.seals import open_json, seal_json, seal_yaml
 from mlxjobs.system.trust import stranger
@@ -347,6 +347,6 @@ def runs_in(parent: Path) -> list[Run]:
         RunError: there is no such directory, or it cannot be read.
     """
     try:
-        return [Run(parent / str(number)) for number in numbers_in(str(parent))]
+        return [Run(parent / str(number)) for number in numbers_in(parent)]
     except OSError as error:
         raise RunError(f"no log directory at {parent}: {os.strerror(error.errno or errno.EIO)}") from error

@@ -61,6 +61,13 @@ def current_umask() -> int:
     return umask
 
 
+def numbers_in(directory: str | Path) -> list[int]:
+    """Return the numbers that entries of a directory have as their names, sorted."""
+    with os.scandir(directory) as entries:
+        names = [entry.name for entry in entries]
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+
+
 def sync_directory(directory: Path) -> None:
     """Flush a directory's entries to the disk, so that a rename in it survives a power failure."""
     if _flushed_later.get():
