@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from mlxjobs.errors import MissingFieldError
@@ -60,6 +59,8 @@ class ConfigDict(dict[Any, Any]):
     def __getattr__(self, name: str) -> Any:
         if name in self:
             return self[name]
+        from difflib import get_close_matches  # no job that goes well pays for it
+
         near = get_close_matches(name, [key for key in self if isinstance(key, str)], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; it has {sorted(map(str, self))}"
         raise AttributeError(f"no key {name!r} here{hint}")

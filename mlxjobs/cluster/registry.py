@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
@@ -49,6 +48,8 @@ def find(name: str) -> str:
         return known()[last]
     if last and package not in user_class.PACKAGES:
         return f"{package}:{last}"
+    from difflib import get_close_matches
+
     near = get_close_matches(last, known(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
     raise InvalidSchedulerError(

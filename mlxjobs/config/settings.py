@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args, get_type_hints
@@ -174,6 +173,8 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _near(key: str, prefix: str) -> str:
     """Name the valid key that is nearest to a wrong one."""
+    from difflib import get_close_matches
+
     names = list(_flat_names(Settings, ""))
     full = f"{prefix}{key}"
     near = get_close_matches(full, names, n=1, cutoff=0.5)

@@ -11,7 +11,6 @@ import traceback
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
@@ -65,6 +64,8 @@ def _hint(module: types.ModuleType, base: type, name: str) -> str:
         for key, value in classes.items()
         if issubclass(value, base) and not value.__module__.startswith("mlxjobs.")
     ]
+    from difflib import get_close_matches
+
     near = get_close_matches(name, own, n=1, cutoff=0.0)
     return f"; did you mean {module.__name__}.{near[0]}?" if near else ""
 
