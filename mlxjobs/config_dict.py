@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxjobs.errors import MissingFieldError
 
-MISSING = "???"  # OmegaConf's mark of a mandatory value that nobody has given
+_MANDATORY = "???"  # OmegaConf's mark of a mandatory value that nobody has given
 
 
 def _convert(value: Any) -> Any:
@@ -47,14 +47,14 @@ class ConfigDict(dict[Any, Any]):
 
     def __getitem__(self, key: Any) -> Any:
         value = super().__getitem__(key)
-        if type(value) is str and value == MISSING:
+        if type(value) is str and value == _MANDATORY:
             raise MissingFieldError(f"the mandatory value {key!r} is missing: give it, as {key}=... does")
         return value
 
     def get(self, key: Any, default: Any = None) -> Any:
         """Return `self[key]`, or `default` if there is none or it is a missing mandatory value."""
         value = super().get(key, default)
-        return default if type(value) is str and value == MISSING else value
+        return default if type(value) is str and value == _MANDATORY else value
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
@@ -133,7 +133,7 @@ def missing_values(config: Any, prefix: str = "") -> list[str]:
     elif isinstance(config, list):
         items = enumerate(config)
     else:
-        return [prefix] if config == MISSING else []
+        return [prefix] if config == _MANDATORY else []
     return [key for name, value in items for key in missing_values(value, f"{prefix}.{name}".lstrip("."))]
 
 
@@ -143,7 +143,7 @@ def seed_of(config: Mapping[str, Any]) -> Any:
     Raises:
         MissingFieldError: the configuration has no key `seed`.
     """
-    if "seed" not in config or config.get("seed") == MISSING:
+    if "seed" not in config or config.get("seed") == _MANDATORY:
         raise MissingFieldError(
             "a seeding_function is given but the configuration has no key 'seed': "
             "add `seed: 0` to the configuration file, or +seed=0 to the command line"

@@ -72,9 +72,9 @@ def _short(root: Path) -> str:
 def _find(users: snapshots.Users) -> list[snapshots.Snapshot]:
     """Find the snapshots where the project keeps them, and where its runs do."""
     from mlxjobs.code import snapshots
-    from mlxjobs.config.settings import FILE_NAME, as_folder, read_settings
+    from mlxjobs.config.settings import SETTINGS_FILE, as_folder, read_settings
 
-    settings = read_settings(Path("configs") / FILE_NAME)
+    settings = read_settings(Path("configs") / SETTINGS_FILE)
     own = as_folder(settings.version_manager.parent_work_dir).absolute()
     return snapshots.find({snapshots.real(parent) for parent in (own, *users.parents())})
 

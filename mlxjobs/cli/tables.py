@@ -59,10 +59,10 @@ def _row(seen: Seen) -> dict[str, Any]:
 
 
 def _config(run: Run) -> dict[str, Any]:
-    from mlxjobs.config.stored import flat
+    from mlxjobs.config.stored import flatten
 
     try:
-        return flat(run.read_yaml("config"))
+        return flatten(run.read_yaml("config"))
     except MLXJobsError:
         return {}
 

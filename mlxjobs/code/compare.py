@@ -17,7 +17,7 @@ from typing import Any
 from mlxjobs.code import git
 from mlxjobs.code.git import show
 from mlxjobs.code.run_code import Code, commit_of, facts_of, live_edits, make, version_of
-from mlxjobs.config.stored import flat
+from mlxjobs.config.stored import flatten
 from mlxjobs.errors import MLXJobsError, RunError, SnapshotError
 from mlxjobs.record.run import Run
 from mlxjobs.system.files import current_umask, sync_directory
@@ -77,7 +77,7 @@ def diff_config(old: Run, new: Run) -> Pairs:
 
     Secrets are shown as they are stored, masked; they are told if they differ.
     """
-    one, two = ({**flat(run.read_yaml("config")), "": None} for run in (old, new))
+    one, two = ({**flatten(run.read_yaml("config")), "": None} for run in (old, new))
     pairs = {key: (one.get(key), two.get(key)) for key in {**one, **two}}
     # as they are written: 1 is neither 1.0 nor true for a program, and NaN is NaN
     changed = {key: pair for key, pair in pairs.items() if repr(pair[0]) != repr(pair[1])}

@@ -26,7 +26,7 @@ from mlxjobs.config.compose import has_interpolation
 from mlxjobs.config.stored import Composed
 
 
-def settle(composed: Composed, output_dir: Path) -> Composed:
+def _placed(composed: Composed, output_dir: Path) -> Composed:
     """Return the configuration with Hydra's node naming this process' folders.
 
     Args:
@@ -42,7 +42,7 @@ def settle(composed: Composed, output_dir: Path) -> Composed:
     return replace(composed, hydra=node)
 
 
-def settle_here(composed: Composed, output_dir: Path, *, keep_log: bool, follow_streams: bool) -> Composed:
+def tell_hydra(composed: Composed, output_dir: Path, *, keep_log: bool, follow_streams: bool) -> Composed:
     """Tell the Hydra of this process, which has just composed a run, the folder of that run.
 
     Args:
@@ -81,7 +81,7 @@ def surroundings(
     Yields:
         The configuration, with Hydra's node naming this process' folders.
     """
-    placed = settle(composed, output_dir)
+    placed = _placed(composed, output_dir)
     job = placed.hydra.get("job", {})
     before, cwd = dict(os.environ), Path.cwd()
     try:

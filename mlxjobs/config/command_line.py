@@ -56,7 +56,7 @@ def separate_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return options, overrides
 
 
-def check_text(texts: Sequence[str]) -> None:
+def check_utf8(texts: Sequence[str]) -> None:
     """Raise `InvalidConfigFileError` if one of these is no text: all files of a run are UTF-8."""
     for text in texts:
         if not text.isascii() and text.encode("utf-8", "replace").decode() != text:

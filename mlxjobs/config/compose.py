@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs.config.command_line import is_question, names_action, quote_value, separate_options
-from mlxjobs.config.stored import Composed, check_text
+from mlxjobs.config.stored import Composed, check_encodable, flatten
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
 
@@ -257,7 +257,7 @@ def _capture(config: Any) -> Composed:
     node = OmegaConf.to_container(HydraConfig.instance().cfg, resolve=False, enum_to_str=True)
     hydra: Any = node["hydra"] if isinstance(node, dict) else {}
     plain = OmegaConf.to_container(config, resolve=False)
-    check_text(plain)
+    check_encodable(plain)
     return Composed(config=plain, hydra=hydra, overrides=hydra["overrides"]["task"])
 
 
@@ -298,7 +298,7 @@ def resolve(composed: Composed) -> ConfigDict:
         resolved: Any = OmegaConf.to_container(OmegaConf.create(composed.config), resolve=True)
     except OmegaConfBaseException as error:
         raise InvalidConfigFileError(f"the configuration cannot be resolved: {error}") from error
-    check_text(resolved)
+    check_encodable(resolved)
     return ConfigDict(resolved)
 
 
@@ -342,7 +342,7 @@ def override(composed: Composed, overrides: Sequence[str]) -> tuple[Composed, li
     assert isinstance(result, dict)  # noqa: S101 - for the type checker
     hydra = result.pop("hydra")
     result = _keep_types(composed.config, result, "")
-    before, after = _flat(composed.config), _flat(result)
+    before, after = (flatten(config, keep_empty=True) for config in (composed.config, result))
     changes = [
         f"{key}: {before.get(key, '(none)')} -> {after.get(key, '(none)')}"
         for key in {**before, **after}
@@ -380,13 +380,3 @@ def _keep_types(before: Any, after: Any, key: str) -> Any:
             raise InvalidConfigFileError(f"{key}={after}: it is one of {', '.join(kind.__members__)}")
         return kind[after]
     return after
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {
-            key: item
-            for name, inner in value.items()
-            for key, item in _flat(inner, f"{prefix}{name}.").items()
-        }
-    return {prefix.rstrip("."): value}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs.config.command_line import separate_options
-from mlxjobs.config.settings import FILE_NAME
+from mlxjobs.config.settings import SETTINGS_FILE
 from mlxjobs.config.stored import Composed
 from mlxjobs.errors import MLXJobsError
 
@@ -38,7 +38,7 @@ class Mistake:
 
     def hangs_on(self, path: Path) -> bool:
         """Whether the command line may be right with another version of this file, or without it."""
-        if path.name == FILE_NAME:  # of which no configuration is composed
+        if path.name == SETTINGS_FILE:  # of which no configuration is composed
             return False
         suffixes = (".yaml", ".yml", *([".py"] if self.registers else []))
         return path.suffix in suffixes or path.is_dir()

@@ -16,7 +16,7 @@ from typing import Any
 
 from mlxjobs.config.stored import Composed
 
-MASK = "***"
+_MASK = "***"
 # the last part of a key; pad_token and num_tokens are none, so that those of services have to be named
 _NAME = re.compile(
     r"(.*[_-])?(password|passwd|passphrase|secret|secret[_-]?key|api[_-]?key|access[_-]?key|private[_-]?key|"
@@ -29,6 +29,8 @@ _REFERENCE = re.compile(r"\$\{\s*\.*([\w.]+)\s*\}")
 _OVERRIDE = re.compile(r"([+~]*)([^=]+)=(.*)", re.DOTALL)
 # a shorter one is not looked for inside of other texts: it would be found in harmless words
 _SHORTEST = 6
+# what takes the place of a value: called with its key, itself, and whether a key above it is secret
+_Take = Callable[[str, Any, bool], Any]
 
 
 @dataclass(frozen=True)
@@ -77,22 +79,17 @@ class Mask:
         def take(key: str, value: Any, secret: bool) -> Any:
             if not (secret and _is_value(value)) or (isinstance(value, str) and _is_reference(value)):
                 return value
-            if value != MASK or key in composed.secrets:
-                found[key] = composed.secrets[key] if value == MASK else value
-            return MASK
+            if value != _MASK or key in composed.secrets:
+                found[key] = composed.secrets[key] if value == _MASK else value
+            return _MASK
 
-        config = self._walk(composed.config, "", False, take)
-        hydra = composed.hydra
-        variables = hydra.get("job", {}).get("env_set")
-        if variables:
-            variables = self._walk(variables, "hydra.job.env_set", False, take)
-            hydra = {**hydra, "job": {**hydra["job"], "env_set": variables}}
+        hidden = _replace_values(composed, take, self._is)
         if not found:
             return replace(composed, secrets={})
-        overrides = [self._override(one, found) for one in composed.overrides]
+        overrides = [self._override(override, found) for override in composed.overrides]
         changed = {a: b for a, b in zip(composed.overrides, overrides, strict=True) if a != b}
-        values = frozenset(map(str, found.values()))
-        return Composed(config, _replaced(hydra, changed, values), overrides, found)
+        hydra = _replaced(hidden.hydra, changed, frozenset(map(str, found.values())))
+        return Composed(hidden.config, hydra, overrides, found)
 
     def shown(self, composed: Composed, resolved: Any) -> Shown:
         """Return a configuration that was resolved as it is shown.
@@ -107,10 +104,10 @@ class Mask:
             if not (_is_value(value) and (secret or key in composed.secrets or key in telling)):
                 return value
             values.add(str(value))
-            return MASK
+            return _MASK
 
         telling = set(self._telling(composed))
-        config = self._walk(resolved, "", False, take)
+        config = _walk(resolved, take, self._is)
         return Shown(_replaced(config, {}, frozenset(values)), frozenset(values))
 
     def _telling(self, composed: Composed) -> Iterable[str]:
@@ -122,11 +119,11 @@ class Mask:
                 texts[key] = value
             return value
 
-        self._walk(composed.config, "", False, take)
+        _walk(composed.config, take, self._is)
         for key, text in texts.items():
             variables, references = _ENV.findall(text), _REFERENCE.findall(text)
             if any(map(_VARIABLE.search, variables)) or any(
-                one in composed.secrets or self.covers(one) for one in references
+                name in composed.secrets or self.covers(name) for name in references
             ):
                 yield key
 
@@ -137,58 +134,66 @@ class Mask:
     def change(self, line: str) -> str:
         """Return a line `key: old -> new` with secrets masked."""
         key = line.partition(": ")[0]
-        return f"{key}: {MASK} -> {MASK}" if self.covers(key) else line
+        return f"{key}: {_MASK} -> {_MASK}" if self.covers(key) else line
 
     def _override(self, word: str, secrets: Mapping[str, Any]) -> str:
         parts = _OVERRIDE.fullmatch(word)
         if parts is not None:
             signs, key, value = parts.groups()
-            holds = value.lstrip()[:1] in ("{", "[") and any(one.startswith(f"{key}.") for one in secrets)
+            holds = value.lstrip()[:1] in ("{", "[") and any(name.startswith(f"{key}.") for name in secrets)
             if key in secrets or holds or self.covers(key):
-                return word if _is_reference(value) else f"{signs}{key}={MASK}"
+                return word if _is_reference(value) else f"{signs}{key}={_MASK}"
         return _without(word, map(str, secrets.values()))
 
-    def _walk(self, value: Any, key: str, secret: bool, take: Callable[[str, Any, bool], Any]) -> Any:
-        def inner(name: object, item: Any) -> Any:
-            below = f"{key}.{name}" if key else str(name)
-            return self._walk(item, below, secret or self._is(below), take)
 
-        if isinstance(value, dict):
-            return {name: inner(name, item) for name, item in value.items()}
-        if isinstance(value, list):
-            return [inner(number, item) for number, item in enumerate(value)]
-        return take(key, value, secret)
-
-
-def filled(composed: Composed) -> Composed:
+def with_secrets(composed: Composed) -> Composed:
     """Return a configuration with its secrets where they belong, for the process that runs the task."""
     if not composed.secrets:
         return composed
-    mask = Mask([])
 
     def take(key: str, value: Any, secret: bool) -> Any:
         return composed.secrets.get(key, value)
 
-    hydra = composed.hydra
-    if hydra.get("job", {}).get("env_set"):
-        variables = mask._walk(hydra["job"]["env_set"], "hydra.job.env_set", False, take)
-        hydra = {**hydra, "job": {**hydra["job"], "env_set": variables}}
-    return replace(composed, config=mask._walk(composed.config, "", False, take), hydra=hydra)
+    return _replace_values(composed, take, lambda key: False)
 
 
-def lacking(composed: Composed) -> list[str]:
+def lost_secrets(composed: Composed) -> list[str]:
     """Return the keys of secrets whose values are not known any more."""
-    return [key for key, value in composed.secrets.items() if value == MASK]
+    return [key for key, value in composed.secrets.items() if value == _MASK]
 
 
-def without(text: str, composed: Composed) -> str:
+def without_secrets(text: str, composed: Composed) -> str:
     """Return a text without the secret values of a configuration."""
     return _without(text, map(str, composed.secrets.values()))
 
 
+def _replace_values(composed: Composed, take: _Take, is_secret: Callable[[str], bool]) -> Composed:
+    """Return a configuration with other values; of Hydra's node, the variables of the task are part of it."""
+    config, hydra = _walk(composed.config, take, is_secret), composed.hydra
+    variables = hydra.get("job", {}).get("env_set")
+    if variables:
+        variables = _walk(variables, take, is_secret, "hydra.job.env_set")
+        hydra = {**hydra, "job": {**hydra["job"], "env_set": variables}}
+    return replace(composed, config=config, hydra=hydra)
+
+
+def _walk(
+    value: Any, take: _Take, is_secret: Callable[[str], bool], key: str = "", secret: bool = False
+) -> Any:
+    def inner(name: object, item: Any) -> Any:
+        below = f"{key}.{name}" if key else str(name)
+        return _walk(item, take, is_secret, below, secret or is_secret(below))
+
+    if isinstance(value, dict):
+        return {name: inner(name, item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [inner(number, item) for number, item in enumerate(value)]
+    return take(key, value, secret)
+
+
 def _without(text: str, values: Iterable[str]) -> str:
-    for value in sorted((one for one in values if len(one) >= _SHORTEST), key=len, reverse=True):
-        text = text.replace(value, MASK)
+    for value in sorted((word for word in values if len(word) >= _SHORTEST), key=len, reverse=True):
+        text = text.replace(value, _MASK)
     return text
 
 

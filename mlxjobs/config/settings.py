@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
     Section = TypeVar("Section", bound=DataclassInstance)
 
-FILE_NAME = "mlxpy.yaml"
+SETTINGS_FILE = "mlxpy.yaml"
 NO_SCHEDULER = "NoScheduler"
 _CONFIG = "# The options of this project: `python main.py seed=1` overrides them.\nseed: null\n"
 
 Lines: TypeAlias = str | tuple[str, ...]
-Include: TypeAlias = Literal["commit", "tracked", "all"]
+_Include: TypeAlias = Literal["commit", "tracked", "all"]
 _WORDS: dict[Any, str] = {
     bool: "true or false",
     int: "an integer",
     str: "a string",
     Lines: "a string or a list of strings",
-    Include: "commit, tracked or all",
+    _Include: "commit, tracked or all",
 }
 
 
@@ -69,7 +69,7 @@ class VersionManagerSettings:
     name: str = "GitVM"
     parent_work_dir: str = "./.workdir"
     compute_requirements: bool = False
-    include: Include = "commit"
+    include: _Include = "commit"
     max_untracked_mb: int = 100
     strict: bool = False
     link: Lines = ()
@@ -165,8 +165,8 @@ def _checked(value: Any, kind: Any, what: str) -> Any:
 def _fits(value: Any, kind: Any) -> bool:
     if kind is Lines:
         return isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
-    if kind is Include:
-        return value in get_args(Include)
+    if kind is _Include:
+        return value in get_args(_Include)
     # True is an integer to Python, and not to a user
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
@@ -208,7 +208,7 @@ class Project:
     @property
     def settings_file(self) -> Path:
         """The file of its settings."""
-        return self.config_dir / FILE_NAME
+        return self.config_dir / SETTINGS_FILE
 
     def settings(self, typed: Mapping[str, Any]) -> Settings:
         """Return the settings in force; make the project's folder and files if they are missing.

@@ -89,12 +89,12 @@ def _enum_value(name: str) -> Any:
     return found[member]
 
 
-def plain(value: Any) -> Any:
+def plain_config(value: Any) -> Any:
     """Return a configuration as plain YAML types: what `config.yaml` shows."""
     if isinstance(value, dict):
-        return {(key.name if isinstance(key, Enum) else key): plain(item) for key, item in value.items()}
+        return {key.name if isinstance(key, Enum) else key: plain_config(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [plain_config(item) for item in value]
     if isinstance(value, Enum):
         return value.name
     if value is None or isinstance(value, (bool, int, float, str, bytes)):
@@ -102,14 +102,23 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one: `optimizer.lr` -> 0.1."""
-    if isinstance(value, dict):
-        return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): value}
+def flatten(value: Any, prefix: str = "", *, keep_empty: bool = False) -> dict[str, Any]:
+    """Return nested dictionaries as one: `optimizer.lr` -> 0.1.
+
+    Args:
+        value: nested dictionaries.
+        prefix: what each key begins with.
+        keep_empty: whether a section without keys is a value; else it leaves no trace.
+    """
+    if not isinstance(value, dict) or (keep_empty and not value):
+        return {prefix.rstrip("."): value}
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        result.update(flatten(item, f"{prefix}{key}.", keep_empty=keep_empty))
+    return result
 
 
-def check_text(value: Any, key: str = "") -> None:
+def check_encodable(value: Any, key: str = "") -> None:
     """Check that all texts of a configuration can be written to a file.
 
     Args:
@@ -122,11 +131,11 @@ def check_text(value: Any, key: str = "") -> None:
     if isinstance(value, dict):
         for name, item in value.items():
             below = f"{key}.{name}" if key else str(name)
-            check_text(name, below)
-            check_text(item, below)
+            check_encodable(name, below)
+            check_encodable(item, below)
     elif isinstance(value, list):
         for number, item in enumerate(value):
-            check_text(item, f"{key}.{number}")
+            check_encodable(item, f"{key}.{number}")
     elif isinstance(value, str) and not value.isascii():
         try:
             value.encode()

@@ -204,7 +204,7 @@ def _prepare(run: Run, state: RunState, shown: Shown, *, strict: bool) -> tuple[
     try:
         fence = _fence(run, number)
         with fence.explaining():
-            run.write_yaml("config", stored.plain(shown.config), fence.folder(run.metadata))
+            run.write_yaml("config", stored.plain_config(shown.config), fence.folder(run.metadata))
         proof = provenance.Proof(run, state, strict=strict)
         proof.begin()
     except OSError as error:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxjobs.config import command_line, compose
-from mlxjobs.config.secrets import Mask, lacking
+from mlxjobs.config.secrets import Mask, lost_secrets
 from mlxjobs.config.settings import NO_SCHEDULER, Project, Settings
 from mlxjobs.config.stored import Composed
 from mlxjobs.config_dict import missing_values
@@ -107,7 +107,7 @@ class _Launch:
 
     def run(self, argv: Sequence[str]) -> None:
         """Do what the command line asks for."""
-        command_line.check_text([*sys.argv[:1], *argv, _here()])
+        command_line.check_utf8([*sys.argv[:1], *argv, _here()])
         typed, arguments = command_line.split_arguments(argv)
         settings = Settings().updated(typed, "the command line")  # before anything else is done
         if command_line.is_question(arguments):
@@ -290,7 +290,7 @@ class _Launch:
         if arguments:
             composed, changes = compose.override(composed, arguments)
         composed = mask.hide(composed)
-        gone = lacking(composed)
+        gone = lost_secrets(composed)
         if gone:
             raise RunError(
                 f"run {run.log_id}: {run.metadata / '.secrets.json'} lacks what was given for "

@@ -11,7 +11,7 @@ from mlxjobs.cluster import ranks
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.config import compose
 from mlxjobs.config import stored as frozen
-from mlxjobs.config.secrets import without
+from mlxjobs.config.secrets import without_secrets
 from mlxjobs.config.settings import Settings
 from mlxjobs.config.stored import Composed
 from mlxjobs.config_dict import ConfigDict
@@ -67,7 +67,7 @@ def resolve(run: Run, composed: Composed, place: Place) -> ConfigDict:
         return compose.resolve(composed)
     except MLXJobsError as error:
         if place.here is not None and place.rank == 0:
-            reason = without(str(error).splitlines()[0], composed)
+            reason = without_secrets(str(error).splitlines()[0], composed)
             event = {"event": "withdrawn", "status": RunStatus.FAILED.value, "reason": reason}
             run.record(lambda state: {**event, "attempts": len(state.attempts)})
         raise

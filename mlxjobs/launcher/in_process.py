@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs.config import compose
-from mlxjobs.config.secrets import Mask, filled
+from mlxjobs.config.secrets import Mask, with_secrets
 from mlxjobs.config.settings import Settings
 from mlxjobs.config.stored import Composed, to_yaml
 from mlxjobs.config_dict import seed_of
@@ -120,7 +120,7 @@ class Runner:
         if settings.use_logger:
             run = Run.create(settings.log_dir, settings.logger.forced_log_id)
         try:
-            placed = around_task.settle_here(
+            placed = around_task.tell_hydra(
                 composed,
                 run.path if run else cwd,
                 keep_log=run is not None,
@@ -173,7 +173,7 @@ class Runner:
                 run.keep(to_yaml(composed), secrets=composed.secrets)
                 provenance.record_change(run)
             with around_task.surroundings(
-                filled(composed), run.path, keep_log=place.rank == 0, follow_streams=follow
+                with_secrets(composed), run.path, keep_log=place.rank == 0, follow_streams=follow
             ) as placed:
                 config = existing.resolve(run, placed, place)
                 shown = Mask(settings.secrets).shown(composed, config.to_dict())

@@ -131,7 +131,7 @@ def freeze_code(
         note(warning)
     target = program.target if copy.program is None else str(copy.program)
     facts = dict(copy.facts)
-    command_line.check_text([fact for fact in facts.values() if isinstance(fact, str)])  # as behind a link
+    command_line.check_utf8([fact for fact in facts.values() if isinstance(fact, str)])  # as behind a link
     # a version manager of the user's own may have left it to us
     if settings.version_manager.compute_requirements and not facts.get("requirements"):
         from mlxjobs.code.environment import record

@@ -126,7 +126,7 @@ class Submission:
         run = Run.create(self._parent, self._settings.logger.forced_log_id, after=after)
         about = {**self._facts, "log_dir": str(run.path), "log_id": run.log_id}
         try:
-            run.write_yaml("config", stored.plain(composed.config))
+            run.write_yaml("config", stored.plain_config(composed.config))
             run.keep(stored.to_yaml(composed), self._settings.to_dict(), composed.secrets)
             replace_file(run.script, self._script(run.path), mode=0o777)
             noted = {**environment, **provenance.configuration(run)}

@@ -8,8 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxjobs.config import command_line, compose
-from mlxjobs.config import stored as frozen
+from mlxjobs.config import command_line, compose, stored
 from mlxjobs.config.stored import Composed
 from mlxjobs.errors import InvalidConfigFileError
 
@@ -139,8 +138,8 @@ def test_a_kept_configuration_comes_back_as_it_was(tmp_path: Path) -> None:
         {"job": {"num": 1}},
         ["a=1.5"],
     )
-    text = frozen.to_yaml(composed)
-    assert frozen.from_yaml(text.encode(), tmp_path) == composed
+    text = stored.to_yaml(composed)
+    assert stored.from_yaml(text.encode(), tmp_path) == composed
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,7 @@ def test_a_kept_configuration_comes_back_as_it_was(tmp_path: Path) -> None:
 )
 def test_a_damaged_kept_configuration_is_an_error_that_names_it(text: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidConfigFileError, match=str(tmp_path)):
-        frozen.from_yaml(text.encode(), tmp_path)
+        stored.from_yaml(text.encode(), tmp_path)
 
 
 def test_overrides_of_a_stored_configuration_tell_what_changed() -> None:
@@ -170,5 +169,5 @@ def test_what_cannot_be_overridden_later_says_so(argument: str, words: str) -> N
 
 
 def test_plain_yaml_holds_no_tags() -> None:
-    text = yaml.safe_dump(frozen.plain({"p": Path("/x"), "e": Colour.RED, Colour.RED: (1, 2)}))
+    text = yaml.safe_dump(stored.plain_config({"p": Path("/x"), "e": Colour.RED, Colour.RED: (1, 2)}))
     assert yaml.safe_load(text) == {"p": "/x", "e": "RED", "RED": [1, 2]}

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlxpy
 import pytest
 
-from mlxjobs.config.secrets import Mask, filled
+from mlxjobs.config.secrets import Mask, with_secrets
 from mlxjobs.config.stored import Composed
 from tests.project import Project
 from tests.slurm_stub import Slurm
@@ -221,8 +221,8 @@ def test_what_is_hidden_comes_back() -> None:
     assert hidden.hydra["job"]["env_set"] == {"HF_TOKEN": "***", "OMP_NUM_THREADS": "1"}
     assert hidden.hydra["job"]["name"] == "token=***"
     assert hidden.hydra["overrides"]["task"] == hidden.overrides == ["+token=***", "lr=0.1"]
-    assert filled(hidden).config == config
-    assert filled(hidden).hydra["job"]["env_set"] == hydra["job"]["env_set"]  # type: ignore[index]
+    assert with_secrets(hidden).config == config
+    assert with_secrets(hidden).hydra["job"]["env_set"] == hydra["job"]["env_set"]  # type: ignore[index]
     assert Mask([]).hide(hidden) == hidden
 
 
