@@ -22,13 +22,14 @@ from typing import Any
 import pytest
 
 from mlxjobs.cluster.cluster import Cluster
+from mlxjobs.config.secrets import Shown
 from mlxjobs.config.settings import Settings
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.jobs import hand_in
-from mlxjobs.jobs.attempt import TaskFailed, execute
+from mlxjobs.jobs.attempt import Execution
 from mlxjobs.jobs.context import Context
+from mlxjobs.jobs.failure import TaskFailed
 from mlxjobs.jobs.look import look_at_runs
-from mlxjobs.jobs.startable import Place
 from mlxjobs.launcher import decorator
 from mlxjobs.local import queue as localqueue
 from mlxjobs.local.state import open_queue
@@ -71,7 +72,7 @@ def task(context: Context) -> None:
 def attempt(run: Run, *, dies_in: int = -1) -> None:
     """Make the next attempt of a run, as a program that was started again does."""
     config = ConfigDict({"dies_in": dies_in})
-    execute(run, task, config, Settings(), seeding=None, facts={}, place=Place())
+    Execution(task, config, Settings(), Shown(config.to_dict()), facts={}).execute(run)
 
 
 def in_child(act: Callable[[], None], calls: Calls | None, words: Path) -> int:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
-import sys
-import time
-import traceback
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +14,17 @@ from mlxjobs.config import stored
 from mlxjobs.config.secrets import Shown
 from mlxjobs.config.settings import Settings
 from mlxjobs.config_dict import ConfigDict, seed_of
-from mlxjobs.errors import RunError, SchedulerError
+from mlxjobs.errors import RunError
 from mlxjobs.jobs.context import Context
+from mlxjobs.jobs.failure import TaskFailed, call_and_report, last_line, print_traceback
+from mlxjobs.jobs.other_ranks import call_as_other_rank
 from mlxjobs.jobs.startable import Place, check_startable
 from mlxjobs.jobs.streams import divert, tee
-from mlxjobs.logger.held import HeldLogger, is_held
 from mlxjobs.logger.logger import DefaultLogger, SilentLogger
 from mlxjobs.logger.metrics import seals
 from mlxjobs.record import history
 from mlxjobs.record.fence import Fence, Superseded, Vanished, take_over
-from mlxjobs.record.history import Attempt, Event, Preempted, RunState, RunStatus
+from mlxjobs.record.history import Event, Preempted, RunState, RunStatus
 from mlxjobs.record.run import Run
 from mlxjobs.system.console import note
 from mlxjobs.system.processes import this_process
@@ -36,16 +34,6 @@ if TYPE_CHECKING:  # a run outside of a job does not pay for what only jobs need
     from mlxjobs.jobs.preemption import Preemption
 
 Task = Callable[[Context], Any]
-
-# how long another rank that fails waits for rank 0 to begin
-_RANK_0_S = 10.0
-
-
-class TaskFailed(Exception):
-    """The user's task raised; its traceback has been printed and the run is recorded as FAILED."""
-
-
-# -- the attempt --------------------------------------------------------------------------------
 
 
 def _limits(state: RunState, max_requeues: int) -> str | None:
@@ -120,84 +108,6 @@ def _check_newest(run: Run, state: RunState, number: int) -> None:
         )
 
 
-def execute(
-    run: Run | None,
-    task: Task,
-    config: ConfigDict,
-    settings: Settings,
-    *,
-    seeding: Callable[[Any], Any] | None,
-    facts: dict[str, Any],
-    place: Place,
-    cluster: Cluster | None = None,
-    shown: Shown | None = None,
-) -> Any:
-    """Execute a task once, as the next attempt of a run.
-
-    Args:
-        run: the run; None with `use_logger: false`, when nothing is recorded.
-        task: the user's function.
-        config: its configuration, resolved.
-        settings: the settings in force.
-        seeding: called with the seed before the task.
-        facts: what `info.yaml` says of this process: `executable`, `cmd`, `work_dir` ...
-        place: the scheduler's job this process is in, if any.
-        cluster: where the run was submitted to, if it was.
-        shown: the configuration as it is shown, if it holds secrets.
-
-    Returns:
-        What the task returned.
-
-    Raises:
-        TaskFailed: it raised.
-        Preempted: it left, to come back or because it was cancelled.
-        Superseded: it was given up, and a newer attempt has begun.
-        AlreadyComplete: there is nothing to do.
-        MLXJobsError: it could not be started.
-    """
-    shown = shown or Shown(config.to_dict())
-    if run is None:
-        context = Context(config, ConfigDict(settings.to_dict()), ConfigDict(facts), None)
-        return _reporting(lambda: _call(task, context, seeding), shown)
-    limit = settings.scheduler.max_requeues
-    with ExitStack() as stack:
-        if place.rank > 0:
-            divert(run, place.rank)
-            preemption = _listen(stack, run, 0, place, limit)
-            silent = SilentLogger(run.path, preempted=_flag(preemption))
-            context = Context(config, ConfigDict(settings.to_dict()), _info(run.state(), place), silent)
-            return _as_other_rank(
-                run, place, lambda: _reporting(lambda: _call(task, context, seeding), shown), shown
-            )
-        before, after = _begin(run, place, facts, cluster)
-        stop = _limits(before, limit)
-        number = len(after.attempts)
-        if stop is not None:
-            _end(run, number, RunStatus.FAILED, stop)
-            raise RunError(f"run {run.log_id} is not started again: {stop}")
-        fence, proof = _prepare(run, after, shown, strict=settings.version_manager.strict)
-        preemption = _listen(stack, run, number, place, limit)
-        logger = _logger(run, fence, before, preemption)
-        stack.callback(logger.close)
-        if settings.logger.log_streams_to_file and place.here is None:
-            stack.enter_context(tee(run))
-        context = Context(config, ConfigDict(settings.to_dict()), _info(after, place), logger)
-
-        def call() -> Any:
-            with proof:
-                try:
-                    result = _call(task, context, seeding)
-                except SystemExit as error:
-                    if preemption is not None and error.code in (None, 0):
-                        preemption.at_the_end(logger.run_preemption_callbacks, by_exit=True)
-                    raise
-                if preemption is not None:
-                    preemption.at_the_end(logger.run_preemption_callbacks, by_exit=False)
-                return result
-
-        return _record(run, number, logger, call, place, shown)
-
-
 def _prepare(run: Run, state: RunState, shown: Shown, *, strict: bool) -> tuple[Fence, provenance.Proof]:
     """Make an attempt that has its number fit to call the task; what hinders it is recorded."""
     number = len(state.attempts)
@@ -208,7 +118,7 @@ def _prepare(run: Run, state: RunState, shown: Shown, *, strict: bool) -> tuple[
         proof = provenance.Proof(run, state, strict=strict)
         proof.begin()
     except OSError as error:
-        _end(run, number, RunStatus.FAILED, _last_line(error))
+        _end(run, number, RunStatus.FAILED, last_line(error))
         raise RunError(f"run {run.log_id} ({run.path}) cannot be started: {error}") from error
     except provenance.Refused as error:
         _end(run, number, RunStatus.FAILED, str(error))
@@ -216,46 +126,8 @@ def _prepare(run: Run, state: RunState, shown: Shown, *, strict: bool) -> tuple[
     return fence, proof
 
 
-def _listen(stack: ExitStack, run: Run, number: int, place: Place, limit: int) -> Preemption | None:
-    """Catch the scheduler's warnings until the stack is left, if this is a job."""
-    if place.cluster is None or place.here is None:
-        return None
-    from mlxjobs.jobs.preemption import Preemption
-
-    preemption = Preemption(run, number, place.cluster, place.here, limit)
-    stack.enter_context(preemption.listen())
-    return preemption
-
-
 def _flag(preemption: Preemption | None) -> Callable[[], bool] | None:
     return preemption.look if preemption is not None else None
-
-
-def _logger(run: Run, fence: Fence, before: RunState, preemption: Preemption | None) -> DefaultLogger:
-    def checkpointed() -> None:
-        if preemption is not None:
-            preemption.at_safe_point(logger.run_preemption_callbacks)
-
-    def resumed(checkpoint: Path) -> None:
-        name = os.path.relpath(checkpoint, run.path)
-        try:
-            run.record(lambda state: {"event": "resumed", "attempt": fence.attempt, "checkpoint": name})
-        except OSError as error:  # the object is good; failing here would make many a task begin from scratch
-            note(f"that run {run.log_id} goes on from {name} cannot be recorded: {error}")
-
-    # a drill stops the first attempt where it wants to disturb it
-    held = fence.attempt == 1 and is_held(run.path)
-    logger = (HeldLogger if held else DefaultLogger)(
-        run.path,
-        fence=fence,
-        unfinished=bool(before.attempts) and before.status is not RunStatus.COMPLETE,
-        preempted=_flag(preemption),
-        checkpointed=checkpointed,
-        resumed=resumed,
-    )
-    if isinstance(logger, HeldLogger):
-        logger.hold(lambda: preemption is not None and preemption.requested)
-    return logger
 
 
 def _info(state: RunState, place: Place) -> ConfigDict:
@@ -263,67 +135,6 @@ def _info(state: RunState, place: Place) -> ConfigDict:
     info.rank = place.rank
     info.world_size = place.here.world_size if place.here else 1
     return info
-
-
-def _call(task: Task, context: Context, seeding: Callable[[Any], Any] | None) -> Any:
-    if seeding is not None:
-        seeding(seed_of(context.config))
-    return task(context)
-
-
-def _reporting(call: Callable[[], Any], shown: Shown) -> Any:
-    """Call the task where nothing is recorded."""
-    try:
-        return call()
-    except (Preempted, Superseded, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        _print_traceback(error, shown)
-        raise TaskFailed from error
-
-
-def _as_other_rank(run: Run, place: Place, call: Callable[[], Any], shown: Shown) -> Any:
-    """Call the task of a rank that writes nothing, but for its failure: rank 0 may wait for it for ever."""
-    try:
-        return call()
-    except TaskFailed as failed:
-        reason = shown.text(_last_line(failed.__cause__ or failed))
-        with suppress(SchedulerError, OSError):
-            _record_failed_rank(run, place, reason)
-        raise
-    except SystemExit as error:
-        if error.code not in (None, 0):
-            with suppress(SchedulerError, OSError):
-                _record_failed_rank(run, place, shown.text(f"SystemExit: {error.code}"))
-        raise
-
-
-def _record_failed_rank(run: Run, place: Place, reason: str) -> None:
-    """Record that the run failed, unless rank 0 has left or the scheduler is ending the job."""
-    cluster, here = place.cluster, place.here
-    attempt = None if here is None else _begun(run, here.job_id)
-    if cluster is None or here is None or attempt is None:
-        return
-    from mlxjobs.jobs.hand_in import end_attempt
-    from mlxjobs.scheduler import Fate
-
-    status = cluster.status([here.job_id]).get(here.job_id)
-    if status is not None and cluster.scheduler.fate(status, here) is Fate.RUNS_ON:
-        where = f"rank {here.rank} on {socket.gethostname()}"
-        words = f"{where}: {reason} (more in {run.output_of(here.rank, 2).name})"
-        end_attempt(run, attempt.number, RunStatus.FAILED, words)
-
-
-def _begun(run: Run, job_id: str) -> Attempt | None:
-    """Return this job's attempt, which rank 0 begins, perhaps after another rank has failed already."""
-    end = time.monotonic() + _RANK_0_S
-    while True:
-        attempt = run.state().attempt
-        if attempt is not None and attempt.job_id == job_id and attempt.status is None:
-            return attempt
-        if time.monotonic() >= end:
-            return None
-        time.sleep(0.1)
 
 
 def _record(
@@ -356,8 +167,8 @@ def _record(
         _end(run, number, RunStatus.FAILED, shown.text(str(error)))
         raise
     except BaseException as error:
-        _end(run, number, RunStatus.FAILED, shown.text(_last_line(error)))
-        _print_traceback(error, shown)
+        _end(run, number, RunStatus.FAILED, shown.text(last_line(error)))
+        print_traceback(error, shown)
         raise TaskFailed from error
     _completed(run, number, logger)
     return result
@@ -400,14 +211,145 @@ def _end(run: Run, number: int, status: RunStatus, reason: str | None) -> None:
         note(what)  # what ended it matters more
 
 
-def _last_line(error: BaseException) -> str:
-    return "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()[-1]
+def _plain_logger(log_dir: Path, warned: Callable[[], bool], **hooks: Any) -> DefaultLogger:
+    return DefaultLogger(log_dir, **hooks)
 
 
-def _print_traceback(error: BaseException, shown: Shown) -> None:
-    """Print the whole traceback from the task's own first frame on, without secrets."""
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
-        frames = frames.tb_next
-    sys.stderr.write(shown.text("".join(traceback.format_exception(type(error), error, frames))))
-    sys.stderr.flush()
+@dataclass(frozen=True)
+class Execution:
+    """A task that is executed once, and what it is given.
+
+    Attributes:
+        task: the user's function.
+        config: its configuration, resolved.
+        settings: the settings in force.
+        shown: the configuration as it is shown, without its secrets.
+        facts: what `info.yaml` says of this process: `executable`, `cmd`, `work_dir` ...
+        seeding: called with the seed before the task.
+        place: the scheduler's job this process is in, if any.
+        cluster: where the run was submitted to, if it was.
+        make_logger: makes an attempt's logger, of the run directory, a function that tells whether a
+            warning of the scheduler has come, and what else `DefaultLogger` takes.
+    """
+
+    task: Task
+    config: ConfigDict
+    settings: Settings
+    shown: Shown
+    facts: dict[str, Any]
+    seeding: Callable[[Any], Any] | None = None
+    place: Place = field(default_factory=Place)
+    cluster: Cluster | None = None
+    make_logger: Callable[..., DefaultLogger] = _plain_logger
+
+    def execute(self, run: Run | None) -> Any:
+        """Execute the task, as the next attempt of a run.
+
+        Args:
+            run: the run; None with `use_logger: false`, when nothing is recorded.
+
+        Returns:
+            What the task returned.
+
+        Raises:
+            TaskFailed: it raised.
+            Preempted: it left, to come back or because it was cancelled.
+            Superseded: it was given up, and a newer attempt has begun.
+            AlreadyComplete: there is nothing to do.
+            MLXJobsError: it could not be started.
+        """
+        if run is None:
+            context = self._context(ConfigDict(self.facts), None)
+            return call_and_report(lambda: self._call(context), self.shown)
+        return self.as_other_rank(run) if self.place.rank > 0 else self.as_rank_0(run)
+
+    def as_rank_0(self, run: Run) -> Any:
+        """Take the attempt's number, call the task, and record how it ended."""
+        before, after = _begin(run, self.place, self.facts, self.cluster)
+        number = len(after.attempts)
+        stop = _limits(before, self.settings.scheduler.max_requeues)
+        if stop is not None:
+            _end(run, number, RunStatus.FAILED, stop)
+            raise RunError(f"run {run.log_id} is not started again: {stop}")
+        fence, proof = _prepare(run, after, self.shown, strict=self.settings.version_manager.strict)
+        with ExitStack() as stack:
+            preemption = self._listen(stack, run, number)
+            logger = self._logger(run, fence, before, preemption)
+            stack.callback(logger.close)
+            if self.settings.logger.log_streams_to_file and self.place.here is None:
+                stack.enter_context(tee(run))
+            context = self._context(_info(after, self.place), logger)
+
+            def call() -> Any:
+                with proof:
+                    return self._call_to_leave(context, logger, preemption)
+
+            return _record(run, number, logger, call, self.place, self.shown)
+
+    def as_other_rank(self, run: Run) -> Any:
+        """Call the task beside rank 0, which does all that is done once for the run."""
+        divert(run, self.place.rank)
+        with ExitStack() as stack:
+            preemption = self._listen(stack, run, 0)
+            silent = SilentLogger(run.path, preempted=_flag(preemption))
+            context = self._context(_info(run.state(), self.place), silent)
+            return call_as_other_rank(
+                run, self.place, lambda: call_and_report(lambda: self._call(context), self.shown), self.shown
+            )
+
+    def _context(self, info: ConfigDict, logger: DefaultLogger | None) -> Context:
+        return Context(self.config, ConfigDict(self.settings.to_dict()), info, logger)
+
+    def _call(self, context: Context) -> Any:
+        if self.seeding is not None:
+            self.seeding(seed_of(context.config))
+        return self.task(context)
+
+    def _call_to_leave(self, context: Context, logger: DefaultLogger, preemption: Preemption | None) -> Any:
+        """Call the task; where it ends because of a warning, it leaves, and comes back."""
+        try:
+            result = self._call(context)
+        except SystemExit as error:
+            if preemption is not None and error.code in (None, 0):
+                preemption.at_the_end(logger.run_preemption_callbacks, by_exit=True)
+            raise
+        if preemption is not None:
+            preemption.at_the_end(logger.run_preemption_callbacks, by_exit=False)
+        return result
+
+    def _listen(self, stack: ExitStack, run: Run, number: int) -> Preemption | None:
+        """Catch the scheduler's warnings until the stack is left, if this is a job."""
+        place = self.place
+        if place.cluster is None or place.here is None:
+            return None
+        from mlxjobs.jobs.preemption import Preemption
+
+        limit = self.settings.scheduler.max_requeues
+        preemption = Preemption(run, number, place.cluster, place.here, limit)
+        stack.enter_context(preemption.listen())
+        return preemption
+
+    def _logger(
+        self, run: Run, fence: Fence, before: RunState, preemption: Preemption | None
+    ) -> DefaultLogger:
+        def checkpointed() -> None:
+            if preemption is not None:
+                preemption.at_safe_point(logger.run_preemption_callbacks)
+
+        def resumed(checkpoint: Path) -> None:
+            name = os.path.relpath(checkpoint, run.path)
+            try:
+                run.record(lambda state: {"event": "resumed", "attempt": fence.attempt, "checkpoint": name})
+            except OSError as error:  # the object is good: to fail here would have many a task start over
+                note(f"that run {run.log_id} goes on from {name} cannot be recorded: {error}")
+
+        logger = self.make_logger(
+            run.path,
+            lambda: preemption is not None and preemption.requested,
+            fence=fence,
+            unfinished=bool(before.attempts) and before.status is not RunStatus.COMPLETE,
+            preempted=_flag(preemption),
+            checkpointed=checkpointed,
+            resumed=resumed,
+        )
+        return logger

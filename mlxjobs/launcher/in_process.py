@@ -63,7 +63,7 @@ class Runner:
         Raises:
             SystemExit: a task failed; with its exit code.
         """
-        from mlxjobs.jobs.attempt import TaskFailed
+        from mlxjobs.jobs.failure import TaskFailed
         from mlxjobs.record.fence import Superseded
 
         cwd = Path.cwd()
@@ -107,8 +107,7 @@ class Runner:
         cwd: Path,
     ) -> Any:
         from mlxjobs.config import around_task
-        from mlxjobs.jobs.attempt import execute
-        from mlxjobs.jobs.startable import Place
+        from mlxjobs.jobs.attempt import Execution
 
         hidden = mask.hide(composed)
         if hidden.secrets:
@@ -137,10 +136,7 @@ class Runner:
             run.keep(to_yaml(hidden), settings.to_dict(), hidden.secrets)
             cmd = mask.command(facts["cmd"], hidden.secrets)
             facts = {**facts, "cmd": cmd, "log_dir": str(run.path), "log_id": run.log_id}
-        return execute(
-            run, self.task, config, settings,
-            shown=shown, seeding=self.seeding, facts=facts, place=Place(),
-        )  # fmt: skip
+        return Execution(self.task, config, settings, shown, facts, self.seeding).execute(run)
 
     def attempt(
         self, run: Run, composed: Composed, settings: Settings, facts: dict[str, Any], *, changed: bool
@@ -159,9 +155,11 @@ class Runner:
         """
         from mlxjobs.code import provenance
         from mlxjobs.config import around_task
-        from mlxjobs.jobs.attempt import TaskFailed, execute
+        from mlxjobs.jobs.attempt import Execution
+        from mlxjobs.jobs.failure import TaskFailed
         from mlxjobs.jobs.startable import AlreadyComplete, check_startable
         from mlxjobs.launcher import existing
+        from mlxjobs.logger.held import make_logger
         from mlxjobs.record.fence import Superseded
         from mlxjobs.record.history import Preempted
 
@@ -177,14 +175,10 @@ class Runner:
             ) as placed:
                 config = existing.resolve(run, placed, place)
                 shown = Mask(settings.secrets).shown(composed, config.to_dict())
-
-                def call() -> Any:
-                    return execute(
-                        run, self.task, config, settings, shown=shown,
-                        seeding=self.seeding, facts=facts, place=place, cluster=cluster,
-                    )  # fmt: skip
-
-                around_task.call_with_callbacks(placed, self.task, call)
+                execution = Execution(
+                    self.task, config, settings, shown, facts, self.seeding, place, cluster, make_logger
+                )
+                around_task.call_with_callbacks(placed, self.task, lambda: execution.execute(run))
             existing.hand_in_more(run, place)
         except (TaskFailed, provenance.Refused) as error:
             existing.hand_in_more(run, place)

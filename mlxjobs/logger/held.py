@@ -16,13 +16,30 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs.logger.logger import DefaultLogger
+from mlxjobs.record.fence import Fence
 
 DRILL, HOLD, HELD = ".drill", ".hold", ".held"
 
 
-def is_held(log_dir: Path) -> bool:
+def _is_held(log_dir: Path) -> bool:
     """Whether a run is one of a drill that wants to disturb it."""
     return log_dir.parts[-4:-3] == (DRILL,) and (log_dir.parent / HOLD).exists()
+
+
+def make_logger(log_dir: Path, warned: Callable[[], bool], *, fence: Fence, **hooks: Any) -> DefaultLogger:
+    """Make the logger of an attempt, which a drill may want to disturb.
+
+    Args:
+        log_dir: the run directory.
+        warned: tells whether a warning of the scheduler has come.
+        fence: what the attempt writes through.
+        hooks: what else `DefaultLogger` takes.
+    """
+    if fence.attempt != 1 or not _is_held(log_dir):
+        return DefaultLogger(log_dir, fence=fence, **hooks)
+    logger = HeldLogger(log_dir, fence=fence, **hooks)
+    logger.hold(warned)
+    return logger
 
 
 class HeldLogger(DefaultLogger):

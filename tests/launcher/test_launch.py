@@ -514,11 +514,14 @@ def test_exit_codes_and_tracebacks(
             continue  # there is no logger to misuse
         done = project.run(*arguments, *more, code=code)
         assert ("Traceback" in done.stderr) == (last_line is not None), done.stderr
-        assert "launcher.py" not in done.stderr
+        assert "mlxjobs/launcher/" not in done.stderr
+        assert "mlxjobs/jobs/" not in done.stderr
         if last_line is not None:
             assert f"\n{last_line}" in done.stderr
             # once, and from the task's own function on
-            assert done.stderr.count(f'File "{project.folder}/main.py", line ') == 1
+            in_task = f'File "{project.folder}/main.py", line '
+            assert done.stderr.count(in_task) == 1
+            assert f"Traceback (most recent call last):\n  {in_task}" in done.stderr
         assert ("told" in done.stderr) == ("told" in how)
         if log_id is not None:
             assert project.state(log_id).status == status
