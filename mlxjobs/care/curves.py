@@ -13,8 +13,8 @@ from typing import Any
 from mlxjobs.jobs.cause import PROGRESS, progress
 from mlxjobs.logger.rewind import log_names
 
-Line = Mapping[str, Any]
-Curves = dict[str, list[Line]]
+_Line = Mapping[str, Any]
+Curves = dict[str, list[_Line]]
 
 # keys that tell when, how fast or how large, and so differ from run to run
 _OF_THE_RUN = re.compile(
@@ -49,7 +49,7 @@ def _count(path: Path) -> int:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Deviation:
     """Where a key of a log first differs.
 
     Attributes:
@@ -85,11 +85,11 @@ class Difference:
     @property
     def _values(self) -> str:
         return ", not ".join(
-            "missing" if one is None else json.dumps(one) for one in (self.found, self.expected)
+            "missing" if value is None else json.dumps(value) for value in (self.found, self.expected)
         )
 
 
-def compare(expected: Curves, found: Curves, *, ended: bool) -> list[Difference]:
+def deviations(expected: Curves, found: Curves, *, ended: bool) -> list[Deviation]:
     """Return the first difference of each key, the first of all first.
 
     Args:
@@ -97,38 +97,39 @@ def compare(expected: Curves, found: Curves, *, ended: bool) -> list[Difference]
         found: of another one.
         ended: whether the other has come to its end, so that what it lacks will not come any more.
     """
-    differences: dict[tuple[str, str], Difference] = {}
+    first: dict[tuple[str, str], Deviation] = {}
     for name, lines in expected.items():
         others = found.get(name, [])
         for index, line in enumerate(lines):
             if index >= len(others):
                 if ended:
-                    differences[name, ""] = Difference(name, "", index, None, None, _where(name, index, line))
+                    first[name, ""] = Deviation(name, "", index, None, None, _where(name, index, line))
                 break
-            for one in _differ(name, index, line, others):
-                over = one.of_progress and index > 0 and one.found == lines[0].get(one.key)
-                differences.setdefault((name, one.key), replace(one, over=over))
-    return sorted(differences.values(), key=lambda one: (one.index, not one.of_progress))
+            for deviation in _differ(name, index, line, others):
+                key = deviation.key
+                over = deviation.of_progress and index > 0 and deviation.found == lines[0].get(key)
+                first.setdefault((name, key), replace(deviation, over=over))
+    return sorted(first.values(), key=lambda deviation: (deviation.index, not deviation.of_progress))
 
 
 def spread(expected: Curves, found: Curves, log: str, key: str) -> float | None:
-    """Return how far the values of a key are apart at most; None if they are no numbers."""
+    """Return how far the values of a key are apart at most; None if they are not numbers."""
     apart = [
-        abs(one[key] - other[key])
-        for one, other in zip(expected.get(log, []), found.get(log, []), strict=False)
-        if all(type(line.get(key)) in (int, float) for line in (one, other))
+        abs(line[key] - other[key])
+        for line, other in zip(expected.get(log, []), found.get(log, []), strict=False)
+        if all(type(values.get(key)) in (int, float) for values in (line, other))
     ]
     return max(apart, default=None)
 
 
-def _differ(name: str, index: int, line: Line, others: Sequence[Line]) -> list[Difference]:
+def _differ(name: str, index: int, line: _Line, others: Sequence[_Line]) -> list[Deviation]:
     other, where = others[index], _where(name, index, line)
     return [
-        Difference(name, key, index, line.get(key), other.get(key), where)
+        Deviation(name, key, index, line.get(key), other.get(key), where)
         for key in dict.fromkeys([*line, *other])
         if line.get(key, _NOTHING) != other.get(key, _NOTHING) and not _OF_THE_RUN.search(key)
     ]
 
 
-def _where(name: str, index: int, line: Line) -> str:
+def _where(name: str, index: int, line: _Line) -> str:
     return progress([line]) or f"line {index + 1} of `{name}`"

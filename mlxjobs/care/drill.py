@@ -20,13 +20,13 @@ from pathlib import Path
 
 import yaml  # noqa: F401 - to end the jobs takes it, and once Ctrl-C has cut its import short it has none
 
-from mlxjobs.care.curves import Curves, Difference, compare, spread
+from mlxjobs.care.curves import Curves, Deviation, deviations, spread
 from mlxjobs.care.trial import Stuck, Trial, settings_for
 from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.jobs.act import preempt_runs, requeue_runs
 from mlxjobs.logger.held import DRILL
 from mlxjobs.record.history import RunState, RunStatus
-from mlxjobs.system.console import note
+from mlxjobs.system.console import counted, note
 
 # a task that has not noticed a warning after so long goes on without
 _UNNOTICED_S, _AT_LIMIT_S = 60.0, 240.0
@@ -68,11 +68,11 @@ HINTS = {
 
 
 @dataclass(frozen=True)
-class Outcome:
+class WayOutcome:
     """What became of one way.
 
     Attributes:
-        way: the way, as `WAYS` names it.
+        way: the way, as `--way` takes it.
         title: the same in words.
         verdict: what it shows.
         words: the same with its particulars.
@@ -84,14 +84,14 @@ class Outcome:
     words: str
 
 
-def is_exact(outcomes: Sequence[Outcome]) -> bool:
+def is_exact(outcomes: Sequence[WayOutcome]) -> bool:
     """Whether a run resumed exactly in each way that was tried, and some were."""
     shown = {outcome.verdict for outcome in outcomes} - {Verdict.UNTRIED}
     return shown == {Verdict.EXACT}
 
 
 @dataclass(frozen=True)
-class Way:
+class _Way:
     """One way of disturbing.
 
     Attributes:
@@ -120,11 +120,11 @@ def _bring_back(trial: Trial) -> None:
         trial.do(requeue_runs)
 
 
-WAYS = (
-    Way("warning", "warned, leaves by itself", lambda trial: trial.do(preempt_runs)),
-    Way("requeue", "stopped and requeued", lambda trial: trial.do(requeue_runs)),
-    Way("kill", "killed in a step", _bring_back, kills=True),
-    Way("time-limit", "at its time limit", limited=True),
+_WAYS = (
+    _Way("warning", "warned, leaves by itself", lambda trial: trial.do(preempt_runs)),
+    _Way("requeue", "stopped and requeued", lambda trial: trial.do(requeue_runs)),
+    _Way("kill", "killed in a step", _bring_back, kills=True),
+    _Way("time-limit", "at its time limit", limited=True),
 )
 
 
@@ -162,11 +162,11 @@ class Drill:
         patience_s: float,
         ways: Sequence[str] = (),
     ) -> None:
-        unknown = [name for name in ways if name not in {way.name for way in WAYS}]
+        unknown = [name for name in ways if name not in {way.name for way in _WAYS}]
         if unknown:
-            known = ", ".join(way.name for way in WAYS)
-            raise RunError(f"{unknown[0]!r} is no way of disturbing a run: give some of {known}")
-        self._ways = [way for way in WAYS if way.name in ways or not ways]
+            known = ", ".join(way.name for way in _WAYS)
+            raise RunError(f"{unknown[0]!r} is not a way of disturbing a run: give some of {known}")
+        self._ways = [way for way in _WAYS if way.name in ways or not ways]
         self._made = [path for path in (logs.absolute() / DRILL, logs.absolute()) if not path.exists()]
         stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{time.time_ns() % 1000:03d}"
         self.folder = logs.absolute() / DRILL / stamp
@@ -178,7 +178,7 @@ class Drill:
         self._held_s = 1.0  # how long a job takes to get there
         self._noise: Curves | None = None
 
-    def run(self) -> list[Outcome]:
+    def run(self) -> list[WayOutcome]:
         """Do it, and return what each way has shown; all jobs that it started have then ended.
 
         Raises:
@@ -186,7 +186,7 @@ class Drill:
         """
         with self._ending_all():
             note(f"drill in {self.folder}")
-            first = Way(_UNDISTURBED, "undisturbed")
+            first = _Way(_UNDISTURBED, "undisturbed")
             try:
                 self._reference = self._undisturbed(_UNDISTURBED)
             except (_Verdict, Stuck) as error:
@@ -239,7 +239,7 @@ class Drill:
 
     def _undisturbed(self, name: str) -> Trial:
         trial = self._trial(name)
-        note(f"{name}: to {self._wanted} checkpoints")
+        note(f"{name}: to {counted(self._wanted, 'checkpoint')}")
         trial.start()
         try:
             state = trial.follow(lambda state: state.status.ended or trial.saved() >= self._wanted)
@@ -252,7 +252,7 @@ class Drill:
         if saved == 0:
             raise _Verdict(Verdict.NO_CHECKPOINT)
         if saved < self._wanted:
-            note(f"{name}: ended after {saved} checkpoints")
+            note(f"{name}: ended after {counted(saved, 'checkpoint')}")
         self._after = max(1, (min(saved, self._wanted) - 1) // 2)
         return trial
 
@@ -271,7 +271,7 @@ class Drill:
 
     # -- disturbed --------------------------------------------------------------------------
 
-    def _disturbed(self, way: Way) -> Outcome:
+    def _disturbed(self, way: _Way) -> WayOutcome:
         note(f"{way.name}: after checkpoint {self._after}")
         trial = self._trial(way.name)
         try:
@@ -279,13 +279,13 @@ class Drill:
         except (_Verdict, Stuck) as error:
             outcome = _outcome(way, error)
         except MLXJobsError as error:
-            outcome = Outcome(way.name, way.title, Verdict.FAILED, f"could not be tried: {error}")
+            outcome = WayOutcome(way.name, way.title, Verdict.FAILED, f"could not be tried: {error}")
         finally:
             trial.end()
         note(f"{way.name}: {outcome.words}")
         return outcome
 
-    def _try(self, way: Way, trial: Trial) -> _Verdict:
+    def _try(self, way: _Way, trial: Trial) -> _Verdict:
         scheduler = self._reference.cluster.scheduler
         if way.name == "warning" and scheduler.preempt_command("1") is None:
             raise _Verdict(Verdict.UNTRIED, f"not tried: {self._name} has no command that warns")
@@ -321,7 +321,7 @@ class Drill:
         ours = scheduler.option_name(limit)
         return [*(line for line in self._reference.options() if scheduler.option_name(line) != ours), limit]
 
-    def _await_return(self, way: Way, trial: Trial) -> None:
+    def _await_return(self, way: _Way, trial: Trial) -> None:
         release_at = time.monotonic() + (_AT_LIMIT_S if way.limited else _UNNOTICED_S)
 
         def back(state: RunState) -> bool:
@@ -338,7 +338,7 @@ class Drill:
 
     def _judge(self, state: RunState, trial: Trial, before: dict[str, int]) -> _Verdict:
         lines = trial.lines()
-        found = compare(self._lines, lines, ended=state.status.ended)
+        found = deviations(self._lines, lines, ended=state.status.ended)
         if not any(attempt.resumed_from for attempt in state.attempts[1:]):
             if found and found[0].index == 0 and found[0].of_progress and found[0].key:
                 words = "goes on without load_checkpoint(), so its earlier metrics are gone"
@@ -352,10 +352,10 @@ class Drill:
             return _Verdict(Verdict.EXACT)
         return self._explain(found, lines)
 
-    def _explain(self, found: Sequence[Difference], lines: Curves) -> _Verdict:
+    def _explain(self, found: Sequence[Deviation], lines: Curves) -> _Verdict:
         again = self._undisturbed_again()
-        noise = {(one.log, one.key): one for one in compare(self._lines, again, ended=True)}
-        real = [one for one in found if (one.log, one.key) not in noise]
+        noise = {(usual.log, usual.key): usual for usual in deviations(self._lines, again, ended=True)}
+        real = [deviation for deviation in found if (deviation.log, deviation.key) not in noise]
         if not real:
             both = noise[found[0].log, found[0].key]
             words = f"resumes; exactly or not cannot be told, as of two undisturbed runs too {both}"
@@ -365,7 +365,7 @@ class Drill:
             return _Verdict(Verdict.UNSURE, words)
         if real[0].over:
             return _Verdict(Verdict.OVER, f"starts over, though it loads a checkpoint: {real[0]}")
-        others = len({one.key for one in real}) - 1
+        others = len({deviation.key for deviation in real}) - 1
         more = f", and {others} more" if others else ""
         return _Verdict(Verdict.DIFFERS, f"resumes, but {real[0]}{more}")
 
@@ -374,6 +374,6 @@ def _more_in(trial: Trial) -> str:
     return f" (more in {os.path.relpath(trial.run.stderr)})"
 
 
-def _outcome(way: Way, error: Exception) -> Outcome:
+def _outcome(way: _Way, error: Exception) -> WayOutcome:
     verdict = error.verdict if isinstance(error, _Verdict) else Verdict.STUCK
-    return Outcome(way.name, way.title, verdict, str(error))
+    return WayOutcome(way.name, way.title, verdict, str(error))

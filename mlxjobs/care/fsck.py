@@ -27,7 +27,7 @@ _CHECKS: tuple[Callable[[Known], Iterator[Finding]], ...] = (
 )
 
 
-def check(logs: Path, log_ids: Sequence[int] | None = None, *, fix: bool = False) -> Iterator[Finding]:
+def check_logs(logs: Path, log_ids: Sequence[int] | None = None, *, fix: bool = False) -> Iterator[Finding]:
     """Look at runs, one after the other.
 
     States that are out of date are recorded, with `fix` or without, as `mlxjobs ls` does.
@@ -66,19 +66,19 @@ def _findings(logs: Path, log_ids: Sequence[int] | None) -> Iterator[Finding]:
     whole = [run.log_id for run in runs if run.log_id in before and not lacks_events(run)]
     if log_ids is not None:
         whole += [log_id for log_id in log_ids if log_id not in before]  # which it says do not exist
-    seen = look_at_runs(logs, whole)
-    for one in seen:
-        yield from _check_state(one, before.get(one.run.log_id))
+    known = look_at_runs(logs, whole)
+    for seen in known:
+        yield from _check_state(seen, before.get(seen.run.log_id))
     for run in runs:
         if run.log_id in before:
             for finding in _check_run(run):
                 finding.run = run.log_id
                 yield finding
-    yield from check_jobs(logs, seen, alone=log_ids is not None)
+    yield from check_jobs(logs, known, alone=log_ids is not None)
     if log_ids is None:
-        yield from check_marks(logs, seen)
+        yield from check_marks(logs, known)
         yield from check_links(logs)
-        yield from check_snapshots(seen)
+        yield from check_snapshots(known)
 
 
 def _status(run: Run) -> RunStatus | None:
@@ -88,12 +88,12 @@ def _status(run: Run) -> RunStatus | None:
         return None
 
 
-def _check_state(one: Seen, before: RunStatus | None) -> Iterator[Finding]:
-    run, now = one.run, one.state
+def _check_state(seen: Seen, before: RunStatus | None) -> Iterator[Finding]:
+    run, now = seen.run, seen.state
     if not now.sequence:
         return  # told with the event that is damaged
-    if one.doubt:
-        yield Finding(run.metadata, f"is {now.status}, {one.doubt}", run=run.log_id)
+    if seen.doubt:
+        yield Finding(run.metadata, f"is {now.status}, {seen.doubt}", run=run.log_id)
     elif before is not None and now.status is not before:
         what = f"was {before}, and is {now.status}: {now.reason}"
         yield Finding(run.metadata, what, "record it", None, run.log_id, mended=True)
@@ -111,9 +111,9 @@ def _check_run(run: Run) -> Iterator[Finding]:
     yield from check_history(known)
     state = known.state
     known.settled = state is not None and (state.status.ended if state.sequence else idle)
-    for one in _CHECKS:
+    for check in _CHECKS:
         try:
-            yield from one(known)
+            yield from check(known)
         except Exception as error:  # noqa: BLE001 - damaged files hold anything; the other checks go on
             yield Finding(run.path, f"could not be checked in full: {type(error).__name__}: {error}")
 

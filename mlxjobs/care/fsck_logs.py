@@ -31,35 +31,35 @@ def _broken(logs: Path) -> list[Path]:
     return [link for link in links if link.is_symlink() and not link.exists()]
 
 
-def check_marks(logs: Path, seen: Sequence[Seen]) -> Iterator[Finding]:
+def check_marks(logs: Path, runs: Sequence[Seen]) -> Iterator[Finding]:
     """Compare the marks of runs that wait for room in the queue with the runs."""
     marked = set(waiting_in(logs))
-    there = {one.run.log_id: one for one in seen}
+    known = {seen.run.log_id: seen for seen in runs}
     for log_id in sorted(marked):
-        one = there.get(log_id)
-        if one is None and (logs / str(log_id)).exists():
+        seen = known.get(log_id)
+        if seen is None and (logs / str(log_id)).exists():
             continue  # it was not looked at
-        if one is None or (one.state.sequence and one.state.status is not RunStatus.WAITING):
+        if seen is None or (seen.state.sequence and seen.state.status is not RunStatus.WAITING):
             mark = waiting_folder(logs) / str(log_id)
             yield Finding(mark, "marks a run that does not wait", "remove the mark", mark.unlink, log_id)
-    for log_id, one in there.items():
-        if one.state.status is RunStatus.WAITING and log_id not in marked:
+    for log_id, seen in known.items():
+        if seen.state.status is RunStatus.WAITING and log_id not in marked:
             what = "waits for room in the queue, and is not marked so"
-            yield Finding(one.run.path, what, "mark it", partial(one.run.mark_waiting, True), log_id)
+            yield Finding(seen.run.path, what, "mark it", partial(seen.run.mark_waiting, True), log_id)
 
 
-def check_jobs(logs: Path, seen: Sequence[Seen], *, alone: bool) -> Iterator[Finding]:
+def check_jobs(logs: Path, runs: Sequence[Seen], *, alone: bool) -> Iterator[Finding]:
     """Look for jobs that belong to no run, or that their run knows nothing of.
 
     Only where the scheduler lists jobs with their scripts.
 
     Args:
         logs: the log directory.
-        seen: the runs.
+        runs: the runs.
         alone: these are not all runs, so missing ones are not looked for.
     """
-    named = [one for one in seen if one.state.scheduler.get("class") and one.not_imported is None]
-    for path in sorted({one.state.scheduler["class"] for one in named}):
+    named = [seen for seen in runs if seen.state.scheduler.get("class") and seen.not_imported is None]
+    for path in sorted({seen.state.scheduler["class"] for seen in named}):
         try:
             cluster = Cluster(path)
             command = cluster.scheduler.find_command()
@@ -67,13 +67,13 @@ def check_jobs(logs: Path, seen: Sequence[Seen], *, alone: bool) -> Iterator[Fin
                 continue
             result = shell.run(command, timeout_s=_ANSWER_S)
             if result.code == 0 and result.out.strip():
-                yield from _jobs(logs, cluster, result.out, seen, alone=alone)
+                yield from _jobs(logs, cluster, result.out, runs, alone=alone)
         except (MLXJobsError, ValueError) as error:
             yield Finding(logs, f"jobs without runs were not looked for: {error}")
 
 
-def _jobs(logs: Path, cluster: Cluster, out: str, seen: Sequence[Seen], *, alone: bool) -> Iterator[Finding]:
-    own = {one.run.log_id: one.state.known_jobs for one in seen}
+def _jobs(logs: Path, cluster: Cluster, out: str, runs: Sequence[Seen], *, alone: bool) -> Iterator[Finding]:
+    own = {seen.run.log_id: seen.state.known_jobs for seen in runs}
     there = {int(path.name) for path in logs.iterdir() if path.name.isdecimal()}
     gone = set() if alone else set(range(1, min(max(there, default=0), _MOST) + 1)) - there
     strange: dict[str, tuple[Path, int | None]] = {}
@@ -86,9 +86,9 @@ def _jobs(logs: Path, cluster: Cluster, out: str, seen: Sequence[Seen], *, alone
         strange[job_id] = link, None
     for job_id, status in cluster.status(list(strange)).items():
         if job_id in strange and not status.state.ended:
-            path, one = strange[job_id]
-            what = "knows nothing of it" if one in own else "is gone"
-            yield Finding(path, f"is of job {job_id} of {cluster.name}, whose run {what}: cancel it", run=one)
+            path, run = strange[job_id]
+            what = "knows nothing of it" if run in own else "is gone"
+            yield Finding(path, f"is of job {job_id} of {cluster.name}, whose run {what}: cancel it", run=run)
 
 
 def _tasks(logs: Path, cluster: Cluster, out: str) -> Iterator[tuple[str, Path]]:
@@ -101,18 +101,18 @@ def _tasks(logs: Path, cluster: Cluster, out: str) -> Iterator[tuple[str, Path]]
             yield jobs[int(link.name) - 1], link
 
 
-def check_snapshots(seen: Sequence[Seen]) -> Iterator[Finding]:
+def check_snapshots(runs: Sequence[Seen]) -> Iterator[Finding]:
     """Look at the frozen code of runs, and for halves of it that killed launches left."""
     used: dict[Path, list[Seen]] = {}
     repos: dict[Path, str] = {}
-    for one in seen:
-        facts = one.state.facts.get("version_manager")
-        if isinstance(facts, dict) and facts.get("snapshot") and not one.run.stranger:
+    for seen in runs:
+        facts = seen.state.facts.get("version_manager")
+        if isinstance(facts, dict) and facts.get("snapshot") and not seen.run.stranger:
             root = Path(str(facts["snapshot"]))
-            used.setdefault(root, []).append(one)
+            used.setdefault(root, []).append(seen)
             repos[root] = str(facts.get("repo_path") or "")
     for root, users in used.items():
-        waits = [one.run.log_id for one in users if not one.state.status.ended]
+        waits = [seen.run.log_id for seen in users if not seen.state.status.ended]
         if not root.is_dir():
             if waits:
                 yield Finding(root, f"is the code of run {waits[0]}, and is gone", run=waits[0])

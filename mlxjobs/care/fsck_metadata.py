@@ -164,9 +164,9 @@ def _check_copy(run: Run, name: str) -> Iterator[Finding]:
     if not copy.exists() or not path.exists() or _unreadable(path) is not None:
         return
     content, size = read_plain(str(path)), path.stat().st_size
-    found: Any = read_copy(str(copy), path.stat().st_mtime_ns, size)
-    if found != content:
-        what = "is older than the YAML file" if found is None else "is not what the YAML file says"
+    copied: Any = read_copy(str(copy), path.stat().st_mtime_ns, size)
+    if copied != content:
+        what = "is older than the YAML file" if copied is None else "is not what the YAML file says"
         mend = f"write it anew from {name}.yaml"
         yield Finding(copy, what, mend, lambda: run.copy_json(name, content, size))
 
@@ -178,9 +178,9 @@ def check_leftovers(known: Known) -> Iterator[Finding]:
     run = known.run
     for folder in (run.metadata, run.metrics, run.artifacts):
         for parent, names, files in os.walk(folder):
-            found = [name for name in (*names, *files) if _LEFT.fullmatch(name)]
-            names[:] = [name for name in names if name not in found and not parent.endswith(_SINCE)]
-            for name in sorted(found):
+            left = [name for name in (*names, *files) if _LEFT.fullmatch(name)]
+            names[:] = [name for name in names if name not in left and not parent.endswith(_SINCE)]
+            for name in sorted(left):
                 yield _leftover(run, Path(parent, name))
 
 

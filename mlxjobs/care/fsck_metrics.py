@@ -34,7 +34,7 @@ class _Log:
     Attributes:
         path: the file.
         types: key -> type of its values.
-        bad: numbers of lines that are no JSON objects, from 1.
+        bad: numbers of lines that are not JSON objects, from 1.
         torn: its last line has no end; whether what is there is a whole object.
         lines: step and hash of each line, if all have a step.
     """
@@ -66,7 +66,7 @@ def _read(path: Path) -> _Log:
             _note_types(row, log.types)
             keys = tuple(key for key in _STEPS if key in row) if keys is None else keys
             step: tuple[Any, ...] = tuple(row.get(key) for key in keys)
-            if step and all(type(one) is int for one in step):
+            if step and all(type(count) is int for count in step):
                 log.lines.append((step, hash(line.strip())))
             else:
                 keys, log.lines = (), []
@@ -103,7 +103,8 @@ def check_metrics(known: Known) -> Iterator[Finding]:
     for log in logs:
         if log.bad:
             shown = ", ".join(map(str, log.bad[:_SHOWN])) + (" ..." if log.bad[_SHOWN:] else "")
-            yield Finding(log.path, f"{len(log.bad)} of its lines are no JSON and not shown: {shown}")
+            are = "is" if len(log.bad) == 1 else "are"
+            yield Finding(log.path, f"{len(log.bad)} of its lines {are} not JSON and not shown: {shown}")
         if log.torn and known.settled:
             yield _torn(log)
         if known.by_mlxp:
@@ -114,19 +115,19 @@ def check_metrics(known: Known) -> Iterator[Finding]:
 
 def _check_seals(known: Known) -> Iterator[Finding]:
     """The end of an attempt recorded the checksums; they hold until one begins, or takes lines back."""
-    found: Any = {}
+    recorded: Any = {}
     rewinds = rewind.rewinds_so_far(known.run.metrics)
     for event in known.events:
         if event.get("event") == "started":
-            found = {}
+            recorded = {}
         elif event.get("event") == "ended" and event.get("rewinds", rewinds) == rewinds:
-            found = event.get("metrics") or found
-    yield from _compare(found, known.run.metrics)
+            recorded = event.get("metrics") or recorded
+    yield from _compare(recorded, known.run.metrics)
 
 
-def _compare(found: Any, folder: Path) -> Iterator[Finding]:
-    for name, pair in found.items() if isinstance(found, dict) else ():
-        if not (isinstance(pair, list) and [type(one) for one in pair[:2]] == [int, int]):
+def _compare(recorded: Any, folder: Path) -> Iterator[Finding]:
+    for name, pair in recorded.items() if isinstance(recorded, dict) else ():
+        if not (isinstance(pair, list) and [type(number) for number in pair[:2]] == [int, int]):
             continue  # a later version's
         size, crc = pair[:2]
         path = folder / f"{name}.json"
@@ -187,7 +188,7 @@ def _repeated(lines: list[tuple[tuple[int, ...], int]]) -> tuple[set[int], list[
     """Return the lines (from 0) that come again alike, and the steps that come again with other values.
 
     Where the step goes back, a run was started again. Several lines of a step one after the other
-    are no repetition.
+    are not a repetition.
     """
     places: dict[tuple[int, ...], list[list[int]]] = {}
     before: tuple[int, ...] = ()
@@ -215,7 +216,7 @@ def _repeated(lines: list[tuple[tuple[int, ...], int]]) -> tuple[set[int], list[
 
 def _counted(run: Path) -> bool:
     """Whether a checkpoint remembers how long the metrics files were."""
-    return any(one.record for folder in checkpoints.folders(run) for one in checkpoints.find(folder))
+    return any(saved.record for folder in checkpoints.folders(run) for saved in checkpoints.find(folder))
 
 
 def _take_out(path: Path, numbers: set[int]) -> None:
@@ -233,7 +234,7 @@ def _take_out(path: Path, numbers: set[int]) -> None:
 # -- keys -----------------------------------------------------------------------------------------
 
 
-def _check_keys(known: Known, found: dict[str, dict[str, str]]) -> Iterator[Finding]:
+def _check_keys(known: Known, logged: dict[str, dict[str, str]]) -> Iterator[Finding]:
     folder = known.run.metrics / ".keys"
     registered: dict[str, set[str]] = {}
     for path in sorted(folder.glob("*.yaml")) if folder.is_dir() else ():
@@ -244,7 +245,7 @@ def _check_keys(known: Known, found: dict[str, dict[str, str]]) -> Iterator[Find
             def renew(path: Path = path) -> None:
                 copy_aside(known.run.path, path)
                 path.unlink()
-                _register(known, found)
+                _register(known, logged)
 
             yield Finding(path, problem, mend, renew)
             return
@@ -252,12 +253,12 @@ def _check_keys(known: Known, found: dict[str, dict[str, str]]) -> Iterator[Find
             registered.setdefault(name, set()).update(inner)
     lacking = {
         name: {key: kind for key, kind in types.items() if key not in registered.get(name, ())}
-        for name, types in found.items()
+        for name, types in logged.items()
     }
     lacking = {name: types for name, types in lacking.items() if types}
     if lacking:
-        texts = [f"{name}.{key}" for name, types in lacking.items() for key in types]
-        shown = ", ".join(texts[:_SHOWN]) + (" ..." if texts[_SHOWN:] else "")
+        names = [f"{name}.{key}" for name, types in lacking.items() for key in types]
+        shown = ", ".join(names[:_SHOWN]) + (" ..." if names[_SHOWN:] else "")
         what = f"lacks {shown}" if folder.is_dir() else "is missing"
         yield Finding(folder, what, "add the keys that the metrics have", lambda: _register(known, lacking))
 
@@ -305,15 +306,15 @@ def check_checkpoints(known: Known) -> Iterator[Finding]:
     run = known.run.path
     for folder in checkpoints.folders(run)[:-1]:
         good, bad = [], []
-        for one in checkpoints.find(folder):
-            problem = one.problem or _damage(one.path)
+        for saved in checkpoints.find(folder):
+            problem = saved.problem or _damage(saved.path)
             if problem is None:
-                good.append(one)
-            elif one.path.exists():  # else a newer one has taken its place
-                bad.append((one.path, problem))
+                good.append(saved)
+            elif saved.path.exists():  # else a newer one has taken its place
+                bad.append((saved.path, problem))
         for path, problem in bad:
             what = f"is damaged: {problem.rpartition('cannot be read: ')[2]}"
-            if known.settled and any(one.record for one in good):
+            if known.settled and any(saved.record for saved in good):
                 yield Finding(path, what, f"move it to {DAMAGED}", partial(move_aside, run, path))
             else:
                 yield Finding(path, f"{what}; no other can be loaded" if not good else what)

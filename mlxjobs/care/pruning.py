@@ -61,24 +61,24 @@ class Pruning:
         return next((reason for reason in reasons if reason), None)
 
     def _needed_by(self, snapshot: Snapshot, logs: Path) -> str | None:
-        seen = self._look(logs)
-        if isinstance(seen, str):
-            return seen
-        for one in seen:
-            if not one.state.sequence:
-                return f"run {one.run.log_id} of {logs} cannot be read: {one.doubt}"
-        using = [one for one in seen if _uses(one, snapshot)]
-        for one in using:
-            status = one.state.status
+        runs = self._look(logs)
+        if isinstance(runs, str):
+            return runs
+        for seen in runs:
+            if not seen.state.sequence:
+                return f"run {seen.run.log_id} of {logs} cannot be read: {seen.doubt}"
+        using = [seen for seen in runs if _uses(seen, snapshot)]
+        for seen in using:
+            status = seen.state.status
             if not status.ended:
-                return f"run {one.run.log_id} of {logs} is {status}{' (?)' if one.doubt else ''}"
-        for one in using:
+                return f"run {seen.run.log_id} of {logs} is {status}{' (?)' if seen.doubt else ''}"
+        for seen in using:
             try:
-                since = self._now - one.run.history_dir.stat().st_mtime  # its last event is its end
+                since = self._now - seen.run.history_dir.stat().st_mtime  # its last event is its end
             except OSError as error:
-                return f"run {one.run.log_id} of {logs} cannot be read: {error}"
+                return f"run {seen.run.log_id} of {logs} cannot be read: {error}"
             if since < self._keep_s:
-                return f"run {one.run.log_id} of {logs} ended {age(since)} ago"
+                return f"run {seen.run.log_id} of {logs} ended {age(since)} ago"
         return None
 
     def _look(self, logs: Path) -> list[Seen] | str:
@@ -90,12 +90,12 @@ class Pruning:
         try:
             if not logs.exists():  # it was removed, else `_unknown` has said so
                 return []
-            seen = look_at_runs(logs)
-            known = {one.run.log_id for one in seen}
-            for run in runs_in(logs):  # what is no run yet may become one
+            runs = look_at_runs(logs)
+            known = {seen.run.log_id for seen in runs}
+            for run in runs_in(logs):  # what is not a run yet may become one
                 if run.log_id not in known and self._now - run.path.stat().st_mtime < _LAUNCHING_S:
                     return f"run {run.log_id} of {logs} is being made"
-            return seen
+            return runs
         except (MLXJobsError, OSError) as error:
             return f"the runs of {logs} cannot be asked: {error}"
 
@@ -132,7 +132,7 @@ class Pruning:
 
         Args:
             snapshot: the snapshot.
-            known: all that were found; another one may be of the same commit, with other links or elsewhere.
+            known: all that were found; another may be of the same commit, with other links or elsewhere.
 
         Raises:
             SnapshotError: git gives no answer, or cannot put back what a launch needs at this moment.
@@ -141,11 +141,11 @@ class Pruning:
         if snapshot.exists or not snapshot.marks or self.why_kept(snapshot) is not None:
             return
         for place in asked(snapshot, self._logs):
-            seen = self._look(place)
-            if isinstance(seen, str) or any(_uses(one, snapshot) for one in seen):
+            runs = self._look(place)
+            if isinstance(runs, str) or any(_uses(seen, snapshot) for seen in runs):
                 return
         commit = root.name.partition("-")[0]
-        folders = {one.root.parent for one in known}
+        folders = {other.root.parent for other in known}
         # another user's mark names what it likes
         for repo in {mark.repo for mark in snapshot.marks if mark.owner == os.geteuid()}:
             if repo.is_dir() and not _is_used(commit, snapshot, folders):
@@ -169,8 +169,8 @@ def _unknown(mark: Mark) -> str | None:
     return f"{mark.logs}, whose runs use it, {why}; if it is gone for good, remove {mark.path}"
 
 
-def _uses(one: Seen, snapshot: Snapshot) -> bool:
-    code = code_of(one.state.facts)
+def _uses(seen: Seen, snapshot: Snapshot) -> bool:
+    code = code_of(seen.state.facts)
     return code is not None and real(code.root) == real(snapshot.root)
 
 
@@ -210,8 +210,8 @@ def _refused(root: Path, error: OSError) -> SnapshotError:
 
 def _beside(root: Path) -> list[Path]:
     """What belongs to a snapshot and lies beside it, besides the marks."""
-    found = root.parent.glob(f".{root.name}.*")
-    return [path for path in found if not (MARK.fullmatch(path.name) or _IN_HAND.search(path.name))]
+    paths = root.parent.glob(f".{root.name}.*")
+    return [path for path in paths if not (MARK.fullmatch(path.name) or _IN_HAND.search(path.name))]
 
 
 def _move(paths: Iterable[Path], folder: Path) -> None:

@@ -22,7 +22,7 @@ from mlxjobs.logger.metrics import last_lines
 from mlxjobs.record.history import RunState, RunStatus
 from mlxjobs.record.run import Run, runs_in
 from mlxjobs.system import shell
-from mlxjobs.system.console import note
+from mlxjobs.system.console import counted, note
 
 _SUBMIT_S = 300.0
 _POLL_S, _LOOK_S, _NEWS_S = 0.1, 2.0, 15.0
@@ -190,17 +190,17 @@ class Trial:
 
     def _tell(self, state: RunState, saved: int) -> None:
         at = progress(last_lines(self.run.metrics).values())
-        words = [str(state.status), f"{saved} checkpoints", *([at] if at else [])]
+        words = [str(state.status), counted(saved, "checkpoint"), *([at] if at else [])]
         note(f"{self.folder.name}: {', '.join(words)}")
 
     def end(self, *, wait: bool = True) -> None:
         """End its jobs, if there are any; wait until they are gone."""
         with suppress(RunError):  # it was not submitted
-            seen = look_at_runs(self.folder)
-            for outcome in cancel_runs(seen):
+            runs = look_at_runs(self.folder)
+            for outcome in cancel_runs(runs):
                 if isinstance(outcome, MLXJobsError):
                     note(str(outcome))
-            jobs = [one.state.job_id for one in seen if one.state.job_id is not None]
+            jobs = [seen.state.job_id for seen in runs if seen.state.job_id is not None]
             with suppress(SchedulerError):
                 while wait and jobs and _are_left(self.cluster, jobs):
                     time.sleep(_POLL_S)

@@ -29,11 +29,11 @@ def drill(
     """
     from mlxjobs.care.drill import HINTS, Drill, is_exact
 
-    one = Drill(
+    drill = Drill(
         command, logs,
         scheduler=scheduler or None, checkpoints=checkpoints, patience_s=timeout * 60, ways=way or (),
     )  # fmt: skip
-    outcomes = one.run()
+    outcomes = drill.run()
     exact = is_exact(outcomes)
     if as_json:
         for outcome in outcomes:
@@ -47,9 +47,9 @@ def drill(
             if verdict in HINTS:
                 say(f"\n{verdict.value}? {HINTS[verdict]}")
     if exact and not keep:
-        one.remove()
+        drill.remove()
     else:
-        note(f"the runs are kept in {one.folder}; remove it when you have looked")
+        note(f"the runs are kept in {drill.folder}; remove it when you have looked")
     if not exact:
         raise SystemExit(1)
 
@@ -66,10 +66,10 @@ def fsck(
 
     Ends with 0 if nothing is wrong, or all of it was mended; with 1 if something is left.
     """
-    from mlxjobs.care.fsck import check
+    from mlxjobs.care.fsck import check_logs
 
     found = left = 0
-    for finding in check(logs, numbers(runs) if runs else None, fix=fix):
+    for finding in check_logs(logs, numbers(runs) if runs else None, fix=fix):
         found += 1
         left += not finding.mended
         say(json.dumps(finding.as_json()) if as_json else finding.line(logs, fix=fix))

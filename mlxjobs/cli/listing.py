@@ -20,7 +20,7 @@ from mlxjobs.reader.reader import Reader, UncertainRunWarning
 # column -> values
 Table = dict[str, list[Any]]
 
-FORMATS = ("csv", "parquet", "json")
+_FORMATS = ("csv", "parquet", "json")
 
 
 class _TrustingReader(Reader):
@@ -64,7 +64,7 @@ def list_runs(reader: Reader, query: str, *, sort: str | None, columns: Sequence
     return {key: _nones(rows.shown(key)) for key in wanted}
 
 
-def all_fields(reader: Reader, query: str) -> Table:
+def _all_fields(reader: Reader, query: str) -> Table:
     """Return all fields of the runs that match; of series the last value."""
     rows: DataFrame = reader.filter(query)
     table: Table = {}
@@ -80,7 +80,7 @@ def _nones(values: Sequence[Any]) -> list[Any]:
     return [None if value is ABSENT else value for value in values]
 
 
-def export(reader: Reader, query: str, series: str | None, form: str, target: str) -> int:
+def write_runs(reader: Reader, query: str, series: str | None, form: str, target: str) -> int:
     """Write the runs that match, or one of their series, to a file; returns the number of rows.
 
     Args:
@@ -93,9 +93,9 @@ def export(reader: Reader, query: str, series: str | None, form: str, target: st
     Raises:
         MLXJobsError: the query is wrong, the file cannot be written, or a package is missing.
     """
-    if form not in FORMATS:
-        raise InvalidKeyError(f"{form!r} is none of {', '.join(FORMATS)}")
-    table = all_fields(reader, query) if series is None else dict(_arrays(reader, query, series))
+    if form not in _FORMATS:
+        raise InvalidKeyError(f"{form!r} is none of {', '.join(_FORMATS)}")
+    table = _all_fields(reader, query) if series is None else dict(_arrays(reader, query, series))
     try:
         {"csv": _csv, "json": _json, "parquet": _parquet}[form](table, target)
     except BrokenPipeError:  # whoever read it has seen enough
@@ -132,7 +132,7 @@ def _csv(table: Table, target: str) -> None:
 def _json(table: Table, target: str) -> None:
     with _opened(target) as stream:
         for row in zip(*table.values(), strict=True):
-            # NaN and infinities as texts, as in the metrics files
+            # NaN and infinities as strings, as in the metrics files
             line = json_object(dict(zip(table, row, strict=True)))
             # a terminal need not be UTF-8
             stream.write(json.dumps(line, ensure_ascii=target == "-") + "\n")
@@ -151,6 +151,6 @@ def _parquet(table: Table, target: str) -> None:
             columns[key] = pyarrow.array(values)
         # values of several types, or as large as no column holds
         except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError):
-            texts = [None if value is None else json.dumps(value) for value in values]
-            columns[key] = pyarrow.array(texts)
+            strings = [None if value is None else json.dumps(value) for value in values]
+            columns[key] = pyarrow.array(strings)
     pyarrow.parquet.write_table(pyarrow.table(columns), sys.stdout.buffer if target == "-" else target)

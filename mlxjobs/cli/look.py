@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mlxjobs.cli.options import Logs
-from mlxjobs.system.console import note, say
+from mlxjobs.system.console import counted, note, say
 
 # what a query has and the name of a folder has not
 _QUERY = re.compile(r"[=<>~&|`\s]|^(config|info|guard)\.")
@@ -60,7 +60,10 @@ def _note_others(logs: Path) -> None:
     infos = [run.metadata / "info.yaml" for run in runs_in(logs) if not run.history_dir.is_dir()]
     if count := sum(info.is_file() for info in infos):
         again = f"mlxjobs ls 'info.log_id > 0' --logs {logs}"
-        note(f"{count} runs of MLXP are not shown, as they have no history to check: {again}")
+        runs = "1 run of MLXP is not shown, as it has"
+        if count > 1:
+            runs = f"{count} runs of MLXP are not shown, as they have"
+        note(f"{runs} no history to check: {again}")
 
 
 def _ls_query(logs: Path, query: str, sort: str, columns: str, *, as_json: bool) -> None:
@@ -93,6 +96,6 @@ def export(
     if len(targets) != 1:
         raise typer.BadParameter("give one of --csv FILE, --parquet FILE, --json FILE")
     ((form, target),) = targets.items()
-    count = listing.export(listing.trusting_reader(logs), query, metrics or None, form, target)
+    count = listing.write_runs(listing.trusting_reader(logs), query, metrics or None, form, target)
     if target != "-":
-        say(f"{count} rows in {target}")
+        say(f"{counted(count, 'row')} in {target}")

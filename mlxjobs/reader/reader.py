@@ -21,6 +21,7 @@ from mlxjobs.reader.pandas_frames import import_pandas
 from mlxjobs.reader.rows import DataDict
 from mlxjobs.reader.series import Long, add_series, superseded
 from mlxjobs.reader.table import RunTable
+from mlxjobs.system.console import counted
 
 if TYPE_CHECKING:
     import pandas
@@ -118,7 +119,7 @@ class Reader:
             return self._sync(again=False)  # a run was removed at this moment
         self._doubts = {run.run.log_id: run.doubt for run in seen if run.doubt}
         if self._doubts:
-            message = f"{_runs(len(self._doubts))} may not be as recorded: {_listed(self._doubts)}"
+            message = f"{counted(len(self._doubts), 'run')} may not be as recorded: {_listed(self._doubts)}"
             warnings.warn(message, UncertainRunWarning, stacklevel=3)
         return self._index.recheck(runs)
 
@@ -127,7 +128,9 @@ class Reader:
         news = {log_id: why for log_id, why in runs.problems.items() if log_id not in self._told}
         self._told.update(news)
         if news:
-            message = f"{len(news)} of {len(runs) + len(news)} runs cannot be read: {_listed(news)}"
+            message = (
+                f"{len(news)} of {counted(len(runs) + len(news), 'run')} cannot be read: {_listed(news)}"
+            )
             warnings.warn(message, UnreadableRunWarning, stacklevel=3)
 
     def refresh(self) -> Reader:
@@ -277,10 +280,6 @@ class Reader:
         _tell(f"there are lines in {log_name}.json that are not JSON, and left out", bad)
 
 
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count} runs"
-
-
 def _listed(reasons: Mapping[int, str]) -> str:
     shown = "; ".join(f"run {log_id}: {why}" for log_id, why in list(reasons.items())[:_SHOWN])
     return shown + (f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else "")
@@ -290,7 +289,9 @@ def _tell(what: str, log_ids: list[int]) -> None:
     if log_ids:
         more = " ..." if len(log_ids) > _SHOWN else ""
         shown = ", ".join(map(str, log_ids[:_SHOWN]))
-        warnings.warn(f"{what}, in {_runs(len(log_ids))}: {shown}{more}", UnreadableRunWarning, stacklevel=4)
+        warnings.warn(
+            f"{what}, in {counted(len(log_ids), 'run')}: {shown}{more}", UnreadableRunWarning, stacklevel=4
+        )
 
 
 def _converted(columns: dict[str, Any], result_format: str) -> Any:

@@ -40,6 +40,11 @@ def note(message: str) -> None:
         print(f"mlxjobs: {message}", file=sys.stderr, flush=True)  # noqa: T201
 
 
+def counted(count: int, noun: str) -> str:
+    """Return `1 run`, or `2 runs`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def is_terminal() -> bool:
     """Whether somebody is there to answer a question."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from mlxjobs.care.fsck import check
+from mlxjobs.care.fsck import check_logs
 from mlxjobs.cli.app import app
 from mlxjobs.cli.tables import list_rows
 from mlxjobs.errors import MLXJobsError
@@ -125,7 +125,7 @@ def damage(text: bytes, kind: str, offset: int, bit: int) -> bytes:
 
 
 def try_all(logs: Path, tmp_path: Path, *, told: bool) -> None:
-    assert [one.what for one in check(logs)] == []
+    assert [finding.what for finding in check_logs(logs)] == []
     before = shown(logs, tmp_path / "cache")
     for name in files_of(logs):
         path = logs / name
@@ -136,7 +136,7 @@ def try_all(logs: Path, tmp_path: Path, *, told: bool) -> None:
             path.write_bytes(new)
             os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # a disk tells nobody
             where = f"{name}: {kind} at {offset}, bit {bit}: {new[max(0, offset - 40) : offset + 40]!r}"
-            findings = list(check(logs))
+            findings = list(check_logs(logs))
             now = shown(logs, tmp_path / "cache")
             assert not [one.what for one in findings if "could not be checked" in one.what], where
             if told and now != before:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.care.curves import compare
-from mlxjobs.care.drill import Outcome, Verdict, is_exact
+from mlxjobs.care.curves import deviations
+from mlxjobs.care.drill import Verdict, WayOutcome, is_exact
 from tests.project import Project, await_value
 
 MAIN = """
@@ -268,7 +268,7 @@ def test_ctrl_c_ends_all_jobs(drilled: Project) -> None:
     ],
 )
 def test_what_is_exact(seen: list[Verdict], exact: bool) -> None:
-    assert is_exact([Outcome("kill", "killed in a step", verdict, "") for verdict in seen]) is exact
+    assert is_exact([WayOutcome("kill", "killed in a step", verdict, "") for verdict in seen]) is exact
 
 
 ROWS = [{"epoch": epoch, "loss": 1 / (epoch + 1)} for epoch in range(4)]
@@ -289,10 +289,10 @@ ROWS = [{"epoch": epoch, "loss": 1 / (epoch + 1)} for epoch in range(4)]
     ],
 )  # fmt: skip
 def test_what_differs_first(found: list[dict[str, float]], words: list[str]) -> None:
-    differences = compare({"train": list(ROWS)}, {"train": list(found)}, ended=True)
+    differences = deviations({"train": list(ROWS)}, {"train": list(found)}, ended=True)
     assert [str(one) for one in differences][: len(words) or None] == words
 
 
 def test_lines_that_are_yet_to_come_are_no_difference() -> None:
-    assert compare({"train": list(ROWS)}, {"train": list(ROWS[:2])}, ended=False) == []
-    assert compare({"train": list(ROWS)}, {}, ended=False) == []
+    assert deviations({"train": list(ROWS)}, {"train": list(ROWS[:2])}, ended=False) == []
+    assert deviations({"train": list(ROWS)}, {}, ended=False) == []

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from mlxjobs.care.fsck import check
+from mlxjobs.care.fsck import check_logs
 from mlxjobs.cli.app import app
 from mlxjobs.jobs.hand_in import end_attempt
 from mlxjobs.jobs.look import look_at_runs
@@ -48,7 +48,7 @@ def run(finished: Path, tmp_path: Path) -> Run:
 
 def found(logs: Path, *, fix: bool = False) -> dict[str, str]:
     """What is wrong: path below the log directory -> what."""
-    return {str(one.path.relative_to(logs)): one.what for one in check(logs, fix=fix)}
+    return {str(finding.path.relative_to(logs)): finding.what for finding in check_logs(logs, fix=fix)}
 
 
 def fsck(logs: Path, *arguments: str) -> tuple[int, str]:
@@ -135,7 +135,9 @@ def test_metrics_that_were_added_afterwards_are_no_damage(run: Run) -> None:
 def test_a_line_that_is_no_json_is_told_with_its_number(run: Run) -> None:
     with (run.metrics / "train.json").open("ab") as file:
         file.write(b'nonsense\n{"loss": 1.0, "epoch": 9}\n')
-    assert found(run.path.parent)["1/metrics/train.json"].endswith("no JSON and not shown: 4")
+    assert found(run.path.parent)["1/metrics/train.json"].endswith(
+        "1 of its lines is not JSON and not shown: 4"
+    )
 
 
 @pytest.mark.parametrize("generation", ["mlxp-0.1", "mlxp-1.0"])
@@ -421,7 +423,7 @@ def test_a_half_snapshot_is_removed_and_a_missing_one_told(tmp_path: Path) -> No
     half = root.with_name(f".{root.name}.{os.uname().nodename}.{2**22 + 1}.0123abcd.tmp")
     half.mkdir()
     (root / "main.py").unlink()
-    findings = list(check(project.logs, fix=True))
+    findings = list(check_logs(project.logs, fix=True))
     assert [(one.path, one.mended) for one in findings] == [(root, False), (half, True)]
     assert "lacks files of its commit: main.py" in findings[0].what
     assert not half.exists()
@@ -495,11 +497,11 @@ def test_killed_at_any_moment_it_goes_on_when_it_is_started_again(
         shutil.copytree(damaged, logs)
         killing["left"] = count
         try:
-            list(check(logs, fix=True))
+            list(check_logs(logs, fix=True))
         except Killed:
             killing["left"] = 10**9
             make_old(mlxp)
-            list(check(logs, fix=True))
+            list(check_logs(logs, fix=True))
             finished = False
         else:
             finished = True
@@ -511,7 +513,7 @@ def test_killed_at_any_moment_it_goes_on_when_it_is_started_again(
         )
         assert (mlxp / "metrics/.superseded/repeated/train.json").read_text() == line % 0 + line % 1, count
         make_old(mlxp)
-        assert [one.what for one in check(logs) if ".tmp" not in one.path.name] == [], count
+        assert [one.what for one in check_logs(logs) if ".tmp" not in one.path.name] == [], count
         kept = (run.path / ".damaged/artifacts/Checkpoint/last_ckpt.pkl").read_bytes()
         assert kept.endswith(b"xyz"), count
         if finished:
