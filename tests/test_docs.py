@@ -1,4 +1,4 @@
-"""What the documentation says is there: links, tests, settings and their defaults, modules."""
+"""What the documentation says is there: links, tests, commands, settings and their defaults, rooms."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from mlxjobs.cli.app import app
 from mlxjobs.config.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CHANGELOG.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "schedulers" / "README.md",
-    *DOCS.glob("*.md"),
-]
+PAGES = [*ROOT.glob("*.md"), ROOT / "schedulers" / "README.md", *DOCS.glob("*.md")]
 
 
 def anchors(page: Path) -> set[str]:
@@ -50,6 +48,18 @@ def test_the_tests_that_are_named_exist() -> None:
         if not path.exists() or (test and f"def {test}(" not in path.read_text()):
             missing.append(f"{file}::{test}")
     assert missing == []
+
+
+def test_the_commands_that_are_named_exist_and_all_are_named() -> None:
+    # `mlxjobs ls`, or a line of a block that begins with it
+    named = {
+        word
+        for page in PAGES
+        for word in re.findall(r"(?:`|^ *|\$ )mlxjobs ([a-z-]+)", page.read_text(), re.M)
+    }
+    command = get_command(app)
+    assert isinstance(command, TyperGroup)
+    assert named == set(command.commands)
 
 
 def test_every_setting_is_explained_and_its_default_is_right() -> None:
