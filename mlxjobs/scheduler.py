@@ -149,7 +149,7 @@ class Scheduler(ABC):
         return None
 
     def requeue_exit_code(self) -> int:
-        """Return the exit code of an attempt that leaves to come back: never 0, it is no success."""
+        """Return the exit code of an attempt that leaves to come back: never 0, which would be a success."""
         return EX_TEMPFAIL
 
     def requeue_command(self, job_id: str) -> list[str] | None:
@@ -231,8 +231,8 @@ class Scheduler(ABC):
 
     def parse_found_array(self, output: str, script: Path, tasks: int) -> list[str]:
         """Return the ids of the jobs of the array that was made of this script; [] if there is none."""
-        found = self.parse_found(output, script)
-        return self.task_ids(found[-1], tasks) if found else []
+        arrays = self.parse_found(output, script)
+        return self.task_ids(arrays[-1], tasks) if arrays else []
 
     def max_array_command(self) -> list[str] | None:
         """Return a command that tells how large an array may be; None: there is none."""
@@ -406,7 +406,7 @@ class Job:
         cleanup_lines: the user's lines that clean the environment.
         env_lines: the user's lines that make the program's environment.
         tasks: for an array, how many jobs it makes, numbered from 1; `stdout` and `stderr` then hold
-            `TASK` where the number belongs. 0: it is no array.
+            `TASK` where the number belongs. 0: it is not an array.
         ranks_per_node: how many times to start the command on each of its nodes. 0: as the scheduler does.
     """
 
@@ -431,7 +431,9 @@ def _check_option(line: str) -> None:
     except ValueError as error:
         raise InvalidConfigFileError(f"scheduler.option_cmd: {line!r}: {error}") from error
     if not words or not words[0].startswith("-"):
-        raise InvalidConfigFileError(f"scheduler.option_cmd: {line!r} is no option: it begins with no '-'")
+        raise InvalidConfigFileError(
+            f"scheduler.option_cmd: {line!r} is not an option: it does not begin with '-'"
+        )
     more = [word for word in words[1:] if re.match(r"--?[A-Za-z]", word)]
     if more:
         raise InvalidConfigFileError(

@@ -95,7 +95,7 @@ class LSFScheduler(Scheduler):
         if not job.tasks:
             return lines
         indices = self.array_option(job.tasks).split()[-1]
-        return [re.sub(r"^(\S+ -J)\s+(\S+)$", rf'\1 "\2{indices}"', each) for each in lines[:-1]]
+        return [re.sub(r"^(\S+ -J)\s+(\S+)$", rf'\1 "\2{indices}"', line) for line in lines[:-1]]
 
     def array_option(self, tasks: int) -> str:
         """bsub(1), -J."""
@@ -158,7 +158,7 @@ class LSFScheduler(Scheduler):
 
     def parse_history(self, output: str) -> dict[str, JobStatus]:
         """A job's end is a sentence; one that is not there has not ended."""
-        found = {}
+        jobs = {}
         for block in re.split(r"^Job <(?=\d)", output, flags=re.MULTILINE)[1:]:
             # of a job that was requeued the last end counts
             ends = re.findall(
@@ -169,8 +169,8 @@ class LSFScheduler(Scheduler):
             words, code = ends[-1]
             term = re.findall(r"\bTERM_[A-Z_]+", block)
             record = {"STAT": "DONE" if words.startswith("Done") else "EXIT", "EXIT_CODE": code}
-            found[block.partition(">")[0]] = _status({**record, "EXIT_REASON": (term or [""])[-1]}, None)
-        return found
+            jobs[block.partition(">")[0]] = _status({**record, "EXIT_REASON": (term or [""])[-1]}, None)
+        return jobs
 
     def cancel_command(self, job_ids: Sequence[str]) -> list[str]:
         """bkill(1)."""
@@ -226,8 +226,10 @@ def _records(output: str) -> list[dict[str, str]]:
     records = data.get("RECORDS") if isinstance(data, dict) else None
     if not isinstance(records, list):
         raise ValueError("bjobs gave JSON without RECORDS")
-    named = [{key: str(value) for key, value in one.items()} for one in records if isinstance(one, dict)]
-    return [one for one in named if one.get("STAT") and re.fullmatch(r"[0-9]+", one.get("JOBID", ""))]
+    named = [
+        {key: str(value) for key, value in record.items()} for record in records if isinstance(record, dict)
+    ]
+    return [job for job in named if job.get("STAT") and re.fullmatch(r"[0-9]+", job.get("JOBID", ""))]
 
 
 def _id(record: Mapping[str, str]) -> str:

@@ -100,8 +100,8 @@ class MWMScheduler(Scheduler):
 
     def parse_found(self, output: str, script: Path) -> list[str]:
         """Jobs whose CmdFile is this script."""
-        found = [job["JobID"] for job in _jobs(output) if job.get("CmdFile") == str(script)]
-        return sorted(found, key=lambda job_id: int(job_id.rpartition(".")[2]))
+        job_ids = [job["JobID"] for job in _jobs(output) if job.get("CmdFile") == str(script)]
+        return sorted(job_ids, key=lambda job_id: int(job_id.rpartition(".")[2]))
 
     def status_command(self, job_ids: Sequence[str]) -> list[str]:
         """showq tells of all jobs of the user."""

@@ -113,10 +113,10 @@ class OARScheduler(Scheduler):
 
     def parse_array(self, output: str, tasks: int) -> list[str]:
         """One line `OAR_JOB_ID=7` a task, in their order (measured)."""
-        found = re.findall(r"^OAR_JOB_ID=(\d+)$", output, re.MULTILINE)
-        if len(found) != tasks:
+        job_ids = re.findall(r"^OAR_JOB_ID=(\d+)$", output, re.MULTILINE)
+        if len(job_ids) != tasks:
             raise ValueError(output)
-        return found
+        return job_ids
 
     def may_have_submitted(self, words: str) -> bool:
         """With its server down oarsub says `Job is killed`, and the job runs later (measured)."""
@@ -128,8 +128,8 @@ class OARScheduler(Scheduler):
 
     def parse_found(self, output: str, script: Path) -> list[str]:
         """Jobs whose command is this script."""
-        found = (job_id for job_id, job in _jobs(output).items() if job["command"] == _word(script))
-        return sorted(found, key=int)
+        job_ids = (job_id for job_id, job in _jobs(output).items() if job["command"] == _word(script))
+        return sorted(job_ids, key=int)
 
     def parse_found_array(self, output: str, script: Path, tasks: int) -> list[str]:
         """The jobs of the newest array: those that have ended are not listed, and ids follow one another."""
@@ -193,7 +193,7 @@ class OARScheduler(Scheduler):
 def _word(script: Path) -> str:
     """Write a path for two shells, the one that scans the script and the one that runs it.
 
-    oarsub takes what stands before the first space for the script, so quotes alone are no help.
+    oarsub takes what stands before the first space for the script, so quotes alone do not help.
     """
     if _PLAIN.fullmatch(str(script)):
         return str(script)
@@ -223,7 +223,7 @@ def _jobs(output: str) -> dict[str, dict[str, Any]]:
     if not isinstance(jobs, dict) or not all(
         isinstance(job, dict) and "command" in job for job in jobs.values()
     ):
-        raise ValueError("oarstat gave JSON that is no list of jobs")
+        raise ValueError("oarstat gave JSON that is not a list of jobs")
     return jobs
 
 

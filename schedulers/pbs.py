@@ -107,12 +107,12 @@ class PBSScheduler(Scheduler):
 
     def parse_found(self, output: str, script: Path) -> list[str]:
         """What qsub was given is kept, and a script is its last argument (qsub(1B), OPERANDS)."""
-        found = [
+        job_ids = [
             job_id
             for job_id, job in _jobs(output).items()
             if f" {job.get('Submit_arguments', job.get('submit_args', ''))}".endswith(f" {script}")
         ]
-        return sorted(found, key=lambda job_id: int(re.match(r"\d*", job_id)[0] or 0))  # type: ignore[index]
+        return sorted(job_ids, key=lambda job_id: int(re.match(r"\d*", job_id)[0] or 0))  # type: ignore[index]
 
     def max_array_command(self) -> list[str]:
         """qstat(1B), -B -f."""
@@ -170,12 +170,12 @@ def _jobs(output: str) -> dict[str, dict[str, str]]:
         data = ET.fromstring(output[start : output.rfind(">") + 1])  # noqa: S314 - of the site's own server
     except ET.ParseError as error:
         raise ValueError(f"qstat gave broken XML: {error}") from error
-    found = {}
-    for one in data.findall("Job"):
-        job = {each.tag: each.text or "" for each in one if not len(each)}
-        job |= {f"{group.tag}.{each.tag}": each.text or "" for group in one if len(group) for each in group}
-        found[job.get("Job_Id", "")] = job
-    return {job_id: job for job_id, job in found.items() if job_id and job.get("job_state")}
+    jobs = {}
+    for element in data.findall("Job"):
+        job = {part.tag: part.text or "" for part in element if not len(part)}
+        job |= {f"{part.tag}.{item.tag}": item.text or "" for part in element for item in part}
+        jobs[job.get("Job_Id", "")] = job
+    return {job_id: job for job_id, job in jobs.items() if job_id and job.get("job_state")}
 
 
 def _plain_jobs(output: str) -> dict[str, dict[str, str]]:

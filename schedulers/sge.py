@@ -12,7 +12,7 @@ from mlxjobs.scheduler import Fate, Here, Job, JobState, JobStatus, Scheduler, e
 
 # `-o` takes `host:path,host:path`, drops quotes, and replaces $ (qsub(1)): neither can be escaped
 _PLAIN = re.compile(r"[A-Za-z0-9_./+@=-]+")
-# qdel fails if one of many jobs has just ended; that is no failure
+# qdel fails if one of many jobs has just ended; that is not a failure
 _QDEL = """said=$(qdel "$@" 2>&1) && exit
 ! printf '%s\\n' "$said" | grep -vE 'does not exist|has registered|has deleted' >&2"""
 # qacct takes one job only, and fails for one that it does not know, as while that waits
@@ -82,10 +82,10 @@ class SGEScheduler(Scheduler):
 
     def parse_submission(self, output: str) -> str:
         """`7`, of an array `7.1-3:1`; what a site's job verifier says comes before."""
-        found = re.findall(r"^(\d+)(?:\.\d+-\d+:\d+)?$", output, re.MULTILINE)
-        if not found:
+        job_ids = re.findall(r"^(\d+)(?:\.\d+-\d+:\d+)?$", output, re.MULTILINE)
+        if not job_ids:
             raise ValueError(output)
-        return str(found[-1])
+        return str(job_ids[-1])
 
     def task_ids(self, array_id: str, tasks: int) -> list[str]:
         """`7.1`, as qdel and qmod take them."""
@@ -129,7 +129,7 @@ class SGEScheduler(Scheduler):
 
     def parse_status(self, output: str) -> dict[str, JobStatus]:
         """Jobs that have ended are not there."""
-        found = {}
+        answers = {}
         try:
             jobs = ElementTree.fromstring(output).iter("job_list")  # noqa: S314 - qstat's own words
         except ElementTree.ParseError as error:
@@ -137,8 +137,10 @@ class SGEScheduler(Scheduler):
         for job in jobs:
             task = job.findtext("tasks")
             job_id = job.findtext("JB_job_number", "") + (f".{task}" if task else "")
-            found[job_id] = _status(job_id, job.findtext("state", ""), job.findtext("JB_submission_time", ""))
-        return found
+            answers[job_id] = _status(
+                job_id, job.findtext("state", ""), job.findtext("JB_submission_time", "")
+            )
+        return answers
 
     def history_command(self, job_ids: Sequence[str]) -> list[str]:
         """qacct(1); without a task it tells of all those of an array."""
@@ -146,14 +148,14 @@ class SGEScheduler(Scheduler):
 
     def parse_history(self, output: str) -> dict[str, JobStatus]:
         """A job has a record for each time that it ran: the last one counts."""
-        found = {}
+        answers = {}
         for part in re.split(r"^=+$", output, flags=re.MULTILINE)[1:]:
             pairs = (line.split(None, 1) for line in part.splitlines())
             record = {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
             task = record.get("taskid", "undefined")
             job_id = record.get("jobnumber", "") + ("" if task == "undefined" else f".{task}")
-            found[job_id] = _ended(job_id, record)
-        return found
+            answers[job_id] = _ended(job_id, record)
+        return answers
 
     def cancel_command(self, job_ids: Sequence[str]) -> list[str]:
         """qdel(1)."""

@@ -154,20 +154,20 @@ class SLURMScheduler(Scheduler):
 
     def parse_status(self, output: str) -> dict[str, JobStatus]:
         """One line a job."""
-        found = {}
+        jobs = {}
         for line in output.splitlines():
             cells = [cell.strip() for cell in line.split(_SEPARATOR)]
             if len(cells) < 6:
                 continue
             job_id, word, reason, restarts, submitted, code = cells[:6]
-            found[job_id] = JobStatus(
+            jobs[job_id] = JobStatus(
                 _state(word),
                 word,
                 (_exit(code) if word == "FAILED" else "") or ("" if reason == "None" else reason),
                 int(restarts) if restarts.isdecimal() else None,
                 _time(submitted),
             )
-        return found
+        return jobs
 
     def history_command(self, job_ids: Sequence[str]) -> list[str]:
         """sacct(1); -S, because without it only today's jobs are shown. The steps know the memory used."""

@@ -67,7 +67,7 @@ def test_nobody_heard_the_answer(slurm_stub: Slurm, mode: str) -> None:
             ["mlxpy.scheduler.option_cmd=['']", "mlxpy.scheduler.shell_path=/no/bash"],
             ["'/no/bash' is no program"],
         ),
-        (["mlxpy.scheduler.option_cmd=[time]"], ["'time' is no option"]),
+        (["mlxpy.scheduler.option_cmd=[time]"], ["'time' is not an option"]),
         (["mlxpy.scheduler.shell_path=/tmp"], ["shell_path", "set it in configs/mlxpy.yaml"]),
         (["mlxpy.scheduler.name=LocalSheduler"], ["unknown scheduler", "did you mean LocalScheduler?"]),
         (["mlxpy.scheduler.name=mlxpy.SLURMSchedular"], ["did you mean SLURMScheduler?"]),

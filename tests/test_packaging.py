@@ -19,12 +19,12 @@ from mlxpy.data_structures.contrib.artifacts import NumpyArray
 from mlxjobs.cluster import registry
 known = registry.known()
 assert {"SLURMScheduler", "LocalScheduler"} <= set(known), known
-from mlxjobs.cluster.script import render
+from mlxjobs.cluster.script import render_script
 from mlxjobs.scheduler import Job
 run = pathlib.Path("/run")
 for path in known.values():
     job = Job("x-1", run / "script.sh", run / "out", run / "err", run, ["true"])
-    assert render(job, registry.load(path)).startswith("#!/bin/bash")
+    assert render_script(job, registry.load(path)).startswith("#!/bin/bash")
 """
 
 

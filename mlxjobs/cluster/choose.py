@@ -117,15 +117,15 @@ def _edited(text: str, node: Any, keys: Sequence[str], value: str) -> str | None
         return text + ("" if text.endswith("\n") or not text else line) + line.join(lines) + f" {value}{line}"
     if node.id != "mapping":
         return None
-    for key, found in node.value:
+    for key, child in node.value:
         if key.value != keys[0]:
             continue
-        start, end = found.start_mark.index, found.end_mark.index
+        start, end = child.start_mark.index, child.end_mark.index
         if start < key.end_mark.index:  # an alias: what it stands for is elsewhere
             return None
-        if len(keys) > 1 and found.id == "mapping":
-            return _edited(text, found, keys[1:], value)
-        if found.id != "scalar":
+        if len(keys) > 1 and child.id == "mapping":
+            return _edited(text, child, keys[1:], value)
+        if child.id != "scalar":
             return None
         if start < end:  # the value's anchor and tag stay
             start += len(re.match(r"(?:[&!]\S*\s+)*", text[start:end]).group())  # type: ignore[union-attr]  # it may be empty

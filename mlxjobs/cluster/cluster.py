@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from mlxjobs.cluster.registry import clean_environment, load
+from mlxjobs.cluster import registry
 from mlxjobs.errors import (
     InvalidSchedulerError,
     JobSubmissionError,
@@ -33,7 +33,7 @@ _MAX_ARRAY = 1000
 # how many ids one command is given: the kernel takes 128 KiB for an argument (execve(2))
 _PORTION = 1000
 
-T = TypeVar("T")
+_Ids = TypeVar("_Ids", str, list[str])  # of a job, or of the jobs of an array
 
 
 class Cluster:
@@ -45,7 +45,7 @@ class Cluster:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.scheduler = load(path)
+        self.scheduler = registry.load(path)
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ class Cluster:
             raise JobSubmissionError(f"{self.name} cannot submit a job that waits for another one")
 
         def found(output: str) -> str | None:
-            new = [one for one in self.scheduler.parse_found(output, script) if one not in known]
+            new = [job_id for job_id in self.scheduler.parse_found(output, script) if job_id not in known]
             return new[-1] if new else None
 
         return self._submit(command, self.scheduler.parse_submission, found)
@@ -130,13 +130,13 @@ class Cluster:
         return max(1, _MAX_ARRAY if limit is None else limit)
 
     def _submit(
-        self, command: Sequence[str], parse: Callable[[str], T], found: Callable[[str], T | None]
-    ) -> T:
+        self, command: Sequence[str], parse: Callable[[str], _Ids], found: Callable[[str], _Ids | None]
+    ) -> _Ids:
         try:
             result = shell.run(
                 command,
                 timeout_s=_SUBMIT_S,
-                env=clean_environment(os.environ, self.scheduler.environment),
+                env=registry.clean_environment(os.environ, self.scheduler.environment),
             )
         except shell.CommandTimeout as error:
             return self._look_for(found, str(error))
@@ -156,7 +156,7 @@ class Cluster:
         except SchedulerError as error:
             return self._look_for(found, f"{said}; {error}")
 
-    def _look_for(self, found: Callable[[str], T | None], words: str) -> T:
+    def _look_for(self, found: Callable[[str], _Ids | None], words: str) -> _Ids:
         """Find the job of a submission that failed and yet may have gone through."""
         command = self.scheduler.find_command()
         end, answered = time.monotonic() + _SEARCH_S, False

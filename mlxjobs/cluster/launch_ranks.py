@@ -20,8 +20,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
 
-from mlxjobs.cluster import ranks
-from mlxjobs.cluster.registry import load
+from mlxjobs.cluster import ranks, registry
 from mlxjobs.errors import MLXJobsError, SchedulerError
 from mlxjobs.scheduler import Scheduler
 from mlxjobs.system.console import note
@@ -101,7 +100,7 @@ class Group:
         process = subprocess.Popen(shell, stdin=subprocess.PIPE, text=True)
         self._shells.append(process)
         threading.Thread(target=lambda: self._ended.put((rank, process.wait())), daemon=True).start()
-        self._tell(process, rank_script(self._command, os.getcwd(), env))  # noqa: PTH109 - a str
+        self._tell(process, _rank_script(self._command, os.getcwd(), env))  # noqa: PTH109 - a str
 
     def _wait(self) -> int:
         """Wait for all ranks; for rank 0 alone once it has failed, and not long once another one has."""
@@ -150,7 +149,7 @@ class Group:
                 process.kill()
 
 
-def rank_script(command: Sequence[str], folder: str, env: Mapping[str, str]) -> str:
+def _rank_script(command: Sequence[str], folder: str, env: Mapping[str, str]) -> str:
     """Return what the shell beside a rank executes; by its input, as arguments are seen by all users."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in env.items() if name.isidentifier()]
     return _RANK.format(exports="\n".join(exports), folder=shlex.quote(folder), command=shlex.join(command))
@@ -160,7 +159,7 @@ def main(argv: Sequence[str]) -> int:
     """Do what the command line says, and return the exit code."""
     path, per_node, *command = argv
     try:
-        scheduler = load(path)
+        scheduler = registry.load(path)
         nodes = ranks.hosts(scheduler)
         if len(nodes) * int(per_node) == 1:
             os.execv(command[0], command)  # noqa: S606

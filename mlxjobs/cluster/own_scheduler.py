@@ -51,7 +51,7 @@ def _guarded(call: Callable[..., Any], contract: Callable[..., Any], what: str) 
         except Exception as error:
             raise SchedulerError(f"{what} failed: {words_of(error)}") from error
         if not _fits(value, kind):
-            raise SchedulerError(f"{what} returned {value!r}, which is no {_name(kind)}")
+            raise SchedulerError(f"{what} returned {value!r}, which is not of type {_name(kind)}")
         return value
 
     return guarded
@@ -69,7 +69,7 @@ def _fits(value: Any, kind: Any) -> bool:
     """Whether a value is of a type, as far as the contract's types go."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return any(_fits(value, one) for one in inner)
+        return any(_fits(value, kind) for kind in inner)
     if origin in (list, tuple):
         return isinstance(value, (list, tuple)) and all(_fits(item, inner[0]) for item in value)
     if origin is not None and issubclass(origin, Mapping):

@@ -13,7 +13,7 @@ from mlxjobs.errors import InvalidSchedulerError, MLXJobsError
 from mlxjobs.scheduler import Scheduler
 from mlxjobs.system import user_class
 
-GROUP = "mlxjobs.schedulers"
+_GROUP = "mlxjobs.schedulers"
 _SCHEDULER: type[Scheduler] = Scheduler  # type: ignore[type-abstract]  # to compare with
 
 
@@ -23,7 +23,9 @@ def known() -> dict[str, str]:
     from importlib.metadata import entry_points  # reads a file of every installed distribution
 
     # the last one of a name counts: nobody else's can take the name of one of ours
-    points = sorted(entry_points(group=GROUP), key=lambda one: (one.name, one.value.startswith("mlxjobs.")))
+    points = sorted(
+        entry_points(group=_GROUP), key=lambda point: (point.name, point.value.startswith("mlxjobs."))
+    )
     return {point.name: point.value for point in points}
 
 
@@ -65,7 +67,7 @@ def load(path: str) -> Scheduler:
         path: `module:Class` as `find` returns it, or `module:Class@folder` as `locate` does.
 
     Raises:
-        InvalidSchedulerError: it cannot be imported, or is no scheduler.
+        InvalidSchedulerError: it cannot be imported, or is not a scheduler.
     """
     where, _, folder = path.partition("@")
     scheduler, _ = user_class.make(

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 def job_name(stem: str, suffix: str) -> str:
-    """Return a name for a job that every queue takes: `main-5`."""
+    """Return a name for a job that any queue takes: `main-5`."""
     return f"{re.sub(r'[^A-Za-z0-9_.]+', '-', stem).strip('-') or 'run'}-{suffix}"
 
 
-def render(job: Job, scheduler: Scheduler) -> str:
+def render_script(job: Job, scheduler: Scheduler) -> str:
     """Return the script of a job.
 
     Args:
@@ -89,14 +89,14 @@ def _ours(name: str) -> Traversable:
 
 def _template_of(scheduler: Scheduler) -> Traversable:
     """Find a scheduler's template: beside the module of the class that names it, or among ours."""
-    owner = next(one for one in type(scheduler).__mro__ if "template" in vars(one))
+    owner = next(owner for owner in type(scheduler).__mro__ if "template" in vars(owner))
     module = getattr(sys.modules.get(owner.__module__), "__file__", None) or ""
     beside = Path(module).absolute().parent / scheduler.template
     if beside.is_file():
         return beside
     ours = _ours(scheduler.template)
     if not scheduler.template or not ours.is_file():
-        known = ", ".join(sorted(one.name for one in files("mlxjobs").joinpath("templates").iterdir()))
+        known = ", ".join(sorted(file.name for file in files("mlxjobs").joinpath("templates").iterdir()))
         raise InvalidSchedulerError(
             f"{owner.__module__}:{owner.__qualname__}: its template '{scheduler.template}' is neither in "
             f"{beside.parent} nor one of ours: {known}"

@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from submitit import JobEnvironment
 
-from mlxjobs.cluster import ranks
-from mlxjobs.cluster.registry import load
+from mlxjobs.cluster import ranks, registry
 from mlxjobs.errors import SchedulerError
 from mlxjobs.scheduler import Here, Scheduler
 
@@ -39,7 +38,7 @@ class MlxjobsJobEnvironment(JobEnvironment):
         return ranks.hosts(self._job()[0])
 
     def _job(self) -> tuple[Scheduler, Here]:
-        scheduler = load(os.environ[ranks.SCHEDULER])
+        scheduler = registry.load(os.environ[ranks.SCHEDULER])
         here = scheduler.here(os.environ)
         if here is None:
             raise SchedulerError(f"this process is in no job of {type(scheduler).__name__}'s any more")

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from mlxjobs.cluster.cluster import Cluster
-from mlxjobs.cluster.script import job_name, place_in, render
+from mlxjobs.cluster.script import job_name, place_in, render_script
 from mlxjobs.config.settings import SchedulerSettings, Settings, as_lines
 from mlxjobs.errors import (
     JobSubmissionError,
@@ -288,5 +288,5 @@ def _write_array(runs: Sequence[Run], cluster: Cluster, settings: SchedulerSetti
         shell_path=settings.shell_path,
         tasks=len(runs),
     )
-    replace_file(array.script, render(job, cluster.scheduler), mode=0o777)
+    replace_file(array.script, render_script(job, cluster.scheduler), mode=0o777)
     return array.script.absolute()

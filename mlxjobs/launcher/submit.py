@@ -13,7 +13,7 @@ from typing import Any
 
 from mlxjobs.cluster import registry
 from mlxjobs.cluster.cluster import Cluster
-from mlxjobs.cluster.script import job_name, render
+from mlxjobs.cluster.script import job_name, render_script
 from mlxjobs.code import flushing, provenance
 from mlxjobs.config import command_line, stored
 from mlxjobs.config.settings import Settings, as_lines
@@ -174,7 +174,7 @@ class Submission:
             env_lines=[*as_lines(settings.env_cmd), *self._python_path()],
             ranks_per_node=settings.ranks_per_node,
         )
-        return render(job, self._cluster.scheduler)
+        return render_script(job, self._cluster.scheduler)
 
     def _python_path(self) -> list[str]:
         """Return the line that has python look into the snapshot before it follows an editable install."""

@@ -116,17 +116,17 @@ def kill_matching(belongs: Callable[[int], bool]) -> int:
     (sudo). A pid may come to name another process at any time, hence pidfds, and the second question once
     the pidfd pins the process.
     """
-    found = 0
+    killed = 0
     fds: list[int] = []
     try:
         for pid in numbers_in(Path("/proc")):
             if belongs(pid):
-                found += 1
+                killed += 1
                 with suppress(ProcessLookupError):
                     fds.append(os.pidfd_open(pid))
                     if not (belongs(pid) and _kill(fds[-1])):
                         os.close(fds.pop())
-                        found -= 1
+                        killed -= 1
         until = time.monotonic() + PATIENCE_S
         for fd in fds:
             poll = select.poll()
@@ -135,7 +135,7 @@ def kill_matching(belongs: Callable[[int], bool]) -> int:
     finally:
         for fd in fds:
             os.close(fd)
-    return found
+    return killed
 
 
 def _kill(fd: int) -> bool:
@@ -217,8 +217,8 @@ class Queue:
 
     def scan(self) -> dict[int, JobRecord]:
         """Read all records, in the order in which the jobs wait."""
-        found = {number: job for number in self.numbers() if (job := self.read(number))}
-        return dict(sorted(found.items(), key=lambda item: (item[1].queued, item[0])))
+        jobs = {number: job for number in self.numbers() if (job := self.read(number))}
+        return dict(sorted(jobs.items(), key=lambda item: (item[1].queued, item[0])))
 
     def write(self, number: int, job: JobRecord) -> None:
         """Replace a job's record."""
@@ -370,8 +370,8 @@ def open_queue(environ: Mapping[str, str]) -> Queue:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise SchedulerError(f"{root} cannot be made: {error.strerror}; {_ELSEWHERE}") from error
-    for found in (root.lstat(), root.stat()):  # a link's own mode says nothing
-        if found.st_uid != os.geteuid():
+    for status in (root.lstat(), root.stat()):  # a link's own mode says nothing
+        if status.st_uid != os.geteuid():
             raise SchedulerError(f"{root} belongs to another user; set MLXJOBS_LOCAL_DIR")
     if root.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise SchedulerError(f"others may write to {root}: look for planted jobs, then chmod 700 {root}")

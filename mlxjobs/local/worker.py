@@ -121,7 +121,7 @@ class _Supervisor:
 
     @contextmanager
     def listen(self) -> Iterator[socket.socket]:
-        """Take requests; those that come too late find nobody, and are obeyed by who sent them."""
+        """Take requests; one that comes too late finds nobody, and is obeyed by the process that sent it."""
         directory = self.queue.directory(self.number)
         (directory / "control").unlink(missing_ok=True)
         with new_socket() as control:
@@ -206,7 +206,7 @@ class _Supervisor:
         with connection:
             connection.settimeout(1.0)
             words: list[str] = []
-            with suppress(OSError):  # who asks was killed before it could
+            with suppress(OSError):  # the process that asks was killed before it could
                 words = connection.recv(4096).decode().split()
             if words:
                 answer = self.obey(*words)

@@ -53,7 +53,7 @@ def test_a_choice_is_kept_and_the_command_goes_on(project: Project) -> None:
     child.expect("[0-9]  LocalScheduler +this machine alone")
     child.expect(PROMPT)
     child.sendline("Local")
-    child.expect(PROMPT)  # what is no answer is asked again
+    child.expect(PROMPT)  # what is not an answer is asked again
     child.sendline("LocalScheduler")
     child.expect(f"LocalScheduler is set in {path}")
     code, out = closing(child)

@@ -274,7 +274,7 @@ def test_the_other_templates_are_ours_or_absolute(project: Project, tmp_path: Pa
     other = tmp_path / "absolute.sh"
     other.write_text("#!/bin/bash\necho absolute\n")
     for number, (template, words) in enumerate({"slurm.sh": "srun", str(other): "echo absolute"}.items(), 1):
-        # a file of that name in the project is no reason to take it: the class that names it lies elsewhere
+        # a file of that name in the project is not taken: the class that names it lies elsewhere
         (project.folder / "job.sh").write_text("#!/bin/bash\nexit 9\n")
         (project.folder / "mine.py").write_text(f"{LOCAL}    template = {template!r}\n")
         project.submit("mlxpy.scheduler.name=mine.Mine")
@@ -333,7 +333,10 @@ WRONG = [
     ),
     (WHOLE.replace('["echo", "7"]', "['echo', script]"), ["submit_command returned ['echo', PosixPath("]),
     (WHOLE.replace('job_ids): return ["true"]', "job_ids): pass"), ["Mine.status_command returned None"]),
-    (WHOLE.replace("return []", "return ''"), ["mine:Mine.options returned '', which is no list[str]"]),
+    (
+        WHOLE.replace("return []", "return ''"),
+        ["mine:Mine.options returned '', which is not of type list[str]"],
+    ),
     (
         WHOLE.replace("return []", "return job.x"),
         ["mine:Mine.options failed: {file}, line 6: AttributeError: "],
@@ -378,7 +381,10 @@ def test_an_answer_that_is_not_understood_is_a_doubt(project: Project) -> None:
     project.submit("mlxpy.scheduler.name=mine.Mine")
     done = project.mlxjobs("ls")
     assert "SUBMITTED?" in done.stdout
-    assert "mine:Mine.parse_status returned {'7': 'running'}, which is no dict[str, JobStatus]" in done.stderr
+    assert (
+        "mine:Mine.parse_status returned {'7': 'running'}, which is not of type dict[str, JobStatus]"
+        in done.stderr
+    )
 
 
 def test_an_installed_package_offers_one_by_an_entry_point(project: Project, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mlxjobs.cluster import registry
-from mlxjobs.cluster.script import place_in, render
+from mlxjobs.cluster.script import place_in, render_script
 from mlxjobs.config.command_line import quote_value
 from mlxjobs.config.settings import Settings
 from mlxjobs.errors import InvalidConfigFileError
@@ -141,7 +141,7 @@ def test_the_command_gets_its_arguments_whatever_they_are(name: str, tmp_path: P
         work_dir=tmp_path,
         command=["printf", "%s\\0", *words],
     )
-    script.write_text(render(job, registry.load(registry.known()[name])))
+    script.write_text(render_script(job, registry.load(registry.known()[name])))
     done = subprocess.run(["bash", str(script)], check=True, capture_output=True, text=True)
     said = done.stdout or job.stdout.read_text()  # where the script opens its files itself
     assert said.split("\0")[:-1] == words
@@ -152,7 +152,7 @@ def test_the_command_gets_its_arguments_whatever_they_are(name: str, tmp_path: P
     [
         (["--time=1 --mem=2G"], r"holds several options.*\['--time=1', '--mem=2G'\]"),
         (["-n 4 -t 5"], r"\['-n 4', '-t 5'\]"),
-        (["time=1"], "begins with no '-'"),
+        (["time=1"], "does not begin with '-'"),
         (["--comment='a"], "No closing quotation"),
     ],
 )
@@ -160,7 +160,7 @@ def test_an_option_that_cannot_be_meant_is_an_error(lines: list[str], words: str
     run = Path("/r")
     job = Job("x-1", run / "s", run / "o", run / "e", run, ["true"], option_lines=lines)
     with pytest.raises(InvalidConfigFileError, match=words):
-        render(job, registry.load(registry.known()["SLURMScheduler"]))
+        render_script(job, registry.load(registry.known()["SLURMScheduler"]))
 
 
 @pytest.mark.parametrize("folder", ["/a/b", "/it's $HOME #1 `id`\n/logs", "/a 'b\nc' d"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.cluster.script import render
+from mlxjobs.cluster.script import render_script
 from mlxjobs.record.history import RunState, RunStatus
 from mlxjobs.scheduler import TASK, Job, JobState
 from mlxjobs.schedulers.sge import SGEScheduler
@@ -247,7 +247,7 @@ def array_of(project: SgeProject, tasks: int) -> Path:
         (folder / str(number)).symlink_to(run)
     out = folder / TASK
     job = Job("sweep", folder / "script.sh", out / "log.stdout", out / "log.stderr", folder, [], tasks=tasks)
-    job.script.write_text(render(job, scheduler))
+    job.script.write_text(render_script(job, scheduler))
     subprocess.run(["chown", "-hR", USER, str(project.folder)], check=True)
     return job.script
 
@@ -292,7 +292,7 @@ def test_a_task_of_an_array_preempts_alone(remote: SgeProject) -> None:
         (folder / str(number)).symlink_to(remote.at(number).path)
     out = folder / TASK
     job = Job("sweep", folder / "script.sh", out / "log.stdout", out / "log.stderr", folder, [], tasks=2)
-    job.script.write_text(render(job, scheduler))
+    job.script.write_text(render_script(job, scheduler))
     ids = scheduler.parse_array(remote.command(*scheduler.submit_command(job.script)).stdout, 2)
     for number in (1, 2):
         remote.await_epoch(2, number)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxjobs.cluster import registry
-from mlxjobs.cluster.script import render
+from mlxjobs.cluster.script import render_script
 from mlxjobs.scheduler import TASK, Fate, Here, Job, JobState, JobStatus, Scheduler, in_zone
 from tests.schedulers.example import RUN, job
 from tests.schedulers.recordings import folders, recordings
@@ -64,7 +64,7 @@ def test_a_script_is_one_that_bash_reads_and_its_options_come_first(name: str, t
     if tasks and not scheduler.array_variable:
         return
     one = array(tasks) if tasks else job()
-    script = render(one, scheduler)
+    script = render_script(one, scheduler)
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     options = scheduler.directives(one)
     assert script.splitlines()[1 : 1 + len(options)] == options
@@ -110,8 +110,8 @@ def test_a_folder_of_any_name_is_named_right_or_not_at_all(name: str, folder: st
     assert not any("\n" in line for line in lines)
     if not scheduler.names(one.stdout):
         assert not any("log.stdout" in line for line in lines)
-        assert "exec >>" in render(one, scheduler)
-    subprocess.run(["bash", "-n"], input=render(one, scheduler), text=True, check=True)
+        assert "exec >>" in render_script(one, scheduler)
+    subprocess.run(["bash", "-n"], input=render_script(one, scheduler), text=True, check=True)
     for command in (scheduler.submit_command(one.script), scheduler.resubmit_command(one.script, "7")):
         if command is None or command[:2] != ["/bin/sh", "-c"]:
             continue

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.cluster.script import render
+from mlxjobs.cluster.script import render_script
 from mlxjobs.scheduler import TASK, Fate, Here, JobState, JobStatus
 from mlxjobs.schedulers.sge import SGEScheduler
 from tests.schedulers.example import job
@@ -59,7 +59,7 @@ def test_a_path_that_qsub_would_read_otherwise_is_left_to_the_script(path: str) 
 def test_the_script_of_an_array() -> None:
     out = Path("/home/ada/array") / TASK
     one = job(script=out.parent / "script.sh", stdout=out / "log.stdout", stderr=out / "log.stderr", tasks=3)
-    lines = render(one, sge).splitlines()
+    lines = render_script(one, sge).splitlines()
     assert "#$ -o /home/ada/array/$TASK_ID/log.stdout" in lines
     assert "#$ -t 1-3" in lines
     assert 'run=/home/ada/array/"$SGE_TASK_ID"' in lines

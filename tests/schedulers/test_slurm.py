@@ -50,7 +50,7 @@ def test_the_users_line_wins_over_ours_of_the_same_option(line: str, option: str
     [
         ("--time=1 --mem=2G", "['--time=1', '--mem=2G']"),
         ("-p low -N 2", "['-p low', '-N 2']"),
-        ("time=1", "is no option"),
+        ("time=1", "is not an option"),
         ("--comment='x", "No closing quotation"),
     ],
 )
