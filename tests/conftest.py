@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.clusters.fixtures import (
     cluster_python,
@@ -19,6 +20,7 @@ from tests.clusters.fixtures import (
     torch_python,
     user_dir,
 )
+from tests.guards import Guards, leave_job
 from tests.project import Project
 from tests.slurm_stub import Slurm
 
@@ -36,15 +38,45 @@ __all__ = [
 ]
 
 
+# a slow machine is no fault of the code: how long an example takes, or to make one, fails no test
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
+
+_guards = Guards()
+leave_job()
+
+
+def pytest_unconfigure() -> None:
+    _guards.remove()
+
+
+@pytest.fixture(autouse=True)
+def _no_scheduler_of_the_machine() -> Iterator[None]:
+    """Fail a test that asks a scheduler which the tests did not start, even if its code hides the answer."""
+    yield
+    assert _guards.calls() == []
+
+
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give each file to one process, and all files of the clusters to the same: they share them."""
+    """Give each file to one process, and all of a cluster to the same: its tests share it.
+
+    Slurm takes as long as the other two together.
+    """
     from xdist.scheduler import LoadFileScheduling
 
     scheduling = LoadFileScheduling(config, log)
     name = scheduling._split_scope
-    scheduling._split_scope = lambda test: "clusters" if test.startswith("tests/clusters/") else name(test)
+    scheduling._split_scope = lambda test: _cluster_of(test) or name(test)
     return scheduling
+
+
+def _cluster_of(test: str) -> str | None:
+    """The cluster that a test needs, by its name."""
+    if not test.startswith("tests/clusters/"):
+        return None
+    others = ("/test_oar_", "/test_sge_", "[oar")
+    return "OAR and Grid Engine" if any(other in test for other in others) else "Slurm"
 
 
 @pytest.fixture

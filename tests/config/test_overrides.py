@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxjobs.config import stored
@@ -206,7 +206,6 @@ configurations = st.dictionaries(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(configurations)
 def test_any_configuration_survives_being_stored(config: dict[Any, Any]) -> None:
     composed = Composed(config, {"job": config}, ["a=1"])

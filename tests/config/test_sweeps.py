@@ -165,7 +165,7 @@ OTHERS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(
     swept=st.lists(
         st.tuples(st.sampled_from(KEYS), st.lists(SCALARS, min_size=1, max_size=3)), min_size=1, max_size=2

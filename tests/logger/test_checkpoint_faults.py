@@ -242,7 +242,7 @@ def test_a_checkpoint_cut_anywhere_falls_back_to_the_one_before(tmp_path: Path) 
             assert_falls_back(path, length)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_any_damage_falls_back_to_the_one_before(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -488,7 +488,7 @@ def kept_artifacts(run: Path) -> dict[str, str]:
     return {name: text for name, text in inside.items() if not name.startswith(".superseded/")}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     plan=PLANS,
     kills=st.lists(

@@ -51,7 +51,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ACTIONS)
 def test_after_any_changes_the_index_says_what_the_runs_say(actions: list[tuple[str, int, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:

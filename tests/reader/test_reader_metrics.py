@@ -182,7 +182,7 @@ VALUES = (
 LINES = st.lists(st.dictionaries(st.sampled_from("xyz"), VALUES, max_size=3), max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LINES, st.integers(1, 40), st.sampled_from(["\n", ""]))
 def test_any_lines_in_any_chunks_are_read_as_json_reads_them(
     lines: list[dict[str, Any]], chunk: int, end: str

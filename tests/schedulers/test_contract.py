@@ -205,7 +205,7 @@ def _parsers(scheduler: Scheduler) -> dict[str, Callable[[str], object]]:
 
 
 @each
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_whatever_a_command_prints_is_an_answer_or_a_value_error(name: str, data: st.DataObject) -> None:
     scheduler = SCHEDULERS[name]
