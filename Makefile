@@ -7,10 +7,10 @@ SOAK_RUNS ?= 200
 SOAK_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak damage lint type fmt golden bench build check clean
+.PHONY: help setup demo test test-clusters soak damage lint type fmt golden bench build check clean
 
 help:  ## show this help
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 setup: $(STAMP)  ## make the virtual environment
 
@@ -21,9 +21,13 @@ $(STAMP): pyproject.toml
 demo: setup  ## show the main job: a sweep, a preemption, a resumption
 	@$(BIN)/python examples/demo.py
 
-# The clusters keep one process waiting while the other runs the rest.
-test: setup  ## run all tests (as root: on a real Slurm, OAR and Grid Engine too, which are installed and started)
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+
+test: setup  ## run the tests, in ten minutes (as root: the main job on a real Slurm too, which is installed)
+	$(PYTEST) -m "short or not (slurm or oar or sge)"
+
+test-clusters: setup  ## run all tests on a real Slurm, OAR and Grid Engine, which are installed and started (root)
+	$(PYTEST) tests/clusters
 
 soak: setup  ## 200 runs on a real Slurm that is tormented for ten minutes (root); SOAK_RUNS=20 SOAK_SECONDS=60 SOAK_SEED=1
 	$(BIN)/python -m tests.soak --runs $(SOAK_RUNS) --seconds $(SOAK_SECONDS) $(SOAK_SEED:%=--seed %)
@@ -52,7 +56,7 @@ bench: setup  ## measure, and print the tables of docs/performance.md
 build: setup  ## build sdist and wheel into dist/
 	$(BIN)/python -m build
 
-check: test lint type  ## what CI runs
+check: test test-clusters lint type  ## what CI runs
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
-from typing import ClassVar, Generic
+from typing import Any, ClassVar, Generic
 
 from tests.clusters.fixtures import Cluster
 from tests.clusters.machine import USER, account
@@ -63,3 +64,13 @@ class UserProject(Project, Generic[Cluster]):
     def await_job(self, job: str, *states: str) -> None:
         """Wait until a job is in one of these states, in the scheduler's words."""
         self.cluster.wait_for(lambda: self.cluster.job_states([job]).get(job), 90, until=states.__contains__)
+
+
+def warn(project: UserProject[Any], number: signal.Signals = signal.SIGUSR2) -> None:
+    """Warn the task itself, as Slurm's node does when nobody can reach the controller any more."""
+    found = subprocess.run(
+        ["pgrep", "-f", str(project.folder / "main.py")], capture_output=True, text=True, check=True
+    )
+    for pid in found.stdout.split():
+        os.kill(int(pid), number)
+    project.await_warning()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.fixtures import small_slurm
+from tests.clusters.on_slurm import ClusterProject
 from tests.clusters.slurm import SlurmCluster
-from tests.clusters.test_runs import ClusterProject
 from tests.project import await_value
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]

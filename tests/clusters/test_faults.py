@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mlxjobs.record.history import RunStatus
 from tests.clusters.fixtures import small_slurm
 from tests.clusters.machine import children
-from tests.clusters.oar import OarCluster
-from tests.clusters.project import UserProject
-from tests.clusters.sge import SgeCluster
+from tests.clusters.on_slurm import ClusterProject, assert_whole, running_commands
+from tests.clusters.project import warn
 from tests.clusters.slurm import SlurmCluster
-from tests.clusters.test_oar_runs import OarProject
-from tests.clusters.test_oar_runs import assert_whole as oar_is_whole
-from tests.clusters.test_runs import ClusterProject, assert_whole, running_commands
-from tests.clusters.test_sge_runs import SgeProject
-from tests.clusters.test_sge_runs import assert_whole as sge_is_whole
 from tests.project import await_value
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
 
 
 @pytest.fixture
@@ -36,16 +28,6 @@ def remote(slurm: SlurmCluster, cluster_python: Path, user_dir: Path) -> Iterato
     project = ClusterProject(slurm, cluster_python, user_dir)
     yield project
     project.let_pass(10**6)
-
-
-def warn(project: UserProject[Any], number: signal.Signals = signal.SIGUSR2) -> None:
-    """Warn the task itself, as Slurm's node does when nobody can reach the controller any more."""
-    found = subprocess.run(
-        ["pgrep", "-f", str(project.folder / "main.py")], capture_output=True, text=True, check=True
-    )
-    for pid in found.stdout.split():
-        os.kill(int(pid), number)
-    project.await_warning()
 
 
 def kill_controller(cluster: SlurmCluster, job: str | None = None) -> None:
@@ -65,7 +47,6 @@ def kill_controller(cluster: SlurmCluster, job: str | None = None) -> None:
 # --- during submission
 
 
-@pytest.mark.slurm
 def test_the_controller_is_killed_during_a_submission(remote: ClusterProject) -> None:
     remote.cluster.pause_controller()
     with ThreadPoolExecutor(1) as pool:
@@ -89,7 +70,6 @@ def test_the_controller_is_killed_during_a_submission(remote: ClusterProject) ->
 # --- while the job runs, and wants to come back
 
 
-@pytest.mark.slurm
 def test_a_warned_job_goes_on_until_the_controller_is_back_to_requeue_it(remote: ClusterProject) -> None:
     job = remote.start()
     remote.cluster.stop_controller()
@@ -110,7 +90,6 @@ def test_a_warned_job_goes_on_until_the_controller_is_back_to_requeue_it(remote:
     assert remote.state().attempts[0].reason == "warned by SIGUSR2 at epoch 3, requeued 1 of 100"
 
 
-@pytest.mark.slurm
 def test_a_job_ends_while_the_controller_is_down(remote: ClusterProject) -> None:
     kill_controller(remote.cluster, remote.start())
     remote.let_pass(10)
@@ -121,7 +100,6 @@ def test_a_job_ends_while_the_controller_is_down(remote: ClusterProject) -> None
     assert len(remote.state().attempts) == 1
 
 
-@pytest.mark.slurm
 def test_a_warned_task_that_ends_while_the_controller_is_down_waits_for_it(remote: ClusterProject) -> None:
     job = remote.start("num_epoch=3")
     remote.cluster.stop_controller()
@@ -137,7 +115,6 @@ def test_a_warned_task_that_ends_while_the_controller_is_down_waits_for_it(remot
     assert state.attempts[0].reason == "warned by SIGUSR2 at epoch 2, requeued 1 of 100"
 
 
-@pytest.mark.slurm
 def test_a_controller_that_hangs_when_a_job_wants_to_be_requeued_does_it_when_it_goes_on(
     remote: ClusterProject,
 ) -> None:
@@ -156,7 +133,6 @@ def test_a_controller_that_hangs_when_a_job_wants_to_be_requeued_does_it_when_it
     assert remote.state().attempts[0].status is RunStatus.PREEMPTED
 
 
-@pytest.mark.slurm
 def test_a_user_requeues_a_run_while_the_controller_is_down(remote: ClusterProject) -> None:
     job = remote.start()
     remote.cluster.stop_controller()
@@ -175,7 +151,6 @@ def test_a_user_requeues_a_run_while_the_controller_is_down(remote: ClusterProje
     assert_whole(remote)
 
 
-@pytest.mark.slurm
 def test_a_node_is_lost_while_the_controller_is_down(remote: ClusterProject) -> None:
     job = remote.start()
     host = remote.state().attempts[0].host
@@ -192,7 +167,6 @@ def test_a_node_is_lost_while_the_controller_is_down(remote: ClusterProject) -> 
 # --- other daemons
 
 
-@pytest.mark.slurm
 def test_slurmd_is_killed_and_comes_back(remote: ClusterProject) -> None:
     job = remote.start()
     host = remote.state().attempts[0].host
@@ -207,7 +181,6 @@ def test_slurmd_is_killed_and_comes_back(remote: ClusterProject) -> None:
     assert_whole(remote, jobs=[job])
 
 
-@pytest.mark.slurm
 def test_accounting_is_gone(cluster_python: Path, user_dir: Path) -> None:
     with small_slurm(nodes=2) as cluster:
         for name in ("slurmdbd", "mariadbd"):
@@ -224,55 +197,3 @@ def test_accounting_is_gone(cluster_python: Path, user_dir: Path) -> None:
         # what only accounting knows is not known, and nothing is invented
         assert project.state().attempts[0].reason == "vanished: killed, or its node failed"
         assert "COMPLETE" in project.mlxjobs("ls").stdout
-
-
-# --- other schedulers
-
-
-@pytest.fixture
-def on_oar(oar: OarCluster, cluster_python: Path, oar_dir: Path) -> Iterator[OarProject]:
-    project = OarProject(oar, cluster_python, oar_dir)
-    yield project
-    project.let_pass(10**6)
-
-
-@pytest.fixture
-def on_sge(sge: SgeCluster, cluster_python: Path, sge_dir: Path) -> Iterator[SgeProject]:
-    project = SgeProject(sge, cluster_python, sge_dir)
-    yield project
-    project.let_pass(10**6)
-
-
-@pytest.mark.oar
-def test_a_job_is_warned_while_oars_server_is_down(on_oar: OarProject) -> None:
-    old = on_oar.start()
-    on_oar.cluster.stop_server()
-    warn(on_oar)
-    on_oar.let_pass(3)
-    on_oar.await_status("PREEMPTED")  # its successor is in the database, where the server will find it
-    on_oar.cluster.start_server()
-    on_oar.let_pass(10)
-    state = oar_is_whole(on_oar, old)
-    assert state.attempts[0].reason == "warned by SIGUSR2 at epoch 2, requeued 1 of 100"
-
-
-@pytest.mark.oar
-def test_a_job_ends_while_oars_server_is_down(on_oar: OarProject) -> None:
-    job = on_oar.start()
-    on_oar.cluster.stop_server()
-    on_oar.let_pass(10)
-    on_oar.await_status("COMPLETE")
-    assert "COMPLETE" in on_oar.mlxjobs("ls").stdout
-    on_oar.cluster.start_server()
-    assert oar_is_whole(on_oar).job_id == job
-
-
-@pytest.mark.sge
-def test_a_job_ends_while_the_qmaster_is_down(on_sge: SgeProject) -> None:
-    job = on_sge.start()
-    on_sge.cluster.stop_server()
-    assert "unknown since" in on_sge.mlxjobs("ls").stderr
-    on_sge.let_pass(10)
-    on_sge.await_status("COMPLETE")
-    on_sge.cluster.start_server()
-    assert sge_is_whole(on_sge).job_id == job

@@ -10,34 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.record.history import RunState, RunStatus
+from mlxjobs.record.history import RunStatus
 from tests.clusters.machine import USER
 from tests.clusters.oar import OarCluster
-from tests.clusters.project import UserProject
+from tests.clusters.on_oar import OarProject, assert_whole
 from tests.project import MAIN, await_value
 
 pytestmark = [pytest.mark.oar, pytest.mark.timeout(240)]
 
-SETTINGS = """
-scheduler:
-  name: OARScheduler
-  shell_path: /bin/bash
-  option_cmd: ['-l nodes=1,walltime=0:10:0']
-  env_cmd: ['export GO={go}', 'echo "as $(id -un) in job $OAR_JOB_ID"']
-use_scheduler: true
-"""
 WHOLE = "mlxpy.scheduler.option_cmd=['-t besteffort','-l nodes=2,walltime=0:10:0'{more}]"
-
-
-class OarProject(UserProject[OarCluster]):
-    """A project of the ordinary user on OAR."""
-
-    settings = SETTINGS
-
-    def oarsub(self, *options: str) -> str:
-        """Submit a normal job that does nothing, or what the options say; return its id."""
-        out = self.command("oarsub", "-d", str(self.folder), *options).stdout
-        return out.rpartition("OAR_JOB_ID=")[2].strip()
 
 
 @pytest.fixture
@@ -45,20 +26,6 @@ def remote(oar: OarCluster, cluster_python: Path, oar_dir: Path) -> Iterator[Oar
     project = OarProject(oar, cluster_python, oar_dir)
     yield project
     project.let_pass(10**6)
-
-
-def assert_whole(project: OarProject, *jobs: str, log_id: int = 1) -> RunState:
-    """The run is complete, each epoch is there once, and its attempts were in these jobs and a new one."""
-    state = project.await_status("COMPLETE", log_id=log_id)
-    assert project.epochs(log_id) == [0, 1, 2, 3, 4]
-    assert project.losses(log_id) == pytest.approx([100 * 0.9 ** (epoch + 1) for epoch in range(5)])
-    assert project.info(log_id)["tainted"] == []
-    used = [attempt["job_id"] for attempt in project.info(log_id)["attempts"]]
-    assert used == [*jobs, state.job_id]
-    assert len(set(used)) == len(used)
-    if jobs:
-        assert state.attempts[-1].resumed_from == "artifacts/Checkpoint/last_ckpt.pkl"
-    return state
 
 
 def test_a_sweep_runs_and_is_asked_about_in_one_call(remote: OarProject) -> None:

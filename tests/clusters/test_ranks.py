@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.record.history import RunState, RunStatus
-from tests.clusters.test_oar_runs import OarProject
-from tests.clusters.test_runs import ClusterProject
+from tests.clusters.on_oar import OarProject
+from tests.clusters.on_slurm import ClusterProject
 from tests.project import await_value
 
 pytestmark = pytest.mark.timeout(300)

@@ -12,33 +12,11 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.record.history import RunStatus
-from tests.clusters.machine import USER
-from tests.clusters.project import UserProject
+from tests.clusters.on_slurm import ClusterProject, assert_whole, let_it_leave, running_commands
 from tests.clusters.slurm import SlurmCluster
 from tests.project import MAIN, await_value
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
-
-SETTINGS = """
-scheduler:
-  name: SLURMScheduler
-  shell_path: /bin/bash
-  option_cmd: ['--partition=low', '--time=10', '--mem=200']
-  shell_config_cmd: 'export FROM_SHELL_CONFIG=1'
-  cleanup_cmd: 'unset LEFT_OVER'
-  env_cmd: ['export FROM_ENV=2', 'echo "environment $FROM_SHELL_CONFIG $FROM_ENV ${LEFT_OVER-clean}"']
-use_scheduler: true
-"""
-
-
-class ClusterProject(UserProject[SlurmCluster]):
-    """A project of the ordinary user on Slurm."""
-
-    settings = SETTINGS
-
-    def scontrol(self, *words: str) -> None:
-        """As the user."""
-        self.command("scontrol", *words)
 
 
 @pytest.fixture
@@ -48,26 +26,7 @@ def remote(slurm: SlurmCluster, cluster_python: Path, user_dir: Path) -> Iterato
     project.let_pass(10**6)
 
 
-def assert_whole(project: ClusterProject, log_id: int = 1, jobs: list[str] | None = None) -> None:
-    """The run is complete, each epoch is there once, and its attempts were in these jobs, or all in one."""
-    state = project.await_status("COMPLETE", log_id=log_id)
-    assert project.epochs(log_id) == [0, 1, 2, 3, 4]
-    losses = project.losses(log_id)
-    assert losses == pytest.approx([100 * 0.9 ** (epoch + 1) for epoch in range(5)])
-    assert project.info(log_id)["tainted"] == []
-    used = [attempt["job_id"] for attempt in project.info(log_id)["attempts"]]
-    assert used == (jobs or [str(state.job_id)] * len(used))
-
-
-def let_it_leave(project: ClusterProject, job: str) -> None:
-    """Let a warned run reach its safe point and leave, and start it again without Slurm's delay."""
-    project.await_warning()
-    project.let_pass(3)
-    project.await_status("PREEMPTED", "STARTING", "RUNNING")
-    project.cluster.hurry(job)
-    project.let_pass(10)
-
-
+@pytest.mark.short
 def test_a_sweep_is_submitted_frozen_and_runs_as_it_was_submitted(remote: ClusterProject) -> None:
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "-q"], ["add", "main.py", "configs/config.yaml"], ["commit", "-q", "-m", "x"]):
@@ -117,6 +76,7 @@ def test_the_working_tree_as_it_was_goes_on_after_a_requeue(remote: ClusterProje
     assert remote.stdout().count("untracked in a submodule\n") == 2
 
 
+@pytest.mark.short
 def test_a_job_of_a_higher_partition_preempts_it(remote: ClusterProject) -> None:
     job = remote.start("mlxpy.scheduler.option_cmd=['--partition=low','--exclusive']")
     node = remote.cluster.root("squeue", "--noheader", f"--jobs={job}", "--format=%N").strip()
@@ -149,6 +109,7 @@ def test_a_warning_by_scancel_signal(remote: ClusterProject, signal: str) -> Non
     assert remote.state().attempts[0].reason == f"warned by SIG{signal} at epoch 2, requeued 1 of 100"
 
 
+@pytest.mark.short
 def test_the_time_limit(remote: ClusterProject) -> None:
     job = remote.start("mlxpy.scheduler.option_cmd=['--partition=low','--signal=B:USR1@1']")
     remote.cluster.root("scontrol", "update", f"jobid={job}", "EndTime=now+2")
@@ -179,6 +140,7 @@ def test_the_warning_before_the_time_limit(remote: ClusterProject) -> None:
     assert "Starting from epoch: 3" in remote.stdout()
 
 
+@pytest.mark.short
 def test_kill_9_of_python_and_a_requeue(remote: ClusterProject) -> None:
     job = remote.start()
     # the process has another number on its node than here
@@ -231,6 +193,7 @@ def test_a_node_that_was_cut_off_from_the_network_comes_back(remote: ClusterProj
     remote.cluster.start(first.host)
 
 
+@pytest.mark.short
 def test_scancel_by_the_user_stays_down(remote: ClusterProject) -> None:
     job = remote.start()
     remote.command("scancel", job)
@@ -307,11 +270,6 @@ def test_a_controller_that_hangs_takes_the_job_once(remote: ClusterProject) -> N
     assert_whole(remote)
     jobs = remote.command("squeue", "--noheader", "--me", "--states=all", "--format=%o").stdout.splitlines()
     assert jobs.count(str(remote.at().script)) == 1
-
-
-def running_commands() -> set[str]:
-    found = subprocess.run(["ps", "-u", USER, "-o", "comm="], capture_output=True, text=True, check=False)
-    return set(found.stdout.split())
 
 
 def test_slurms_own_words_are_shown_when_it_refuses(remote: ClusterProject) -> None:

@@ -10,31 +10,18 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.cluster.script import render_script
-from mlxjobs.record.history import RunState, RunStatus
+from mlxjobs.record.history import RunStatus
 from mlxjobs.scheduler import TASK, Job, JobState
 from mlxjobs.schedulers.sge import SGEScheduler
 from tests.clusters.machine import USER
-from tests.clusters.project import UserProject
+from tests.clusters.on_sge import SgeProject, assert_whole
 from tests.clusters.sge import SgeCluster
 from tests.project import MAIN, await_value
 
 pytestmark = [pytest.mark.sge, pytest.mark.timeout(240)]
 
-SETTINGS = """
-scheduler:
-  name: SGEScheduler
-  shell_path: /bin/bash
-  env_cmd: ['export GO={go}', 'echo "as $(id -un) in job $JOB_ID"']
-use_scheduler: true
-"""
 OPTIONS = "mlxpy.scheduler.option_cmd=[{}]"
 scheduler = SGEScheduler()
-
-
-class SgeProject(UserProject[SgeCluster]):
-    """A project of the ordinary user on Grid Engine."""
-
-    settings = SETTINGS
 
 
 @pytest.fixture
@@ -42,19 +29,6 @@ def remote(sge: SgeCluster, cluster_python: Path, sge_dir: Path) -> Iterator[Sge
     project = SgeProject(sge, cluster_python, sge_dir)
     yield project
     project.let_pass(10**6)
-
-
-def assert_whole(project: SgeProject, *jobs: str, log_id: int = 1) -> RunState:
-    """The run is complete, each epoch is there once, and its attempts were in these jobs and the last one."""
-    state = project.await_status("COMPLETE", log_id=log_id, attempts=len(jobs) + 1)
-    assert project.epochs(log_id) == [0, 1, 2, 3, 4]
-    assert project.losses(log_id) == pytest.approx([100 * 0.9 ** (epoch + 1) for epoch in range(5)])
-    assert project.info(log_id)["tainted"] == []
-    used = [attempt["job_id"] for attempt in project.info(log_id)["attempts"]]
-    assert used == [*jobs, state.job_id]
-    if jobs:
-        assert state.attempts[-1].resumed_from == "artifacts/Checkpoint/last_ckpt.pkl"
-    return state
 
 
 # epoch 2 of the first attempt lasts until the warning comes

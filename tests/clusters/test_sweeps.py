@@ -13,8 +13,8 @@ import pytest
 from mlxjobs.record.history import RunStatus
 from tests.clusters.fixtures import small_slurm
 from tests.clusters.machine import USER
+from tests.clusters.on_slurm import ClusterProject, assert_whole, running_commands
 from tests.clusters.slurm import SlurmCluster
-from tests.clusters.test_runs import ClusterProject, assert_whole, running_commands
 from tests.project import await_value
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
@@ -27,6 +27,7 @@ def remote(slurm: SlurmCluster, cluster_python: Path, user_dir: Path) -> Iterato
     project.let_pass(10**6)
 
 
+@pytest.mark.short
 def test_each_task_of_an_array_is_a_run_of_its_own(remote: ClusterProject) -> None:
     remote.let_pass(2)
     done = remote.run("optimizer.lr=0.1,0.1,0.1,0.1")
