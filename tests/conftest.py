@@ -93,7 +93,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
                 [project.python, "-m", "mlxjobs.localqueue", "cancel", *jobs],
                 env=project.env, capture_output=True, check=True,
             )  # fmt: skip
-            project.queue("wait", "--timeout", "60", *jobs)
+            project.queue("wait", "--timeout", "120", *jobs)
 
 
 @pytest.fixture

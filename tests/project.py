@@ -54,7 +54,7 @@ CONFIG = "seed: 0\nnum_epoch: 5\noptimizer:\n  lr: 0.1\n"
 T = TypeVar("T")
 
 
-def await_value(get: Callable[[], T], what: str, timeout_s: float = 60.0) -> T:
+def await_value(get: Callable[[], T], what: str, timeout_s: float = 120.0) -> T:
     """Return the first true value that `get` gives."""
     end = time.monotonic() + timeout_s
     while not (value := get()):
@@ -107,7 +107,7 @@ class Project:
         """Run a command in the project and check its exit code."""
         done = subprocess.run(
             command, cwd=cwd or self.folder, env={**self.env, **(env or {})}, capture_output=True, text=True,
-            timeout=120, stdin=subprocess.DEVNULL, check=False,
+            timeout=240, stdin=subprocess.DEVNULL, check=False,
         )  # fmt: skip
         assert done.returncode == code, f"{command} gave {done.returncode}:\n{done.stdout}\n{done.stderr}"
         return done
@@ -177,3 +177,48 @@ class Project:
 
     def stderr(self, log_id: int = 1) -> str:
         return (self.logs / str(log_id) / "log.stderr").read_text()
+
+
+def write(project: Project, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = project.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def runs(project: Project) -> list[int]:
+    """The numbers of the runs in the log directory."""
+    return sorted(int(path.name) for path in project.logs.glob("[0-9]*")) if project.logs.exists() else []
+
+
+def finish(project: Project, log_id: int = 1, status: str = "COMPLETE") -> None:
+    """Wait until a submitted run has ended, as it should."""
+    state = project.await_status("COMPLETE", "FAILED", "CANCELLED", log_id=log_id)
+    assert state.status == status, project.stderr(log_id)
+
+
+def assert_one_message(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """One error of ours, which says these words, and no traceback."""
+    for word in words:
+        assert word in done.stderr
+    assert done.stderr.count("mlxjobs: error: ") == 1, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def undisturbed(project: Project, epochs: int = 5) -> list[float]:
+    """The losses that the deterministic task has if nobody disturbs it."""
+    loss, losses = 100.0, []
+    for _ in range(epochs):
+        loss *= 1 - 0.1
+        losses.append(loss)
+    return losses
+
+
+def assert_whole(project: Project, log_id: int = 1) -> None:
+    """The run is complete, each epoch is there once, and the curve is that of an undisturbed run."""
+    assert project.epochs(log_id) == [0, 1, 2, 3, 4]
+    assert project.losses(log_id) == undisturbed(project)

@@ -121,3 +121,14 @@ class Slurm:
     def scripts(self) -> list[str]:
         """The scripts of all tasks that were ever taken."""
         return [line for path in self.queue for line in path.read_text().splitlines()]
+
+
+def run_task(
+    slurm: Slurm, job: str, task: int | None = None, code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Run what Slurm would run, as the job that it would be."""
+    script = (slurm.folder / "queue" / job).read_text().splitlines()[0]
+    names = {"SLURM_JOB_ID": job} | (
+        {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": str(task)} if task else {}
+    )
+    return slurm.project.command("bash", script, env=names, code=code)

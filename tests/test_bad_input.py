@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.record.history import RunStatus
-from tests.launcher.test_launch import assert_one_message, finish, names, runs, write
-from tests.project import MAIN, Project
+from tests.project import MAIN, Project, assert_one_message, finish, names, runs, write
 from tests.slurm_stub import IMPATIENT, Slurm
 
 # -- the scheduler's commands ---------------------------------------------------------------------
@@ -142,7 +141,7 @@ def test_a_configuration_that_only_the_job_cannot_resolve(project: Project) -> N
     project.submit("mlxpy.scheduler.env_cmd='unset ONLY_HERE'", env={"ONLY_HERE": "1"})
     finish(project, 1, "FAILED")
     assert "Environment variable 'ONLY_HERE' not found" in str(project.state().reason)
-    project.queue("wait", "--timeout", "60")
+    project.queue("wait", "--timeout", "120")
     assert project.stderr().count("mlxjobs: error: the configuration cannot be resolved") == 1
     assert "Traceback" not in project.stderr()
 

@@ -405,7 +405,7 @@ def test_a_run_whose_directory_vanishes_ends_and_is_not_made_again(project: Proj
     else:
         shutil.rmtree(gone)
     project.let_pass(10)
-    words = process.communicate(timeout=60)[1]
+    words = process.communicate(timeout=120)[1]
     assert process.returncode == 72
     assert f"mlxjobs: {project.logs / '1'} is gone, removed or moved: attempt 1 has nothing" in words
     assert "Traceback" not in words

@@ -252,7 +252,7 @@ def test_ctrl_c_ends_all_jobs(drilled: Project) -> None:
 
     await_value(metrics, "the first line")
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     assert (process.returncode, "the jobs of the drill are ended" in said) == (130, True), said
     await_value(lambda: not live_jobs(drilled), "the end of the job")
     assert "|CANCELLED|" in drilled.queue("status")

@@ -7,40 +7,19 @@ import re
 import subprocess
 from pathlib import Path
 
-import pexpect
 import pytest
 import yaml
 
 from mlxjobs.cluster import registry
 from mlxjobs.cluster.choose import set_value
 from mlxjobs.errors import InvalidConfigFileError
-from tests.launcher.test_launch import assert_one_message, finish, runs
-from tests.project import Project
+from tests.project import Project, assert_one_message, finish, runs
 from tests.slurm_stub import Slurm
+from tests.terminal import closing, terminal, typed
 
 KEYS = ("scheduler", "name")
 USE = "+mlxpy.use_scheduler=true"
 PROMPT = "[0-9], a name, or the import path of your own: "
-
-
-def terminal(project: Project, *arguments: str) -> pexpect.spawn[str]:
-    """Type `python main.py ...` in a terminal."""
-    return typed(project, project.python, "main.py", *arguments)
-
-
-def typed(project: Project, command: str, *arguments: str) -> pexpect.spawn[str]:
-    """Type a command in a terminal."""
-    env = {**project.env, "TERM": "dumb"}
-    return pexpect.spawn(
-        command, list(arguments), cwd=str(project.folder), env=env, encoding="utf-8", timeout=60, echo=False
-    )
-
-
-def closing(child: pexpect.spawn[str]) -> tuple[int | None, str]:
-    """Wait for the end; return the exit code and what was printed until then."""
-    child.expect(pexpect.EOF)
-    child.close()
-    return child.exitstatus, str(child.before)
 
 
 def test_a_choice_is_kept_and_the_command_goes_on(project: Project) -> None:

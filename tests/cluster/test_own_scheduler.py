@@ -16,8 +16,8 @@ import pytest
 from mlxjobs.record.history import RunStatus
 from tests.clusters.fixtures import unavailable
 from tests.clusters.machine import ClusterError, install_packages
-from tests.local.test_local import assert_whole
-from tests.project import Project, await_value
+from tests.project import Project, assert_whole, await_value
+from tests.schedulers.example import WHOLE
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "schedulers.md"
 OWN = ("+mlxpy.use_scheduler=true", "+mlxpy.scheduler.name=spooler.Spooler")
@@ -284,20 +284,6 @@ def test_the_other_templates_are_ours_or_absolute(project: Project, tmp_path: Pa
     project.await_status("COMPLETE", log_id=3)
 
 
-WHOLE = """
-from mlxpy.scheduler import Fate, Here, JobState, JobStatus, Scheduler
-class Mine(Scheduler):
-    directive = "#"
-    commands = ()
-    def options(self, job): return []
-    def submit_command(self, script): return ["echo", "7"]
-    def parse_submission(self, output): return output.strip()
-    def status_command(self, job_ids): return ["true"]
-    def parse_status(self, output): return {}
-    def cancel_command(self, job_ids): return ["true"]
-    def here(self, env): return None
-    def fate(self, status, here): return Fate.UNKNOWN
-"""
 OLD = """
 import mlxpy
 class Mine(mlxpy.Scheduler):

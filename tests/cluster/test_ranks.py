@@ -158,7 +158,7 @@ def test_a_rank_that_fails_fails_the_run_and_ends_the_others(project: Project) -
     state = project.await_status("FAILED")
     where = f"rank 2 on {os.uname().nodename}"
     assert state.reason == f"{where}: SystemExit: 99 (more in log.2.stderr)"
-    project.queue("wait", "--timeout", "60")
+    project.queue("wait", "--timeout", "120")
     await_no_children(project)
     assert f"{where} ended with exit code 99: so does the job" in project.stderr()
     assert "1|FAILED" in project.queue("status")
@@ -174,7 +174,7 @@ def test_a_rank_that_fails_before_rank_0_has_begun_fails_the_run(project: Projec
         "    time.sleep(0.01)\n"
     )
     project.await_status("FAILED")
-    project.queue("wait", "--timeout", "60")
+    project.queue("wait", "--timeout", "120")
     failing.unlink()
     main.write_text(late + main.read_text())
     project.mlxjobs("requeue", "1")
@@ -185,7 +185,7 @@ def test_a_rank_that_fails_before_rank_0_has_begun_fails_the_run(project: Projec
 def test_rank_0_that_fails_ends_the_others(project: Project) -> None:
     submit(project, "if ctx.info.rank == 0: sys.exit(5)\n    time.sleep(1000)")
     assert project.await_status("FAILED").reason == "SystemExit: 5"
-    project.queue("wait", "--timeout", "60")
+    project.queue("wait", "--timeout", "120")
     await_no_children(project)
     assert "1|FAILED" in project.queue("status")
 

@@ -13,7 +13,7 @@ import pytest
 
 from mlxjobs.code.compare import diff_code
 from mlxjobs.code.run_code import Code
-from tests.code.test_gitvm import commit, git, new_repo
+from tests.code.repos import commit, git, new_repo
 from tests.project import Project
 
 MAIN = """import mlxpy

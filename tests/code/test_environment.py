@@ -12,10 +12,8 @@ import pytest
 import yaml
 
 from mlxjobs.code import environment
-from tests.code.test_gitvm import _git_of_its_own, git, new_repo, write
+from tests.code.repos import git, new_repo, write
 from tests.project import Project
-
-__all__ = ["_git_of_its_own"]
 
 QUICK = "import mlxpy\n@mlxpy.launch(config_path='./configs')\ndef main(ctx): pass\nmain()\n"
 RECORD = "+mlxpy.version_manager.compute_requirements=true"

@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.code import flushing
-from tests.code.test_gitvm import _git_of_its_own, commit, contents, freeze, new_repo, repo, write
+from tests.code.repos import commit, contents, freeze, new_repo, write
 from tests.crashes import crash_points
 from tests.project import Project, await_value
 from tests.slurm_stub import Slurm
-
-__all__ = ["_git_of_its_own", "repo"]
 
 
 @pytest.fixture(autouse=True)

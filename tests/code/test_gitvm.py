@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import stat
 import struct
 import subprocess
 import sys
@@ -19,94 +17,9 @@ import pytest
 from mlxjobs.code import copying, flushing
 from mlxjobs.code import git as repository
 from mlxjobs.code.environment import record
-from mlxjobs.code.gitvm import GitVM
 from mlxjobs.errors import SnapshotError
-from mlxjobs.version_manager import Frozen, Launch, VersionManager
-
-AS_A_PROGRAM = """
-import sys
-from pathlib import Path
-from mlxjobs.code.gitvm import GitVM
-from mlxjobs.version_manager import Launch
-sys.stdin.readline()
-frozen = GitVM().freeze(Launch(Path(sys.argv[1]), Path("main.py"), Path(".workdir")))
-print(frozen.root.stat().st_ino, len([path for path in frozen.root.rglob("*") if path.is_file()]))
-"""
-
-
-@pytest.fixture(autouse=True)
-def _git_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-    for who in ("AUTHOR", "COMMITTER"):
-        monkeypatch.setenv(f"GIT_{who}_NAME", "A")
-        monkeypatch.setenv(f"GIT_{who}_EMAIL", "a@example.org")
-
-
-@pytest.fixture
-def repo(tmp_path: Path) -> Path:
-    return new_repo(tmp_path / "proj")
-
-
-def git(place: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(place), *arguments], check=True, capture_output=True)
-    return os.fsdecode(done.stdout).removesuffix("\n")
-
-
-def write(top: Path, files: dict[str, str]) -> None:
-    for name, content in files.items():
-        path = top / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode())
-
-
-def commit(top: Path, files: dict[str, str]) -> str:
-    write(top, files)
-    git(top, "add", "-A")
-    git(top, "commit", "-q", "--allow-empty", "-m", "one more")
-    return git(top, "rev-parse", "HEAD")
-
-
-def new_repo(top: Path, files: dict[str, str] | None = None) -> Path:
-    top.mkdir(parents=True)
-    git(top, "init", "-q", "-b", "main")
-    commit(top, files or {"main.py": "print(1)\n", "pkg/part.py": "x = 1\n"})
-    return top
-
-
-def freeze(work_dir: Path, program: str | None = "main.py", parent: str = ".workdir", **more: Any) -> Frozen:
-    program_path = None if program is None else Path(program)
-    return GitVM().freeze(Launch(work_dir, program_path, Path(parent), **more))
-
-
-def contents(top: Path) -> dict[str, tuple[str, bytes]]:
-    """What a work tree holds: the kind of each path (with x, if executable), and its bytes."""
-    found: dict[str, tuple[str, bytes]] = {}
-    for directory, folders, names in os.walk(top):
-        folders[:] = [name for name in folders if name not in (".git", ".workdir")]
-        for name in names + folders:
-            path = Path(directory, name)
-            mode = path.lstat().st_mode
-            if stat.S_ISLNK(mode):
-                found[str(path.relative_to(top))] = ("link", os.fsencode(os.readlink(path)))
-            elif stat.S_ISREG(mode):
-                kind = "file x" if mode & stat.S_IXUSR else "file"
-                found[str(path.relative_to(top))] = (kind, path.read_bytes())
-    return found
-
-
-def leftovers(parent: Path) -> list[str]:
-    """What is below `parent_work_dir` besides snapshots and the files about them."""
-    known = re.compile(r"(?P<root>[0-9a-f]{40})|\.(?P<of>[0-9a-f]{40})\.(made|unflushed|\d+\.index)")
-    left = []
-    for path in parent.glob("*/*"):
-        name = known.fullmatch(path.name)
-        if not name or not (path.parent / (name["root"] or name["of"])).is_dir():
-            left.append(path.name)
-    return left
-
+from mlxjobs.version_manager import VersionManager
+from tests.code.repos import AS_A_PROGRAM, commit, contents, fake_git, freeze, git, leftovers, new_repo, write
 
 # ---- what a snapshot holds ----
 
@@ -424,15 +337,6 @@ def test_trust_declared_by_variables_is_kept(repo: Path, monkeypatch: pytest.Mon
 
 
 # ---- made once ----
-
-
-def fake_git(repo: Path, monkeypatch: pytest.MonkeyPatch, shell_lines: str) -> None:
-    """Put a git on the PATH that runs these lines before the real one."""
-    real = subprocess.run(["/bin/sh", "-c", "command -v git"], capture_output=True, text=True, check=True)
-    shim = repo.parent / "shim" / "git"
-    write(shim.parent, {"git": f'#!/bin/sh\n{shell_lines}\nexec {real.stdout.strip()} "$@"\n'})
-    shim.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{shim.parent}:{os.environ['PATH']}")
 
 
 def distrust(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

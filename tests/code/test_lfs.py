@@ -10,10 +10,7 @@ import pytest
 from mlxjobs.errors import SnapshotError
 from tests.clusters.fixtures import unavailable
 from tests.clusters.machine import ClusterError, install_packages
-from tests.code.test_gitvm import _git_of_its_own, commit, contents, freeze, git, leftovers, repo
-from tests.code.test_sharing import shared
-
-__all__ = ["_git_of_its_own", "repo"]
+from tests.code.repos import commit, contents, freeze, git, leftovers, shared
 
 
 @pytest.fixture

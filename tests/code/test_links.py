@@ -11,11 +11,9 @@ import pytest
 
 from mlxjobs.code.copying import lacking
 from mlxjobs.errors import SnapshotError
-from tests.code.test_gitvm import _git_of_its_own, commit, contents, freeze, git, leftovers, repo, write
-from tests.launcher.test_launch import assert_one_message
-from tests.project import Project
+from tests.code.repos import commit, contents, freeze, git, leftovers, write
+from tests.project import Project, assert_one_message
 
-__all__ = ["_git_of_its_own", "repo"]
 VM = "+mlxpy.use_version_manager=true"
 LINK = "+mlxpy.version_manager.link="
 SHOW = """

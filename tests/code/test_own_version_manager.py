@@ -15,9 +15,8 @@ from mlxjobs.code.own_manager import guard
 from mlxjobs.code.run_code import bring_back
 from mlxjobs.errors import SnapshotError
 from mlxjobs.version_manager import Launch
-from tests.cluster.test_choose import closing, terminal
-from tests.launcher.test_launch import assert_one_message, runs
-from tests.project import Project
+from tests.project import Project, assert_one_message, runs
+from tests.terminal import closing, terminal
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "version_manager.md"
 OWN = ("+mlxpy.use_version_manager=true", "+mlxpy.version_manager.name=my_app.PlainCopy")
@@ -92,7 +91,7 @@ def test_simultaneous_launches_make_one_copy_and_leave_nothing(plain: Project) -
         subprocess.Popen(command, cwd=plain.folder, env=plain.env, stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
-    outs = [process.communicate(timeout=60)[0] for process in started]
+    outs = [process.communicate(timeout=120)[0] for process in started]
     (name,) = snapshots(plain)
     assert [out.count(f"{name}/main.py") for out in outs] == [1] * 3
 

@@ -9,9 +9,8 @@ import pytest
 
 from mlxjobs.config.settings import Settings
 from mlxjobs.system.plain_yaml import dump_yaml
-from tests.cluster.test_choose import closing, terminal
-from tests.launcher.test_launch import runs
-from tests.project import Project
+from tests.project import Project, runs
+from tests.terminal import closing, terminal
 
 VM = "+mlxpy.use_version_manager=true"
 LETTERS = "a, b or c: "

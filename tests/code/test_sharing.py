@@ -14,25 +14,7 @@ import pytest
 
 from mlxjobs.code.copying import lacking
 from mlxjobs.system.turn import turn
-from tests.code.test_gitvm import (
-    AS_A_PROGRAM,
-    _git_of_its_own,
-    commit,
-    contents,
-    freeze,
-    git,
-    leftovers,
-    repo,
-    write,
-)
-
-__all__ = ["_git_of_its_own", "repo"]
-
-
-def shared(first: Path, second: Path) -> set[str]:
-    """Return the files that are the same ones on the disk."""
-    inodes = {path.lstat().st_ino for path in first.rglob("*") if not path.is_dir() or path.is_symlink()}
-    return {str(path.relative_to(second)) for path in second.rglob("*") if path.lstat().st_ino in inodes}
+from tests.code.repos import AS_A_PROGRAM, commit, contents, freeze, git, leftovers, shared, write
 
 
 def test_unchanged_files_are_shared_and_the_others_are_those_of_the_commit(repo: Path) -> None:

@@ -20,11 +20,8 @@ from mlxjobs.code.git import Commit
 from mlxjobs.code.marks import leave_mark, marks_of
 from mlxjobs.code.snapshots import Snapshot, Usage, find
 from mlxjobs.errors import SnapshotError
-from tests.code.test_gitvm import _git_of_its_own, commit, contents, freeze, git, new_repo, write
-from tests.code.test_worktree import add_submodule
+from tests.code.repos import add_submodule, commit, contents, freeze, git, new_repo, write
 from tests.project import Project
-
-__all__ = ["_git_of_its_own"]
 
 QUICK = """import mlxpy, pathlib
 @mlxpy.launch(config_path='./configs')

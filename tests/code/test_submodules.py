@@ -11,21 +11,7 @@ from mlxjobs.code import flushing
 from mlxjobs.code.copying import lacking, make_snapshot
 from mlxjobs.code.git import Commit
 from mlxjobs.errors import SnapshotError
-from tests.code.test_gitvm import (
-    _git_of_its_own,
-    commit,
-    contents,
-    fake_git,
-    freeze,
-    git,
-    leftovers,
-    new_repo,
-    repo,
-    write,
-)
-from tests.code.test_sharing import shared
-
-__all__ = ["_git_of_its_own", "repo"]
+from tests.code.repos import commit, contents, fake_git, freeze, git, leftovers, new_repo, shared, write
 
 LOCAL = ("-c", "protocol.file.allow=always")
 

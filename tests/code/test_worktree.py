@@ -15,11 +15,10 @@ import pytest
 from mlxjobs.code import git as repository
 from mlxjobs.errors import SnapshotError
 from mlxjobs.version_manager import Frozen
-from tests.code.test_gitvm import _git_of_its_own, commit, contents, git, new_repo, repo, write
-from tests.code.test_gitvm import freeze as freeze_any
+from tests.code.repos import add_submodule, commit, contents, git, new_repo, write
+from tests.code.repos import freeze as freeze_any
 from tests.project import MAIN, Project
 
-__all__ = ["_git_of_its_own", "repo"]  # fixtures
 EVIL = [
     "new\nline",
     "-n",
@@ -56,11 +55,6 @@ def on_disk(top: Path, *without: str) -> dict[str, tuple[str, bytes]]:
     """The files of a work tree: no folders, nothing of git's and none below `without`."""
     found = {path: kind for path, kind in contents(top).items() if path.rpartition("/")[2] != ".git"}
     return {path: kind for path, kind in found.items() if not any(path.startswith(one) for one in without)}
-
-
-def add_submodule(top: Path, source: Path, path: str) -> None:
-    git(top, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(source), path)
-    git(top, "commit", "-qm", "submodule")
 
 
 def held(frozen: Frozen, top: Path) -> dict[str, str]:

@@ -11,9 +11,8 @@ import pytest
 
 from mlxjobs.jobs.look import look_at_runs
 from mlxjobs.record.history import RunStatus
-from tests.launcher.test_launch import assert_one_message, names, runs, write
-from tests.project import MAIN, Project
-from tests.slurm_stub import IMPATIENT, Slurm
+from tests.project import MAIN, Project, assert_one_message, names, runs, write
+from tests.slurm_stub import IMPATIENT, Slurm, run_task
 
 
 def statuses(project: Project) -> list[str]:
@@ -22,17 +21,6 @@ def statuses(project: Project) -> list[str]:
 
 def jobs(project: Project) -> list[str | None]:
     return [project.state(log_id).job_id for log_id in runs(project)]
-
-
-def run_task(
-    slurm: Slurm, job: str, task: int | None = None, code: int = 0
-) -> subprocess.CompletedProcess[str]:
-    """Run what Slurm would run, as the job that it would be."""
-    script = (slurm.folder / "queue" / job).read_text().splitlines()[0]
-    names = {"SLURM_JOB_ID": job} | (
-        {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": str(task)} if task else {}
-    )
-    return slurm.project.command("bash", script, env=names, code=code)
 
 
 def only_these(project: Project, *commands: str) -> Path:

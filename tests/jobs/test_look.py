@@ -12,10 +12,8 @@ from mlxjobs.jobs.look import look_at_runs
 from mlxjobs.record.history import RunStatus, iso
 from mlxjobs.record.run import Run
 from mlxjobs.system.processes import this_process
-from tests.jobs.test_arrays import run_task
-from tests.launcher.test_launch import write
-from tests.project import MAIN, Project
-from tests.slurm_stub import IMPATIENT, Slurm
+from tests.project import MAIN, Project, write
+from tests.slurm_stub import IMPATIENT, Slurm, run_task
 
 
 def preempted(slurm: Slurm, restarts: int = 0) -> Project:

@@ -1,14 +1,13 @@
 """What a user sees who starts a program: by command lines, in processes of their own."""
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.project import Project
+from tests.project import Project, assert_one_message, finish, names, runs, write
 
 # prints what the task was given, one JSON line a run
 SHOW = """
@@ -24,38 +23,8 @@ if __name__ == "__main__":
 """
 
 
-def write(project: Project, files: dict[str, str]) -> None:
-    for name, text in files.items():
-        path = project.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
 def seen(text: str) -> list[Any]:
     return [json.loads(line[5:]) for line in text.splitlines() if line.startswith("SEEN ")]
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def runs(project: Project) -> list[int]:
-    """The numbers of the runs in the log directory."""
-    return sorted(int(path.name) for path in project.logs.glob("[0-9]*")) if project.logs.exists() else []
-
-
-def finish(project: Project, log_id: int = 1, status: str = "COMPLETE") -> None:
-    """Wait until a submitted run has ended, as it should."""
-    state = project.await_status("COMPLETE", "FAILED", "CANCELLED", log_id=log_id)
-    assert state.status == status, project.stderr(log_id)
-
-
-def assert_one_message(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """One error of ours, which says these words, and no traceback."""
-    for word in words:
-        assert word in done.stderr
-    assert done.stderr.count("mlxjobs: error: ") == 1, done.stderr
-    assert "Traceback" not in done.stderr
 
 
 # -- the first start ----------------------------------------------------------------------------
@@ -158,7 +127,7 @@ def test_modules_and_options_of_python_reach_the_job(project: Project) -> None:
     # a program that looks at its command line first, as with parse_known_args, is started the same way
     write(project, {"main.py": "import sys\nsys.argv.remove('--mine')\n" + SHOW})
     project.submit("--mine", "seed=3")
-    project.queue("wait", "--timeout", "60")
+    project.queue("wait", "--timeout", "120")
     # in the job there is no --mine to remove: it did start main.py
     assert "list.remove(x)" in project.stderr(3)
 
@@ -415,7 +384,7 @@ def test_callbacks_are_called_where_the_task_runs(project: Project) -> None:
     assert "W " not in project.submit("a=0").stdout
     finish(project, 3)
     finish(project, 4, "FAILED")
-    project.queue("wait", "--timeout", "60")
+    project.queue("wait", "--timeout", "120")
     assert project.stdout(3).splitlines() == good
     assert project.stdout(4).splitlines() == bad
 

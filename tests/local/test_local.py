@@ -9,22 +9,7 @@ import pytest
 
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.run import Run
-from tests.project import MAIN, Project, await_value
-
-
-def undisturbed(project: Project, epochs: int = 5) -> list[float]:
-    """The losses that the deterministic task has if nobody disturbs it."""
-    loss, losses = 100.0, []
-    for _ in range(epochs):
-        loss *= 1 - 0.1
-        losses.append(loss)
-    return losses
-
-
-def assert_whole(project: Project, log_id: int = 1) -> None:
-    """The run is complete, each epoch is there once, and the curve is that of an undisturbed run."""
-    assert project.epochs(log_id) == [0, 1, 2, 3, 4]
-    assert project.losses(log_id) == undisturbed(project)
+from tests.project import MAIN, Project, assert_whole, await_value
 
 
 def start(project: Project, *arguments: str) -> None:
@@ -77,7 +62,7 @@ def test_a_run_that_never_reaches_a_safe_point_comes_back_all_the_same(project: 
 
 def test_the_time_limit_requeues_the_run(project: Project) -> None:
     project.env["MLXJOBS_LOCAL_GRACE"] = "30"
-    start(project, "mlxpy.scheduler.option_cmd=['--time=0:03']")
+    start(project, "mlxpy.scheduler.option_cmd=['--time=0:12']")
     project.await_warning()
     project.let_pass(10)
     state = project.await_status("COMPLETE", attempts=2)
@@ -103,7 +88,7 @@ def test_a_cancelled_run_stays_down(project: Project) -> None:
     start(project)
     project.mlxjobs("cancel", "1")
     project.let_pass(10)
-    project.queue("wait", "--timeout", "60", "1")
+    project.queue("wait", "--timeout", "120", "1")
     assert project.state().status is RunStatus.CANCELLED
     assert len(project.state().attempts) == 1
     assert "CANCELLED" in project.mlxjobs("ls").stdout
@@ -116,7 +101,7 @@ def test_a_waiting_run_can_be_cancelled(project: Project) -> None:
     project.mlxjobs("cancel", "2")
     project.let_pass(10)
     project.await_status("COMPLETE", log_id=1)
-    project.queue("wait", "--timeout", "60")
+    project.queue("wait", "--timeout", "120")
     assert project.state(2).status is RunStatus.CANCELLED
     assert not project.state(2).attempts
 
@@ -142,7 +127,7 @@ def test_code_and_configuration_are_frozen_while_the_job_waits(project: Project)
     (project.folder / "configs" / "mlxpy.yaml").write_text("nonsense: 1\n")
     project.env["MLXJOBS_LOCAL_JOBS"] = "1"
     project.queue("status")
-    project.queue("wait", "--timeout", "60")
+    project.queue("wait", "--timeout", "120")
     project.await_status("COMPLETE")
     assert_whole(project)
     info = project.info()
@@ -300,7 +285,7 @@ def test_a_run_that_a_job_submits_outlives_that_job(tmp_path: Path) -> None:
 def test_the_script_can_be_run_again_by_hand(project: Project) -> None:
     project.submit()
     project.await_status("COMPLETE")
-    project.queue("wait", "--timeout", "60")
+    project.queue("wait", "--timeout", "120")
     done = project.command(str(project.at().script))
     assert done.stdout.splitlines()[0].strip() == "Starting from epoch: 5"
     assert_whole(project)
@@ -367,7 +352,7 @@ def test_a_failed_run_can_be_submitted_again_and_goes_on(project: Project) -> No
     project.submit()
     state = project.await_status("FAILED")
     assert state.reason == "ZeroDivisionError: division by zero"
-    project.queue("wait", "--timeout", "60")
+    project.queue("wait", "--timeout", "120")
     assert "Traceback (most recent call last)" in project.stderr()
     (project.folder / "main.py").write_text(MAIN)
     project.submit("+mlxpy.logger.forced_log_id=1")

@@ -16,9 +16,9 @@ from mlxjobs.reader.reader import UncertainRunWarning
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.run import Run
 from mlxjobs.system.processes import this_process
-from tests.cluster.test_own_scheduler import WHOLE
 from tests.project import Project
 from tests.run_trees import age
+from tests.schedulers.example import WHOLE
 from tests.slurm_stub import Slurm
 
 

@@ -215,13 +215,13 @@ def test_a_process_that_was_stopped_and_given_up_says_so_and_ends(slurm_stub: Sl
         with start(project, SLURM_JOB_ID="1", SLURM_RESTART_COUNT="1") as new:
             project.await_epoch(3)
             os.kill(old.pid, signal.SIGCONT)
-            _, said = old.communicate(timeout=60)
+            _, said = old.communicate(timeout=120)
             assert old.returncode == 76
             assert "run 1 was started again on" in said
             assert "as attempt 2: this process, attempt 1, may not write to it any more, and ends" in said
             assert "Traceback" not in said
             project.let_pass(10)
-            assert new.wait(timeout=60) == 0
+            assert new.wait(timeout=120) == 0
     assert project.epochs() == [0, 1, 2, 3, 4]
     state = project.state()
     assert state.status == "COMPLETE"
@@ -238,7 +238,7 @@ def test_of_two_starts_at_one_instant_one_wins(slurm_stub: Slurm) -> None:
     both = [start(project, SLURM_JOB_ID="1") for _ in range(2)]
     await_value(lambda: [one for one in both if one.poll() is not None], "one to be refused")
     project.let_pass(10)
-    said = [one.communicate(timeout=60)[1] for one in both]
+    said = [one.communicate(timeout=120)[1] for one in both]
     assert sorted(one.returncode for one in both) == [0, 2]
     assert "two processes cannot share a run" in said[both.index(max(both, key=lambda one: one.returncode))]
     assert len(project.state().attempts) == 1

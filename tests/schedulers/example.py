@@ -20,3 +20,19 @@ def job(**more: Any) -> Job:
         **more,
     }
     return Job(**parts)
+
+
+WHOLE = """
+from mlxpy.scheduler import Fate, Here, JobState, JobStatus, Scheduler
+class Mine(Scheduler):
+    directive = "#"
+    commands = ()
+    def options(self, job): return []
+    def submit_command(self, script): return ["echo", "7"]
+    def parse_submission(self, output): return output.strip()
+    def status_command(self, job_ids): return ["true"]
+    def parse_status(self, output): return {}
+    def cancel_command(self, job_ids): return ["true"]
+    def here(self, env): return None
+    def fate(self, status, here): return Fate.UNKNOWN
+"""

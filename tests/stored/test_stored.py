@@ -225,7 +225,7 @@ def test_a_queue_goes_on_with_the_jobs_that_waited(stored: Project) -> None:
 def check_jobs_end(stored: Project) -> None:
     """Wait for the jobs of the stored queue, and look at what their runs have become."""
     stored.logs = stored.folder / "jobs"
-    stored.queue("wait", "--timeout", "60")
+    stored.queue("wait", "--timeout", "120")
     assert stored.queue("status") == "1|COMPLETED|exit code 0|0|\n2|COMPLETED|exit code 0|0|\n"
     assert stored.stdout(1) == "rank 0 of 1\n"
     assert stored.stdout(2) == "rank 0 of 2\n"
