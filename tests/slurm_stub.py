@@ -62,10 +62,12 @@ done
 """
 SCONTROL = '#!/bin/bash\ncd "$(dirname "$0")" || exit\necho "MaxArraySize            = $(cat max_array)"\n'
 SCANCEL = '#!/bin/bash\ncd "$(dirname "$0")" || exit\necho "$*" >> cancelled\n'
-# the time that is left to a command that hangs, cut short
+SACCT = "#!/bin/bash\necho 'Slurm accounting storage is disabled' >&2\nexit 1\n"
+# The time that is left to a command that hangs, cut short. A stand-in has to do its part before it is over,
+# on a busy machine too.
 IMPATIENT = (
     "import mlxjobs.cluster.cluster as c, mlxjobs.jobs.arrays as a\n"
-    "c._SUBMIT_S, c._SEARCH_S, a._PATIENCE_S = 0.5, 0.5, 0.0\n"
+    "c._SUBMIT_S, c._SEARCH_S, a._PATIENCE_S = 4.0, 0.5, 0.0\n"
 )
 
 
@@ -76,7 +78,9 @@ class Slurm:
         self.project = project
         self.folder = project.folder.parent / "slurm"
         (self.folder / "queue").mkdir(parents=True)
-        commands = {"sbatch": SBATCH, "squeue": SQUEUE, "scontrol": SCONTROL, "scancel": SCANCEL}
+        commands = {
+            "sbatch": SBATCH, "squeue": SQUEUE, "scontrol": SCONTROL, "scancel": SCANCEL, "sacct": SACCT,
+        }  # fmt: skip
         for name, text in commands.items():
             (self.folder / name).write_text(text)
             (self.folder / name).chmod(0o755)
