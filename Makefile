@@ -21,13 +21,15 @@ $(STAMP): pyproject.toml
 demo: setup  ## show the main job: a sweep, a preemption, a resumption
 	@$(BIN)/python examples/demo.py
 
-PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --dist=loadfile --no-loadscope-reorder
 
+# On two cores, too: most tests wait for the disk, or for another process.
 test: setup  ## run the tests, in ten minutes (as root: the main job on a real Slurm too, which is installed)
-	$(PYTEST) -m "short or not (slurm or oar or sge)"
+	$(PYTEST) --numprocesses=4 -m "short or not (slurm or oar or sge)"
 
+# One process has Slurm, the other OAR and Grid Engine.
 test-clusters: setup  ## run all tests on a real Slurm, OAR and Grid Engine, which are installed and started (root)
-	$(PYTEST) tests/clusters
+	$(PYTEST) --numprocesses=2 tests/clusters
 
 soak: setup  ## 200 runs on a real Slurm that is tormented for ten minutes (root); SOAK_RUNS=20 SOAK_SECONDS=60 SOAK_SEED=1
 	$(BIN)/python -m tests.soak --runs $(SOAK_RUNS) --seconds $(SOAK_SECONDS) $(SOAK_SEED:%=--seed %)

@@ -20,7 +20,7 @@ from tests.clusters.fixtures import (
     torch_python,
     user_dir,
 )
-from tests.guards import Guards, leave_job
+from tests.guards import GUARDS, leave_job
 from tests.project import Project
 from tests.slurm_stub import Slurm
 
@@ -42,19 +42,18 @@ __all__ = [
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
-_guards = Guards()
 leave_job()
 
 
 def pytest_unconfigure() -> None:
-    _guards.remove()
+    GUARDS.remove()
 
 
 @pytest.fixture(autouse=True)
 def _no_scheduler_of_the_machine() -> Iterator[None]:
     """Fail a test that asks a scheduler which the tests did not start, even if its code hides the answer."""
     yield
-    assert _guards.calls() == []
+    assert GUARDS.calls() == []
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist

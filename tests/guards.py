@@ -84,6 +84,9 @@ class Guards:
         shutil.rmtree(self._folder)
 
 
+GUARDS = Guards()
+
+
 def leave_job() -> None:
     """Forget what the job that the tests run in, if they do, has told its processes."""
     for name in list(os.environ):
