@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mlxjobs.record.history import RunStatus
-from tests.launcher.test_launch import ENDS, write
+from tests.launcher.test_launch import ENDS
+from tests.project import write
 from tests.slurm_stub import Slurm
 
 RANK_1 = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
