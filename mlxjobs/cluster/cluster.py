@@ -245,7 +245,8 @@ class Cluster:
     def _run(self, command: Sequence[str]) -> shell.Result:
         result = shell.run(command, timeout_s=_ANSWER_S)
         if result.code != 0:
-            raise SchedulerError(f"{' '.join(command[:2])}: {result.words()}")
+            in_shell = "-c" in command[1:2]  # what a shell calls says its own name
+            raise SchedulerError(result.words() if in_shell else f"{' '.join(command[:2])}: {result.words()}")
         return result
 
 

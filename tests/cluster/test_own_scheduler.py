@@ -25,7 +25,7 @@ OWN = ("+mlxpy.use_scheduler=true", "+mlxpy.scheduler.name=spooler.Spooler")
 
 def on_the_page(language: str, first_line: str = "") -> str:
     blocks = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    (block,) = [str(one) for one in blocks if one.startswith(first_line)]
+    (block,) = [str(text) for text in blocks if text.startswith(first_line)]
     return block
 
 
@@ -204,15 +204,15 @@ def test_two_projects_may_share_a_log_directory_and_a_name(project: Project, tmp
     other = Project(tmp_path / "other")
     other.env, other.logs = project.env, project.logs
     project.let_pass(0)
-    for number, one in enumerate((project, other)):
+    for number, each in enumerate((project, other)):
         word = "RUNNING" if number else "PENDING"
-        (one.folder / "mine.py").write_text(
+        (each.folder / "mine.py").write_text(
             f"{LOCAL}    def parse_status(self, output):\n"
             f"        from mlxpy.scheduler import JobState, JobStatus\n"
-            f"        return {{job: JobStatus(JobState.UNKNOWN, '{word} of {one.folder.name}')\n"
+            f"        return {{job: JobStatus(JobState.UNKNOWN, '{word} of {each.folder.name}')\n"
             f"                for job in ('1', '2')}}\n"
         )
-        one.submit("mlxpy.scheduler.name=mine.Mine", f"mlxpy.logger.parent_log_dir={project.logs}")
+        each.submit("mlxpy.scheduler.name=mine.Mine", f"mlxpy.logger.parent_log_dir={project.logs}")
     words = mlxjobs(project, tmp_path, "ls").stderr
     assert "run 1: unknown: the scheduler says PENDING of project" in words
     assert "run 2: unknown: the scheduler says RUNNING of other" in words
@@ -341,8 +341,8 @@ def test_what_is_wrong_with_a_class_is_said_before_anything_is_made(
     done = project.submit("mlxpy.scheduler.name=mine.Mine", code=2)
     assert done.stderr.startswith("mlxjobs: error: ")
     assert "Traceback" not in done.stderr
-    for one in words:
-        assert one.replace("{file}", str(file)).replace("{folder}", str(project.folder)) in done.stderr
+    for word in words:
+        assert word.replace("{file}", str(file)).replace("{folder}", str(project.folder)) in done.stderr
     assert not project.logs.exists()
 
 

@@ -130,7 +130,8 @@ def test_a_command_that_repeats_its_signal_is_ended_before_it_does(slurm_stub: S
     assert len((slurm_stub.folder / "cancelled").read_text().splitlines()) == 1
     # where the controller hangs, nobody knows whether the signal was sent
     scancel.write_text(f"{scancel.read_text().replace('exec', 'touch down; exec')}")
-    assert "Unable to contact slurm controller" in project.mlxjobs("preempt", "1", code=3).stderr
+    refused = project.mlxjobs("preempt", "1", code=3).stderr
+    assert "error: slurm_load_jobs error: Unable to contact slurm controller" in refused
 
 
 @pytest.mark.parametrize(("mode", "code"), [("timeout-taken", 3), ("kill-taken", -9)])

@@ -63,10 +63,10 @@ def test_a_script_is_one_that_bash_reads_and_its_options_come_first(name: str, t
     scheduler = SCHEDULERS[name]
     if tasks and not scheduler.array_variable:
         return
-    one = array(tasks) if tasks else job()
-    script = render_script(one, scheduler)
+    described = array(tasks) if tasks else job()
+    script = render_script(described, scheduler)
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    options = scheduler.directives(one)
+    options = scheduler.directives(described)
     assert script.splitlines()[1 : 1 + len(options)] == options
     assert all(line.startswith(f"{scheduler.directive} -") and "\n" not in line for line in options)
     if scheduler.directive:
@@ -79,7 +79,7 @@ def test_each_line_of_the_users_replaces_ours_of_that_option(name: str) -> None:
     for line in scheduler.options(job()):
         option = scheduler.option_name(line)
         lines = scheduler.directives(job(option_lines=[line]))
-        names = [scheduler.option_name(one.removeprefix(f"{scheduler.directive} ")) for one in lines]
+        names = [scheduler.option_name(line.removeprefix(f"{scheduler.directive} ")) for line in lines]
         assert names.count(option) == 1
         assert names[-1] == option
 
@@ -105,18 +105,21 @@ ODD = [
 def test_a_folder_of_any_name_is_named_right_or_not_at_all(name: str, folder: str) -> None:
     scheduler = SCHEDULERS[name]
     run = Path("/data") / folder
-    one = job(stdout=run / "log.stdout", stderr=run / "log.stderr", script=run / "script.sh")
-    lines = scheduler.directives(one)
+    described = job(stdout=run / "log.stdout", stderr=run / "log.stderr", script=run / "script.sh")
+    lines = scheduler.directives(described)
     assert not any("\n" in line for line in lines)
-    if not scheduler.names(one.stdout):
+    if not scheduler.names(described.stdout):
         assert not any("log.stdout" in line for line in lines)
-        assert "exec >>" in render_script(one, scheduler)
-    subprocess.run(["bash", "-n"], input=render_script(one, scheduler), text=True, check=True)
-    for command in (scheduler.submit_command(one.script), scheduler.resubmit_command(one.script, "7")):
+        assert "exec >>" in render_script(described, scheduler)
+    subprocess.run(["bash", "-n"], input=render_script(described, scheduler), text=True, check=True)
+    for command in (
+        scheduler.submit_command(described.script),
+        scheduler.resubmit_command(described.script, "7"),
+    ):
         if command is None or command[:2] != ["/bin/sh", "-c"]:
             continue
-        assert str(one.script) not in command[2]  # a shell is given it as an argument
-        assert command[-1] == str(one.script)
+        assert str(described.script) not in command[2]  # a shell is given it as an argument
+        assert command[-1] == str(described.script)
 
 
 @each
@@ -178,7 +181,7 @@ def test_many_jobs_are_one_command(name: str) -> None:
 def test_a_word_that_is_not_known_is_said_and_not_guessed(name: str) -> None:
     for output in recordings(name, "status-unknown").values():
         answers = SCHEDULERS[name].parse_status(output)
-        assert [(one.state, one.word) for one in answers.values()] == [(JobState.UNKNOWN, "DANCING")]
+        assert [(status.state, status.word) for status in answers.values()] == [(JobState.UNKNOWN, "DANCING")]
 
 
 @each
@@ -309,8 +312,8 @@ class Forbidden(Mapping[str, str]):
 
 def _everything(name: str) -> None:
     scheduler = SCHEDULERS[name]
-    for one in (job(), *([array(3)] if scheduler.array_variable else [])):
-        scheduler.directives(one)
+    for described in (job(), *([array(3)] if scheduler.array_variable else [])):
+        scheduler.directives(described)
     for kind, parse in _parsers(scheduler).items():
         for output in recordings(name, kind).values():
             parse(output)
