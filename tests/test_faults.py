@@ -30,7 +30,6 @@ from mlxjobs.jobs.attempt import Execution
 from mlxjobs.jobs.context import Context
 from mlxjobs.jobs.failure import TaskFailed
 from mlxjobs.jobs.look import look_at_runs
-from mlxjobs.launcher import decorator
 from mlxjobs.local import queue as localqueue
 from mlxjobs.local.state import open_queue
 from mlxjobs.reader.reader import Reader
@@ -38,6 +37,7 @@ from mlxjobs.record.history import RunState, RunStatus, iso
 from mlxjobs.record.run import Run
 from mlxjobs.schedulers import local
 from mlxjobs.system import shell
+from mlxjobs.system.console import errors_told
 from mlxjobs.system.seals import open_json, seal_json
 from tests.faulty import NEED_ROOM, Calls, full_at, killed_at, vanishing_at
 from tests.project import Project, await_value
@@ -84,7 +84,8 @@ def in_child(act: Callable[[], None], calls: Calls | None, words: Path) -> int:
         try:
             if calls is not None:
                 calls.install(pytest.MonkeyPatch())
-            decorator._guard(act)
+            with errors_told():
+                act()
         except TaskFailed:
             code = 1
         except SystemExit as error:

@@ -15,6 +15,8 @@ from mlxjobs.record.history import RunStatus
 from mlxjobs.record.log_dir import arrays_folder, waiting_folder, waiting_in
 from mlxjobs.record.run import Run
 from mlxjobs.system import shell
+from mlxjobs.system.console import name_some
+from mlxjobs.system.files import numbers_in
 
 _ANSWER_S = 60.0
 _MOST = 10_000  # numbers without a run that are looked for among the jobs
@@ -74,7 +76,7 @@ def check_jobs(logs: Path, runs: Sequence[Seen], *, alone: bool) -> Iterator[Fin
 
 def _jobs(logs: Path, cluster: Cluster, out: str, runs: Sequence[Seen], *, alone: bool) -> Iterator[Finding]:
     own = {seen.run.log_id: seen.state.known_jobs for seen in runs}
-    there = {int(path.name) for path in logs.iterdir() if path.name.isdecimal()}
+    there = set(numbers_in(logs))
     gone = set() if alone else set(range(1, min(max(there, default=0), _MOST) + 1)) - there
     strange: dict[str, tuple[Path, int | None]] = {}
     for log_id in sorted({*own, *gone}):
@@ -119,10 +121,8 @@ def check_snapshots(runs: Sequence[Seen]) -> Iterator[Finding]:
             continue
         missing = _missing(root, Path(repos[root]))
         if missing:
-            more = f" and {len(missing) - 1} more" if missing[1:] else ""
-            yield Finding(
-                root, f"lacks files of its commit: {missing[0]}{more}; move it away and launch again"
-            )
+            lost = name_some(missing, 1)
+            yield Finding(root, f"lacks files of its commit: {lost}; move it away and launch again")
     for root in {root.parent: root for root in used if root.parent.is_dir()}.values():
         for path in abandoned(root.parent):
             what = "is half a snapshot, left by a launch that was killed"

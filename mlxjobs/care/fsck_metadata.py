@@ -14,12 +14,12 @@ from mlxjobs.errors import MLXJobsError
 from mlxjobs.record.facts import read_copy, read_plain
 from mlxjobs.record.history import Event, RunState, fold, render
 from mlxjobs.record.run import COPIED, Run
+from mlxjobs.system.files import is_aside
 from mlxjobs.system.plain_yaml import NotYAMLError, dump_yaml, load_yaml
 from mlxjobs.system.seals import is_sealed, open_json
 
 _EVENT = re.compile(r"([0-9]{4,})\.json")
-# folders of attempts, and `.<name>.<host>.<process>[.<thread>][.<what>].tmp`
-_LEFT = re.compile(r"\.attempt-\d+|\.gone-.+|\..+\.\d+(\.\d+)?(\.[a-z]+)?\.tmp")
+_FOLDERS = re.compile(r"\.attempt-\d+|\.gone-.+")  # of attempts
 _SINCE = ".since"  # holds artifacts under their names with a dot before
 
 
@@ -178,7 +178,7 @@ def check_leftovers(known: Known) -> Iterator[Finding]:
     run = known.run
     for folder in (run.metadata, run.metrics, run.artifacts):
         for parent, names, files in os.walk(folder):
-            left = [name for name in (*names, *files) if _LEFT.fullmatch(name)]
+            left = [name for name in (*names, *files) if _FOLDERS.fullmatch(name) or is_aside(name)]
             names[:] = [name for name in names if name not in left and not parent.endswith(_SINCE)]
             for name in sorted(left):
                 yield _leftover(run, Path(parent, name))

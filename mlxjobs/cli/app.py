@@ -11,8 +11,7 @@ import typer
 
 from mlxjobs import __version__
 from mlxjobs.cli import act, care, code, look, snapshots
-from mlxjobs.errors import MLXJobsError
-from mlxjobs.system.console import note, say
+from mlxjobs.system.console import errors_told, note, say
 
 app = typer.Typer(
     help="""Look at runs, end them, and make them come back.
@@ -72,13 +71,5 @@ def main() -> None:
     warnings.showwarning = lambda message, *_: note(f"warning: {message}")
     if isinstance(sys.stdout, TextIOWrapper):  # what the terminal has no sign for is shown all the same
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
+    with errors_told():
         app()
-    except MLXJobsError as error:
-        note(f"error: {error}")
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        note(f"error: {error.filename}: {error.strerror}")
-        sys.exit(MLXJobsError.exit_code)

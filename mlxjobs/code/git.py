@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from mlxjobs.errors import SnapshotError
+from mlxjobs.system.console import name_some
 
 # The GIT_* variables that may stay: all others could point git to another repository, index or set of
 # files than those of the folder it is called in, as a git hook or `git rebase --exec` does.
@@ -278,5 +279,4 @@ def show(path: Path | str) -> str:
 
 def show_some(paths: Sequence[str]) -> str:
     """Return the first of these paths for a message, and how many more there are."""
-    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
-    return ", ".join(map(show, paths[:_NAMED])) + more
+    return name_some([show(path) for path in paths], _NAMED)

@@ -22,7 +22,7 @@ from mlxjobs.errors import RunError
 from mlxjobs.record.fence import Superseded
 from mlxjobs.record.history import RunState
 from mlxjobs.record.run import Run
-from mlxjobs.system.console import note
+from mlxjobs.system.console import name_some, note
 from mlxjobs.system.files import replace_file
 from mlxjobs.system.seals import checksum_of
 from mlxjobs.system.trust import own_folder
@@ -170,7 +170,7 @@ class Proof:
 
     def _refusal(self, what: str, found: list[str]) -> str:
         return (
-            f"run {self._run.log_id} {what}, for it is not what was submitted ({_short(found)}) "
+            f"run {self._run.log_id} {what}, for it is not what was submitted ({name_some(found, _TOLD)}) "
             "and version_manager.strict is true; start a new run, or give +mlxpy.version_manager.strict=false"
         )
 
@@ -182,7 +182,7 @@ class Proof:
         if not found:
             return
         self._tainted += found
-        note(f"run {self._run.log_id} is tainted, it is not what was submitted: {_short(found)}")
+        note(f"run {self._run.log_id} is tainted, it is not what was submitted: {name_some(found, _TOLD)}")
         event = {"event": "tainted", "attempt": self._attempt, "found": found}
         try:
             self._run.record(lambda state: event)
@@ -239,8 +239,3 @@ class Proof:
 
     def _compare_modules(self) -> list[str]:
         return live_files(self._code)
-
-
-def _short(found: list[str]) -> str:
-    more = len(found) - _TOLD
-    return ", ".join(found[:_TOLD]) + (f" and {more} more" if more > 0 else "")

@@ -19,7 +19,7 @@ from mlxjobs.code.gitvm import find_code, not_missed
 from mlxjobs.code.links import find_links
 from mlxjobs.config.rehearsal import Mistake
 from mlxjobs.errors import SnapshotError
-from mlxjobs.system.console import ask_letter, note, read_line
+from mlxjobs.system.console import ask_letter, note, read_line, shorten
 from mlxjobs.version_manager import Launch
 
 _SHOWN = 10  # files that a question names
@@ -184,8 +184,7 @@ def _in_progress(top: Path) -> str:
 
 
 def _listed(paths: Sequence[str]) -> str:
-    more = [f"and {len(paths) - _SHOWN} more"] if len(paths) > _SHOWN else []
-    return "\n".join(f"    {line}" for line in [*map(show, paths[:_SHOWN]), *more])
+    return "\n".join(f"    {line}" for line in shorten([show(path) for path in paths], _SHOWN))
 
 
 # -- what was answered ----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mlxjobs.code.git import show
 from mlxjobs.errors import SnapshotError
+from mlxjobs.system.console import shorten
 
 _NAMED = 10  # files that a message names
 _SCANNED = 1 << 20  # bytes of each file
@@ -66,11 +67,11 @@ def check(top: Path, paths: Sequence[str], max_mb: int) -> None:
     found = [(path, os.lstat(top / path)) for path in paths]
     _check_size(top, {path: about.st_size for path, about in found}, max_mb)
     reasons = {path: _suspect(top, path, stat.S_ISREG(about.st_mode)) for path, about in found}
-    suspects = [f"  {show(path)}: {reason}" for path, reason in reasons.items() if reason]
+    suspects = [f"{show(path)}: {reason}" for path, reason in reasons.items() if reason]
     if suspects:
         raise SnapshotError(
             f"Untracked files of {show(top)} that look like credentials are not taken into a snapshot:\n"
-            + _shorten(suspects)
+            + _listed(suspects)
             + "\nPut them into .gitignore or move them elsewhere; if one belongs to the code, `git add` it."
         )
 
@@ -80,18 +81,14 @@ def _check_size(top: Path, sizes: dict[str, int], max_mb: int) -> None:
     if not sizes or total <= max_mb * _MB:
         return
     largest = sorted(sizes, key=lambda path: -sizes[path])
+    lines = [f"{sizes[path] / _MB:,.1f} MB  {show(path)}" for path in largest]
     raise SnapshotError(
         f"The untracked files of {show(top)} are {total / _MB:,.1f} MB, more than a snapshot takes "
         f"(version_manager.max_untracked_mb={max_mb}). The largest:\n"
-        + _shorten([f"  {sizes[path] / _MB:,.1f} MB  {show(path)}" for path in largest])
+        + _listed(lines)
         + "\nPut data and results into .gitignore (version_manager.link has a run see them all the same),\n"
         "commit what is code, or raise version_manager.max_untracked_mb."
     )
-
-
-def _shorten(lines: list[str]) -> str:
-    more = [f"  and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
-    return "\n".join(lines[:_NAMED] + more)
 
 
 def _suspect(top: Path, path: str, is_regular: bool) -> str | None:
@@ -117,3 +114,7 @@ def _find_secret(content: bytes) -> str | None:
                     line = content.count(b"\n", 0, match.start()) + 1
                     return f"{what} in line {line}"
     return None
+
+
+def _listed(lines: list[str]) -> str:
+    return "\n".join(f"  {line}" for line in shorten(lines, _NAMED))

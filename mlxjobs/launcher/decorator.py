@@ -23,11 +23,11 @@ from mlxjobs.config.secrets import Mask, lost_secrets
 from mlxjobs.config.settings import NO_SCHEDULER, Project, Settings
 from mlxjobs.config.stored import Composed
 from mlxjobs.config_dict import missing_values
-from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
+from mlxjobs.errors import InvalidConfigFileError, RunError
 from mlxjobs.launcher.in_process import ONE_LOG_ID, Runner
 from mlxjobs.launcher.lost_paths import LostPaths
 from mlxjobs.record.run import Run
-from mlxjobs.system.console import flush, is_terminal, note
+from mlxjobs.system.console import errors_told, flush, is_terminal, note
 
 if TYPE_CHECKING:
     from mlxjobs.config.rehearsal import Mistake
@@ -66,31 +66,12 @@ def launch(
         def main() -> None:
             folder = (_file_of(task).parent / config_path).absolute()
             runner = Runner(task, seeding_function)
-            _guard(lambda: _Launch(Project(folder, config_name), runner).run(sys.argv[1:]))
+            with errors_told():
+                _Launch(Project(folder, config_name), runner).run(sys.argv[1:])
 
         return main
 
     return decorate
-
-
-def _guard(call: Callable[[], None]) -> None:
-    """The one place where errors become messages and exit codes."""
-    try:
-        call()
-    except MLXJobsError as error:
-        flush()
-        note(f"error: {error}")
-        raise SystemExit(error.exit_code) from error
-    except OSError as error:
-        if error.filename is None:
-            raise
-        # what is wrong with a disk is no fault of the program; a task's own errors never come here
-        flush()
-        note(f"error: {error.filename}: {error.strerror}")
-        raise SystemExit(MLXJobsError.exit_code) from error
-    except KeyboardInterrupt as error:
-        note("interrupted")
-        raise SystemExit(130) from error
 
 
 def _file_of(task: Callable[..., Any]) -> Path:

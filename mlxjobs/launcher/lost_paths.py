@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
-from mlxjobs.system.console import note
+from mlxjobs.system.console import name_some, note
 
 _NAMED = 10  # settings that the warning names
 _LONGEST = 1024  # characters of what may be a path
@@ -36,11 +36,10 @@ class LostPaths:
         self._told.update(new)
         if not new:
             return
-        named = ", ".join(f"{key}={value}" for key, value in new[:_NAMED])
-        more = f" and {len(new) - _NAMED} more" if len(new) > _NAMED else ""
+        named = name_some([f"{key}={value}" for key, value in new], _NAMED)
         note(
             f"these settings look like paths relative to {self._before}, and are not in the snapshot where "
-            f"the run starts: {named}{more}.\n"
+            f"the run starts: {named}.\n"
             "Make them visible there with version_manager.link, give absolute paths, or have the program "
             "start from ctx.info.launch_dir."
         )

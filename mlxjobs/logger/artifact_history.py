@@ -19,14 +19,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlxjobs.record.fence import Fence
-from mlxjobs.system.files import sync_directory
+from mlxjobs.system.files import aside_of, sync_directory
 
 _SINCE = ".since"
 _SUPERSEDED = ".superseded"
@@ -124,7 +123,7 @@ class ArtifactHistory:
 
     def _aside(self, top: Path) -> Path:
         """A free place from which to rename to where artifacts, notes and the superseded are."""
-        aside = self.fence.folder(top / _SINCE) / f"{os.getpid()}.{threading.get_ident()}"
+        aside = aside_of(top / _SINCE / "artifact", self.fence.folder(top / _SINCE))
         _remove(aside)
         return aside
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import abc
 import os
 import re
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from mlxjobs.logger.artifact_types import (
     save_torch,
 )
 from mlxjobs.record.fence import Fence
-from mlxjobs.system.files import is_file_name, naming, sync_directory
+from mlxjobs.system.files import aside_of, is_file_name, naming, sync_directory
 
 _KEPT = re.compile(r"\.pkl\.[0-9]+$")
 
@@ -226,7 +225,7 @@ def publish(
     fence = history.fence if history is not None else Fence()
     fence.check()  # a run directory that was removed is not to be made again
     folder.mkdir(parents=True, exist_ok=True)
-    aside = fence.folder(folder) / f".{name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}.tmp"
+    aside = aside_of(folder / name, fence.folder(folder))
     shutil.rmtree(aside, ignore_errors=True)
     try:
         with fence.explaining(), naming(folder / name):

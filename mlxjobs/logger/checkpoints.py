@@ -16,8 +16,6 @@ import errno
 import os
 import re
 import shutil
-import threading
-import time
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
@@ -31,11 +29,10 @@ from mlxjobs.logger import checkpoint_file
 from mlxjobs.logger.checkpoint_file import Record, peek, read_record
 from mlxjobs.record.fence import Fence
 from mlxjobs.system.console import note
-from mlxjobs.system.files import naming, sync_directory
+from mlxjobs.system.files import aside_of, naming, remove_asides, sync_directory
 
 SUFFIX = ".pkl"
 
-_IDLE_S = 3600
 _COPIED_AT_ONCE = 8 << 20  # bytes
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
@@ -89,37 +86,6 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _aside(folder: Path, path: Path, what: str = "") -> Path:
-    """Where this process prepares a file; the only place that knows."""
-    return folder / f".{path.name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}{what}.tmp"
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove what killed processes left beside `path`, which may be as large as a checkpoint."""
-    here = f".{path.name}.{os.uname().nodename}."
-    for name in _names(path.parent):
-        if not name.startswith(f".{path.name}.") or not name.endswith(".tmp"):
-            continue
-        leftover = path.with_name(name)
-        with suppress(OSError, ValueError):
-            if name.startswith(here):
-                gone = not _alive(int(name.removeprefix(here).split(".")[0]))
-            else:
-                gone = time.time() - leftover.stat().st_mtime > _IDLE_S
-            if gone:
-                leftover.unlink()
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 # --- writing
 
 
@@ -152,7 +118,7 @@ def save(
     fence = fence or Fence()
     with fence.explaining(), naming(path), ExitStack() as stack:
         _make_folder(path.parent)
-        _remove_leftovers(path)
+        remove_asides(path)
         folder = fence.folder(path.parent)
         aside = _temporary(stack, folder, path)
         try:
@@ -165,7 +131,7 @@ def save(
             moves.append((_second_file(stack, folder, aside, path), best(path)))
         if keep != 1 and not damaged and _worth_keeping(path):
             kept = previous(path) if keep is None else _numbered(path, _sequence(path))
-            moves.append((_second_name(stack, folder, path, ".kept") or path, kept))
+            moves.append((_second_name(stack, folder, path, "kept") or path, kept))
         _move([*moves, (aside, path)], fence)
         sync_directory(path.parent)
     if keep is not None:
@@ -185,7 +151,7 @@ def _temporary(stack: ExitStack, folder: Path, path: Path, what: str = "") -> Pa
         with suppress(OSError):
             aside.unlink(missing_ok=True)
 
-    aside = _aside(folder, path, what)
+    aside = aside_of(path, folder, what)
     stack.callback(remove)
     return aside
 
@@ -207,10 +173,10 @@ def _second_name(
 
 def _second_file(stack: ExitStack, folder: Path, source: Path, path: Path) -> Path:
     """The same by a copy where there are no links."""
-    link = _second_name(stack, folder, path, ".best", source)
+    link = _second_name(stack, folder, path, "best", source)
     if link is not None:
         return link
-    copy = _temporary(stack, folder, path, ".best")
+    copy = _temporary(stack, folder, path, "best")
     with open(source, "rb") as old, open(copy, "wb") as new:
         shutil.copyfileobj(old, new, _COPIED_AT_ONCE)
         new.flush()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mlxjobs.record.fence import Fence
-from mlxjobs.system.files import naming, replace_file, sync_directory
+from mlxjobs.system.files import aside_of, naming, replace_file, sync_directory
 from mlxjobs.system.seals import checksum_of, open_json, seal_json
 
 SUPERSEDED = ".superseded"
@@ -244,7 +244,7 @@ def _plan(path: Path, offset: int, start: int, later: list[_Rewind]) -> _Plan:
 def _set_aside(parent: Path, plans: list[_Plan], fence: Fence, number: int, writer: int) -> int:
     """Make the copies and the note durable, all at once by a rename; returns the lines copied."""
     parent.mkdir(exist_ok=True)
-    aside = fence.folder(parent) / f".{os.uname().nodename}.{os.getpid()}.tmp"
+    aside = aside_of(parent / "rewind", fence.folder(parent))
     _remove_folder(aside)
     aside.mkdir()
     lines = 0
@@ -274,7 +274,7 @@ def _apply(plan: _Plan, fence: Fence) -> bool:
         return False
     size = _size(plan.path)
     # not named after the file, whose name may be as long as names can be
-    aside = fence.folder(plan.path.parent) / f".{os.uname().nodename}.{os.getpid()}.tmp"
+    aside = aside_of(plan.path.with_name("rewind"), fence.folder(plan.path.parent))
     try:
         with naming(aside), open(aside, "wb") as target:
             for source, length in plan.pieces:

@@ -17,7 +17,6 @@ import math
 import os
 import shutil
 import sqlite3
-import threading
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -26,6 +25,8 @@ from typing import Any
 from weakref import finalize
 
 import orjson
+
+from mlxjobs.system.files import aside_of
 
 INDEX_SCHEMA = 2
 BLOCK_SIZE = 256
@@ -198,8 +199,7 @@ def publish_index(
         OSError: it cannot be written.
         sqlite3.Error: it cannot be written, or `base` is damaged.
     """
-    writer = f"{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}"
-    aside = target.with_name(f".{target.name}.{writer}.tmp")
+    aside = aside_of(target)
     try:
         if base is None:
             aside.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from typing import Any
 from mlxjobs.reader.columns import ABSENT
 from mlxjobs.reader.rows import DataDict
 from mlxjobs.reader.table import GUARDS
+from mlxjobs.system.console import shorten
 
 _WORDS = {
     "guard.code": "code versions",
@@ -50,14 +51,14 @@ def warn_of(groups: Sequence[tuple[tuple[Any, ...], dict[str, str]]], group_keys
     if not mixed:
         return
     lines = []
-    for key, found in mixed[:_SHOWN]:
+    for key, found in mixed:
         name = ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in zip(group_keys, key, strict=False))
         lines.append(f"{name or 'all rows'}: {', '.join(found.values())}")
-    if len(mixed) > _SHOWN:
-        lines.append(f"and {len(mixed) - _SHOWN} groups more")
     guards = [guard for guard in GUARDS if any(guard in found for _, found in mixed)]
     split = ", ".join(map(repr, [*group_keys, *(guard for guard in guards if guard != "guard.finished")]))
     hints = [f"split them: groupby([{split}])"] if guards != ["guard.finished"] else []
     hints += ["leave them out: filter('guard.finished')"] if "guard.finished" in guards else []
-    message = f"runs that differ are put together; {'; '.join(lines)}. To {' or '.join(hints)}"
+    message = (
+        f"runs that differ are put together; {'; '.join(shorten(lines, _SHOWN))}. To {' or '.join(hints)}"
+    )
     warnings.warn(message, MixedRunsWarning, stacklevel=3)

@@ -19,6 +19,7 @@ from typing import Any
 from mlxjobs.errors import RunError
 from mlxjobs.reader.columns import ABSENT, BLOCK_SIZE, BlockChange, ColumnFile, publish_index
 from mlxjobs.record.facts import live_mark_of, mark_of, read_facts
+from mlxjobs.system.files import numbers_in
 
 INDEX_NAME = ".mlxjobs-index.sqlite"
 # what begins the names of columns that were computed
@@ -279,17 +280,13 @@ def _compare_block(logs: str, log_ids: list[int], known: dict[str, Any]) -> _Pla
 
 def _log_ids(logs: str) -> list[int]:
     try:
-        with os.scandir(logs) as entries:
-            names = [entry.name for entry in entries]
+        numbers = numbers_in(logs)
     except OSError as error:
         reason = os.strerror(error.errno or errno.EIO)
         raise RunError(
             f"no log directory at {logs}: {reason}; give the folder that holds the runs 1, 2, 3 ..."
         ) from error
-    # a number that SQLite cannot hold is not a run's
-    return sorted(
-        int(name) for name in names if name.isdecimal() and name == str(int(name)) and len(name) < 18
-    )
+    return [number for number in numbers if number < 10**17]  # SQLite holds no larger ones
 
 
 def _places(logs: Path, folder: Path | None) -> list[Path]:

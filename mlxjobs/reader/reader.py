@@ -21,7 +21,7 @@ from mlxjobs.reader.pandas_frames import import_pandas
 from mlxjobs.reader.rows import DataDict
 from mlxjobs.reader.series import Long, add_series, superseded
 from mlxjobs.reader.table import RunTable
-from mlxjobs.system.console import counted
+from mlxjobs.system.console import counted, shorten
 
 if TYPE_CHECKING:
     import pandas
@@ -281,8 +281,7 @@ class Reader:
 
 
 def _listed(reasons: Mapping[int, str]) -> str:
-    shown = "; ".join(f"run {log_id}: {why}" for log_id, why in list(reasons.items())[:_SHOWN])
-    return shown + (f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else "")
+    return "; ".join(shorten([f"run {log_id}: {why}" for log_id, why in reasons.items()], _SHOWN))
 
 
 def _tell(what: str, log_ids: list[int]) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from string import ascii_lowercase
 
+from mlxjobs.errors import MLXJobsError
+
 
 def say(message: str) -> None:
     """Print what was asked for, on standard output."""
@@ -38,6 +40,39 @@ def note(message: str) -> None:
     """Print what the user should know beside that, on standard error."""
     with suppress(OSError):  # a job's stderr is a file, and its disk may be full: the run matters more
         print(f"mlxjobs: {message}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """End the program with a message and an exit code for an error of ours; the only place that does."""
+    try:
+        yield
+    except MLXJobsError as error:
+        flush()
+        note(f"error: {error}")
+        raise SystemExit(error.exit_code) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # what is wrong with a disk is no fault of the program; a task's own errors never come here
+        flush()
+        note(f"error: {error.filename}: {error.strerror}")
+        raise SystemExit(MLXJobsError.exit_code) from error
+    except KeyboardInterrupt as error:
+        note("interrupted")
+        raise SystemExit(130) from error
+
+
+def shorten(words: Sequence[str], limit: int) -> list[str]:
+    """Return the first of some words for a message, and `and 3 more` if there are others."""
+    others = len(words) - limit
+    return [*words[:limit], f"and {others} more"] if others > 0 else list(words)
+
+
+def name_some(words: Sequence[str], limit: int) -> str:
+    """Return the first of some words for a message: `a, b and 3 more`."""
+    others = len(words) - limit
+    return ", ".join(words[:limit]) + (f" and {others} more" if others > 0 else "")
 
 
 def counted(count: int, noun: str) -> str:

@@ -8,13 +8,19 @@ within a file system, NFS included).
 from __future__ import annotations
 
 import os
+import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
 from mlxjobs.errors import MLXJobsError
+
+# also without a thread, and of `checkpoints` with a word
+_ASIDE = re.compile(r"\..+\.\d+(\.\d+)?(\.[a-z]+)?\.tmp")
+_IDLE_S = 3600  # after which a writer on another machine is believed to be gone
 
 _flushed_later = ContextVar("flushed_later", default=False)
 
@@ -61,13 +67,6 @@ def current_umask() -> int:
     return umask
 
 
-def numbers_in(directory: str | Path) -> list[int]:
-    """Return the numbers that entries of a directory have as their names, sorted."""
-    with os.scandir(directory) as entries:
-        names = [entry.name for entry in entries]
-    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
-
-
 def sync_directory(directory: Path) -> None:
     """Flush a directory's entries to the disk, so that a rename in it survives a power failure."""
     if _flushed_later.get():
@@ -79,6 +78,44 @@ def sync_directory(directory: Path) -> None:
         raise OSError(error.errno, error.strerror, str(directory)) from error
     finally:
         os.close(fd)
+
+
+def aside_of(path: Path, folder: Path | None = None, what: str = "") -> Path:
+    """Return where this thread makes what is then renamed to `path`; `is_aside` knows such names.
+
+    Args:
+        path: the name it is to have.
+        folder: where to make it, on the same file system; by default the folder of `path`.
+        what: a word in small letters, where a thread makes several for one `path`.
+    """
+    writer = f"{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}"
+    return (folder or path.parent) / f".{path.name}.{writer}{what and f'.{what}'}.tmp"
+
+
+def is_aside(name: str) -> bool:
+    """Whether a file has a name of `aside_of`, or one that an older version gave."""
+    return _ASIDE.fullmatch(name) is not None
+
+
+def remove_asides(path: Path) -> None:
+    """Remove what killed processes left when they made `path`, as it may be large."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for aside in path.parent.iterdir():
+            if aside.name.startswith(f".{path.name}.") and aside.name.endswith(".tmp"):
+                with suppress(OSError, ValueError):
+                    if _is_abandoned(aside, path):
+                        aside.unlink()
+
+
+def _is_abandoned(aside: Path, path: Path) -> bool:
+    here = f".{path.name}.{os.uname().nodename}."
+    if not aside.name.startswith(here):
+        return time.time() - aside.stat().st_mtime > _IDLE_S
+    try:
+        os.kill(int(aside.name.removeprefix(here).split(".")[0]), 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def _create_anew(path: Path, mode: int) -> int:
@@ -95,8 +132,7 @@ def _write_aside(
     path: Path, content: bytes, mode: int, *, durable: bool = True, folder: Path | None = None
 ) -> Path:
     """Write `content` to a new file beside `path`; nothing is left behind on failure."""
-    writer = f"{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}"
-    aside = (folder or path.parent) / f".{path.name}.{writer}.tmp"
+    aside = aside_of(path, folder)
     try:
         fd = _create_anew(aside, mode)
         try:
@@ -169,6 +205,17 @@ def create_file(path: Path, content: bytes | str, *, mode: int = 0o666) -> bool:
         aside.unlink()
     sync_directory(path.parent)
     return True
+
+
+def numbers_in(folder: str | Path) -> list[int]:
+    """Return the numbers that entries of a folder have as their names, sorted; `007` is not a number.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries]
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
 def is_file_name(name: object) -> bool:
