@@ -196,8 +196,8 @@ def test_names_that_are_no_text_are_told_and_a_branch_may_have_one(project: Proj
     (tmp_path / "link").symlink_to(odd)
     project.folder = tmp_path
     for path, words in (
-        (odd, r"odd\xff/main.py' is no valid UTF-8"),
-        (tmp_path / "link", r"odd\xff' is no valid UTF-8"),
+        (odd, r"odd\xff/main.py' is not valid UTF-8"),
+        (tmp_path / "link", r"odd\xff' is not valid UTF-8"),
     ):
         command = (project.python, str(path / "main.py"), "+mlxpy.use_version_manager=true")
         assert_one_message(project.command(*command, code=2), words)

@@ -70,7 +70,7 @@ def tell_hydra(composed: Composed, output_dir: Path, *, keep_log: bool, follow_s
 def surroundings(
     composed: Composed, output_dir: Path, *, keep_log: bool = True, follow_streams: bool = False
 ) -> Iterator[Composed]:
-    """Make a process that did not compose what Hydra would have made it.
+    """Give a process that did not compose its run what Hydra would have given it.
 
     Args:
         composed: the stored configuration.
@@ -166,11 +166,11 @@ def _configure_logging(
     """Configure Python's logging as `hydra.core.utils.configure_log` does."""
     import logging.config
 
-    settings = _resolved(node.get("job_logging") or {}, node)
+    config = _resolved(node.get("job_logging") or {}, node)
     if not keep_files:
-        _drop_files(settings)
-    if settings.get("root") is not None:
-        logging.config.dictConfig(settings)
+        _drop_files(config)
+    if config.get("root") is not None:
+        logging.config.dictConfig(config)
     verbose = node.get("verbose", False)
     loggers = [None] if verbose is True else [verbose] if isinstance(verbose, str) else verbose or []
     for name in loggers:
@@ -183,13 +183,13 @@ def _configure_logging(
                     handler.setStream(_Stream(name))
 
 
-def _drop_files(settings: dict[str, Any]) -> None:
+def _drop_files(config: dict[str, Any]) -> None:
     """Take the handlers that have files out of a configuration of Python's logging."""
-    handlers = settings.get("handlers", {})
+    handlers = config.get("handlers", {})
     files = [name for name, handler in handlers.items() if "filename" in handler]
     for name in files:
         del handlers[name]
-    for logger in (settings.get("root"), *settings.get("loggers", {}).values()):
+    for logger in (config.get("root"), *config.get("loggers", {}).values()):
         if logger:
             logger["handlers"] = [name for name in logger.get("handlers", []) if name not in files]
 
@@ -227,10 +227,10 @@ def _fill(value: Any, node: Mapping[str, Any]) -> Any:
         return value
 
     def look_up(match: re.Match[str]) -> str:
-        found: Any = node
+        value: Any = node
         for key in match.group(1).split("."):
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return found if isinstance(found, str) and "${" not in found else match.group(0)
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value if isinstance(value, str) and "${" not in value else match.group(0)
 
     return re.sub(r"(?<!\\)\$\{hydra\.([\w.]+)\}", look_up, value)
 
@@ -239,7 +239,7 @@ def _fill(value: Any, node: Mapping[str, Any]) -> Any:
 
 
 def call_with_callbacks(composed: Composed, task: Callable[..., Any], call: Callable[[], Any]) -> Any:
-    """Call something between Hydra's callbacks of a job; of a run too, if it is no part of a sweep."""
+    """Call something between Hydra's callbacks of a job; of a run too, if it is not part of a sweep."""
     if not composed.hydra.get("callbacks"):
         return call()
     from hydra._internal.callbacks import Callbacks

@@ -57,10 +57,10 @@ def separate_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def check_utf8(texts: Sequence[str]) -> None:
-    """Raise `InvalidConfigFileError` if one of these is no text: all files of a run are UTF-8."""
+    """Raise `InvalidConfigFileError` if one of these is not UTF-8, as all files of a run are."""
     for text in texts:
         if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
-            raise InvalidConfigFileError(f"{os.fsencode(text)!r} is no valid UTF-8; rename it")
+            raise InvalidConfigFileError(f"{os.fsencode(text)!r} is not valid UTF-8; rename it")
 
 
 def names_run(settings: Mapping[str, Any]) -> bool:
@@ -148,7 +148,7 @@ def _parse_setting_with_hydra(argument: str) -> tuple[list[str], Any]:
 
 
 def quote_value(text: str) -> str:
-    """Write a text so that Hydra's grammar reads exactly this text back.
+    """Write a string so that Hydra's grammar reads exactly this string back.
 
     Source: https://hydra.cc/docs/advanced/override_grammar/basic/#quoted-values
     """

@@ -107,16 +107,16 @@ def _each_value(line: str) -> tuple[str, list[str]]:
     key = override.get_key_element()
     if not override.is_sweep_override():
         return key, [line]
-    values: Any = override.value()
+    sweep: Any = override.value()
     if override.is_interval_sweep():
-        start = values.start  # 1.0 of interval(1,5), which no integer would take
-        found = [str(int(start) if float(start).is_integer() else start)]
-    elif hasattr(values, "filter"):  # glob(*): the loader knows
-        found = []
+        start = sweep.start  # 1.0 of interval(1,5), which no integer would take
+        values = [str(int(start) if float(start).is_integer() else start)]
+    elif hasattr(sweep, "filter"):  # glob(*): the loader knows
+        values = []
     else:
-        values.shuffle = False  # which would draw from the generator that the user seeded
-        found = list(islice(override.sweep_string_iterator(), _MOST))
-    return key.lstrip("+"), [f"{key}={value}" for value in found]
+        sweep.shuffle = False  # which would draw from the generator that the user seeded
+        values = list(islice(override.sweep_string_iterator(), _MOST))
+    return key.lstrip("+"), [f"{key}={value}" for value in values]
 
 
 def _is_certain(error: MLXJobsError) -> bool:

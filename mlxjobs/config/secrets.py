@@ -17,7 +17,7 @@ from typing import Any
 from mlxjobs.config.stored import Composed
 
 _MASK = "***"
-# the last part of a key; pad_token and num_tokens are none, so that those of services have to be named
+# the last part of a key; pad_token and num_tokens are not secret, so the tokens of services have to be named
 _NAME = re.compile(
     r"(.*[_-])?(password|passwd|passphrase|secret|secret[_-]?key|api[_-]?key|access[_-]?key|private[_-]?key|"
     r"(access|auth|api|refresh|bearer|hf|hub|hugging_?face|github|gitlab|wandb)[_-]?token)|token",
@@ -27,7 +27,7 @@ _VARIABLE = re.compile(r"passw|passphrase|secret|token|credential|(api|access|pr
 _ENV = re.compile(r"oc\.env:\s*['\"]?(\w+)")
 _REFERENCE = re.compile(r"\$\{\s*\.*([\w.]+)\s*\}")
 _OVERRIDE = re.compile(r"([+~]*)([^=]+)=(.*)", re.DOTALL)
-# a shorter one is not looked for inside of other texts: it would be found in harmless words
+# a shorter one is not looked for inside of other strings: it would be found in harmless words
 _SHORTEST = 6
 # what takes the place of a value: called with its key, itself, and whether a key above it is secret
 _Take = Callable[[str, Any, bool], Any]
@@ -35,13 +35,13 @@ _Take = Callable[[str, Any, bool], Any]
 
 @dataclass(frozen=True)
 class Shown:
-    """A configuration as it is shown, and the secret values that no text may hold."""
+    """A configuration as it is shown, and the secret values that nothing shown may hold."""
 
     config: Any = None
     values: frozenset[str] = frozenset()
 
     def text(self, text: str) -> str:
-        """Return a text without the secret values."""
+        """Return a string without the secret values."""
         return _without(text, self.values)
 
 
@@ -49,7 +49,7 @@ class Mask:
     """Tells what is secret, by its key.
 
     Args:
-        patterns: the setting `secrets`: `wandb.login`, `*.url`; `!model.token` is none, though it is
+        patterns: the setting `secrets`: `wandb.login`, `*.url`; `!model.token` is not, though it is
             named like one.
     """
 
@@ -74,22 +74,22 @@ class Mask:
 
     def hide(self, composed: Composed) -> Composed:
         """Return a configuration with its secrets apart; those that are apart already stay so."""
-        found: dict[str, Any] = {}
+        secrets: dict[str, Any] = {}
 
         def take(key: str, value: Any, secret: bool) -> Any:
             if not (secret and _is_value(value)) or (isinstance(value, str) and _is_reference(value)):
                 return value
             if value != _MASK or key in composed.secrets:
-                found[key] = composed.secrets[key] if value == _MASK else value
+                secrets[key] = composed.secrets[key] if value == _MASK else value
             return _MASK
 
         hidden = _replace_values(composed, take, self._is)
-        if not found:
+        if not secrets:
             return replace(composed, secrets={})
-        overrides = [self._override(override, found) for override in composed.overrides]
+        overrides = [self._override(override, secrets) for override in composed.overrides]
         changed = {a: b for a, b in zip(composed.overrides, overrides, strict=True) if a != b}
-        hydra = _replaced(hidden.hydra, changed, frozenset(map(str, found.values())))
-        return Composed(hidden.config, hydra, overrides, found)
+        hydra = _replaced(hidden.hydra, changed, frozenset(map(str, secrets.values())))
+        return Composed(hidden.config, hydra, overrides, secrets)
 
     def shown(self, composed: Composed, resolved: Any) -> Shown:
         """Return a configuration that was resolved as it is shown.
@@ -163,7 +163,7 @@ def lost_secrets(composed: Composed) -> list[str]:
 
 
 def without_secrets(text: str, composed: Composed) -> str:
-    """Return a text without the secret values of a configuration."""
+    """Return a string without the secret values of a configuration."""
     return _without(text, map(str, composed.secrets.values()))
 
 

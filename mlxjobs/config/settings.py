@@ -260,10 +260,10 @@ def as_folder(value: str) -> Path:
     """Return the folder that a setting names, which may begin with `~`.
 
     Raises:
-        InvalidConfigFileError: there is no such user, or no path can be that.
+        InvalidConfigFileError: there is no such user, or it cannot be a path.
     """
     if "\0" in value:
-        raise InvalidConfigFileError(f"{value!r} is no path: none holds a NUL character")
+        raise InvalidConfigFileError(f"{value!r} is not a path: no path holds a NUL character")
     try:
         return Path(value).expanduser()
     except RuntimeError as error:

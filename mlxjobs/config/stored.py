@@ -18,7 +18,7 @@ class Composed:
     """The configuration of one run, as Hydra composed it, before anything is resolved.
 
     Attributes:
-        config: the user's options; interpolations are still text (`${...}`).
+        config: the user's options; interpolations are still strings (`${...}`).
         hydra: Hydra's own node, the same way.
         overrides: what was typed, as Hydra lists it: `["lr=0.1", "+seed=2"]`.
         secrets: key -> value of what `secrets` has taken out of the others, which have `***` there.
@@ -31,7 +31,7 @@ class Composed:
 
 
 def to_yaml(composed: Composed) -> str:
-    """Return a text from which `from_yaml` makes an equal configuration; of secrets it has the keys."""
+    """Return YAML from which `from_yaml` makes an equal configuration; of secrets it has the keys."""
     content = {
         "schema": 1,
         "config": composed.config,
@@ -81,12 +81,12 @@ def _enum_name(value: Enum) -> str:
 def _enum_value(name: str) -> Any:
     """Find an enumeration's member in the modules of the program; nothing is imported for it."""
     module, qualname, member = name.split(":")
-    found: Any = sys.modules[module]
+    kind: Any = sys.modules[module]
     for part in qualname.split("."):
-        found = getattr(found, part)
-    if not (isinstance(found, type) and issubclass(found, Enum)):
-        raise ValueError(f"{name} is no enumeration")
-    return found[member]
+        kind = getattr(kind, part)
+    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+        raise ValueError(f"{name} is not an enumeration")
+    return kind[member]
 
 
 def plain_config(value: Any) -> Any:
@@ -119,7 +119,7 @@ def flatten(value: Any, prefix: str = "", *, keep_empty: bool = False) -> dict[s
 
 
 def check_encodable(value: Any, key: str = "") -> None:
-    """Check that all texts of a configuration can be written to a file.
+    """Check that all strings of a configuration can be written to a file.
 
     Args:
         value: the configuration, or what is below `key` in it.

@@ -10,10 +10,9 @@ from typing import Any
 from mlxjobs.cluster import ranks
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.config import compose
-from mlxjobs.config import stored as frozen
 from mlxjobs.config.secrets import without_secrets
 from mlxjobs.config.settings import Settings
-from mlxjobs.config.stored import Composed
+from mlxjobs.config.stored import Composed, from_yaml
 from mlxjobs.config_dict import ConfigDict
 from mlxjobs.errors import MLXJobsError, RunError
 from mlxjobs.jobs.startable import Place
@@ -49,7 +48,7 @@ def stored(run: Run, typed: Mapping[str, Any]) -> tuple[Settings, Composed]:
         text = run.frozen.read_bytes()
         if is_sealed(text) is False:
             note(f"{run.frozen} is not what was written for this run: it was edited, or is damaged")
-        composed = frozen.from_yaml(text, run.frozen)
+        composed = from_yaml(text, run.frozen)
         return settings, replace(composed, secrets={**composed.secrets, **run.read_secrets()})
     config = run.read_yaml("config")
     if not isinstance(config, dict):

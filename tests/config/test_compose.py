@@ -171,3 +171,9 @@ def test_what_cannot_be_overridden_later_says_so(argument: str, words: str) -> N
 def test_plain_yaml_holds_no_tags() -> None:
     text = yaml.safe_dump(stored.plain_config({"p": Path("/x"), "e": Colour.RED, Colour.RED: (1, 2)}))
     assert yaml.safe_load(text) == {"p": "/x", "e": "RED", "RED": [1, 2]}
+
+
+def test_a_section_without_keys_is_a_value_where_that_is_asked_for() -> None:
+    config = {"model": {"lr": 0.1, "layers": {}}, "seed": None}
+    assert stored.flatten(config) == {"model.lr": 0.1, "seed": None}
+    assert stored.flatten(config, keep_empty=True) == {"model.lr": 0.1, "model.layers": {}, "seed": None}

@@ -65,6 +65,13 @@ def test_a_wrong_setting_names_file_and_key(written: object, words: str) -> None
     assert str(caught.value).startswith("configs/mlxpy.yaml: ")
 
 
+def test_every_setting_says_what_it_takes() -> None:
+    for key, kinds in Settings().to_dict().items():
+        for written in [{name: object()} for name in kinds] if isinstance(kinds, dict) else [object()]:
+            with pytest.raises(InvalidConfigFileError, match=f"'{key}.*' must be .*, not <object"):
+                of_file({key: written})
+
+
 def test_later_sources_win_and_keep_the_rest() -> None:
     settings = of_file({"scheduler": {"name": "SLURMScheduler", "option_cmd": ["--time=1"]}})
     settings = settings.updated({"scheduler": {"option_cmd": "--time=2"}}, "the command line")
@@ -112,7 +119,7 @@ def test_commands_may_be_a_string_or_a_list() -> None:
 
 
 def test_a_folder_that_no_path_can_be_is_told() -> None:
-    with pytest.raises(InvalidConfigFileError, match="is no path"):
+    with pytest.raises(InvalidConfigFileError, match="is not a path"):
         as_folder("a\0b")
 
 
