@@ -36,7 +36,7 @@ def test_the_ids_of_an_arrays_tasks() -> None:
 @pytest.mark.parametrize("line", ["-N mine", "-r n", "-S /bin/zsh", "-o /dev/null"])
 def test_the_users_line_wins_over_ours_of_the_same_option(line: str) -> None:
     lines = sge.directives(job(option_lines=[line]))
-    assert [one for one in lines if one.split()[1] == line.split()[0]] == [f"#$ {line}"]
+    assert [option for option in lines if option.split()[1] == line.split()[0]] == [f"#$ {line}"]
 
 
 def test_options_of_one_dash_and_several_letters_are_whole_words() -> None:
@@ -58,8 +58,9 @@ def test_a_path_that_qsub_would_read_otherwise_is_left_to_the_script(path: str) 
 
 def test_the_script_of_an_array() -> None:
     out = Path("/home/ada/array") / TASK
-    one = job(script=out.parent / "script.sh", stdout=out / "log.stdout", stderr=out / "log.stderr", tasks=3)
-    lines = render_script(one, sge).splitlines()
+    script, stdout, stderr = out.parent / "script.sh", out / "log.stdout", out / "log.stderr"
+    array = job(script=script, stdout=stdout, stderr=stderr, tasks=3)
+    lines = render_script(array, sge).splitlines()
     assert "#$ -o /home/ada/array/$TASK_ID/log.stdout" in lines
     assert "#$ -t 1-3" in lines
     assert 'run=/home/ada/array/"$SGE_TASK_ID"' in lines
