@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +16,12 @@ from mlxjobs.errors import SnapshotError
 from mlxjobs.system.console import note, say
 
 if TYPE_CHECKING:  # what other commands would import for nothing
+    from mlxjobs.care.pruning import Pruning
     from mlxjobs.code import snapshots
 
+    _Runs = tuple[Path, list[int]]  # a log directory, and which of its runs
+
+_GONE = "removed"
 
 app = typer.Typer(help="List the snapshots that runs were launched from; prune removes them.")
 
@@ -35,27 +40,15 @@ def list_snapshots(
         return
     from mlxjobs.code import snapshots
 
-    users = snapshots.Users(logs)
-    rows = []
-    for one in _find(users):
-        usage, found = one.usage(), list(users.of(one))
-        if not one.exists and not found:
-            continue
-        if as_json:
-            runs = {str(place): ids for place, ids in found}
-            about = {
-                "snapshot": str(one.root),
-                "exists": one.exists,
-                "size": usage.own,
-                "shared": usage.shared,
-            }
-            say(json.dumps({**about, "launched": one.launched, "runs": runs}))
-            continue
-        sizes = map(snapshots.size, (usage.own, usage.shared)) if one.exists else ("removed", "")
-        age = f"{snapshots.age(time.time() - one.launched)} ago"
-        rows.append([_short(one.root), *sizes, age, snapshots.runs_text(found, logs)])
+    known = _used(snapshots.Users(logs))
     if as_json:
+        for snapshot, runs in known:
+            _say_json(snapshot, runs)
         return
+    rows = [
+        [_short(snapshot.root), *_sizes(snapshot), _age(snapshot), snapshots.runs_text(runs, logs)]
+        for snapshot, runs in known
+    ]
     if not rows:
         say("no snapshots")
         return
@@ -63,6 +56,38 @@ def list_snapshots(
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _used(users: snapshots.Users) -> Iterator[tuple[snapshots.Snapshot, list[_Runs]]]:
+    """The snapshots that are there, or that a run was launched from; and those runs."""
+    for snapshot in _find(users):
+        runs = list(users.of(snapshot))
+        if snapshot.exists or runs:
+            yield snapshot, runs
+
+
+def _say_json(snapshot: snapshots.Snapshot, runs: list[_Runs]) -> None:
+    usage = snapshot.usage()
+    about = {
+        "snapshot": str(snapshot.root), "exists": snapshot.exists, "size": usage.own, "shared": usage.shared,
+        "launched": snapshot.launched, "runs": {str(place): log_ids for place, log_ids in runs},
+    }  # fmt: skip
+    say(json.dumps(about))
+
+
+def _sizes(snapshot: snapshots.Snapshot) -> tuple[str, str]:
+    from mlxjobs.code.snapshots import size
+
+    if not snapshot.exists:
+        return "removed", ""
+    usage = snapshot.usage()
+    return size(usage.own), size(usage.shared)
+
+
+def _age(snapshot: snapshots.Snapshot) -> str:
+    from mlxjobs.code.snapshots import age
+
+    return f"{age(time.time() - snapshot.launched)} ago"
 
 
 def _short(root: Path) -> str:
@@ -95,32 +120,44 @@ def prune(
     from mlxjobs.code import snapshots
 
     pruning = Pruning(logs, snapshots.seconds(older_than))
-    total, removed, kept, failed = snapshots.Usage(), 0, 0, 0
+    total, removed, kept, failed = snapshots.Usage(), 0, 0, False
     known = _find(snapshots.Users(logs))
-    for one in known:
-        usage, why = snapshots.Usage(), pruning.why_kept(one) if one.exists else "removed"
+    for snapshot in known:
+        usage = snapshots.Usage()
         try:
-            if why is None and dry_run:
-                usage = one.usage()
-            elif why is None:
-                done = pruning.remove(one)
-                usage, why = (done, None) if done is not None else (usage, "a launch uses it at this moment")
+            usage, why = _remove(pruning, snapshot, dry_run=dry_run)
             if not dry_run:
-                pruning.forget(one, known)
+                pruning.forget(snapshot, known)
         except SnapshotError as error:
             note(f"error: {error}")
-            failed, why = failed + 1, str(error)
-        if why == "removed":
+            failed, why = True, str(error)
+        if why == _GONE:
             continue
         total.merge(usage)
         removed, kept = removed + (why is None), kept + (why is not None)
         if as_json:
-            about = {"snapshot": str(one.root), "removed": why is None and not dry_run, "why": why}
+            about = {"snapshot": str(snapshot.root), "removed": why is None and not dry_run, "why": why}
             say(json.dumps({**about, "size": usage.own}))
         else:
-            say(f"{_short(one.root)}: {f'kept, {why}' if why else 'to remove' if dry_run else 'removed'}")
+            done = f"kept, {why}" if why else "to remove" if dry_run else "removed"
+            say(f"{_short(snapshot.root)}: {done}")
     if not as_json:
         what = ("to remove", "to free") if dry_run else ("removed", "freed")
         say(f"{removed} {what[0]}, {kept} kept; {snapshots.size(total.own)} {what[1]}")
     if failed:
         raise SystemExit(SnapshotError.exit_code)
+
+
+def _remove(
+    pruning: Pruning, snapshot: snapshots.Snapshot, *, dry_run: bool
+) -> tuple[snapshots.Usage, str | None]:
+    """Remove a snapshot unless it is needed; return what that frees, and why it is kept."""
+    from mlxjobs.code.snapshots import Usage
+
+    why = pruning.why_kept(snapshot) if snapshot.exists else _GONE
+    if why is not None:
+        return Usage(), why
+    if dry_run:
+        return snapshot.usage(), None
+    usage = pruning.remove(snapshot)
+    return (usage, None) if usage is not None else (Usage(), "a launch uses it at this moment")
