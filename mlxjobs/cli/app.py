@@ -56,7 +56,7 @@ app.command()(care.fsck)
 app.command()(code.diff)
 app.command()(code.checkout)
 app.command()(code.env)
-app.add_typer(snapshots.app, name="snapshots")
+app.add_typer(snapshots.group, name="snapshots")
 
 
 @app.callback(invoke_without_command=True)

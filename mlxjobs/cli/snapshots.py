@@ -23,11 +23,11 @@ if TYPE_CHECKING:  # what other commands would import for nothing
 
 _GONE = "removed"
 
-app = typer.Typer(help="List the snapshots that runs were launched from; prune removes them.")
+group = typer.Typer(help="List the snapshots that runs were launched from; prune removes them.")
 
 
-@app.callback(invoke_without_command=True)
-def list_snapshots(
+@group.callback(invoke_without_command=True)
+def _list(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a snapshot.")] = False,
     logs: Logs = Path("logs"),
@@ -104,7 +104,7 @@ def _find(users: snapshots.Users) -> list[snapshots.Snapshot]:
     return snapshots.find({snapshots.real(parent) for parent in (own, *users.parents())})
 
 
-@app.command()
+@group.command()
 def prune(
     older_than: Annotated[str, typer.Option(metavar="TIME", help="Keep what was used within it.")] = "30d",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,

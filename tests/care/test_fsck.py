@@ -132,7 +132,7 @@ def test_metrics_that_were_added_afterwards_are_no_damage(run: Run) -> None:
     assert found(run.path.parent) == {}
 
 
-def test_a_line_that_is_no_json_is_told_with_its_number(run: Run) -> None:
+def test_a_line_that_is_not_json_is_told_with_its_number(run: Run) -> None:
     with (run.metrics / "train.json").open("ab") as file:
         file.write(b'nonsense\n{"loss": 1.0, "epoch": 9}\n')
     assert found(run.path.parent)["1/metrics/train.json"].endswith(
