@@ -72,7 +72,7 @@ class Deviation:
 
     @property
     def of_progress(self) -> bool:
-        """Whether steps are missing, or are there twice."""
+        """Whether steps are missing or repeated."""
         return self.key in ("", *PROGRESS)
 
     def __str__(self) -> str:

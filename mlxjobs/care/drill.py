@@ -1,4 +1,4 @@
-"""Does a program resume rightly? Run it undisturbed, disturb it in all of a scheduler's ways, and compare.
+"""Does a program resume as it should? Run it undisturbed, disturb it in all ways there are, and compare.
 
 The disturbed runs stop by themselves in the middle of a step (see `hold`), so even a program whose steps
 take no time is disturbed at the same place each time.
@@ -129,7 +129,7 @@ _WAYS = (
 
 
 class _Verdict(Exception):
-    """Ends a way early."""
+    """What a way has shown; raised where that ends it early."""
 
     def __init__(self, verdict: Verdict, words: str = "") -> None:
         super().__init__(words or verdict.value)
@@ -179,7 +179,7 @@ class Drill:
         self._noise: Curves | None = None
 
     def run(self) -> list[WayOutcome]:
-        """Do it, and return what each way has shown; all jobs that it started have then ended.
+        """Run the drill, and return what each way has shown; all jobs that it started have then ended.
 
         Raises:
             RunError: the command submits no run, or more than one.
@@ -194,7 +194,7 @@ class Drill:
             return [self._disturbed(way) for way in self._ways]
 
     def remove(self) -> None:
-        """Remove what it has left."""
+        """Remove all that the drill has left."""
         shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):  # there is more in it now
             for path in self._made:
@@ -257,7 +257,7 @@ class Drill:
         return trial
 
     def _undisturbed_again(self) -> Curves:
-        """What a second undisturbed run logs, which is made when this is first asked."""
+        """What a second undisturbed run logs, which is made when this is first called."""
         if self._noise is None:
             trial = self._trial(_AGAIN)
             note(f"{_AGAIN}: does that also differ if nothing disturbs it?")

@@ -46,7 +46,7 @@ class Finding:
             self.error = str(error)
 
     def line(self, logs: Path, *, fix: bool) -> str:
-        """Return it as one line for people; `fix`: it was tried to mend it."""
+        """Return it as one line for people; `fix`: mending was tried."""
         path = self.path.relative_to(logs) if self.path.is_relative_to(logs) else self.path
         text = f"{path} {self.what}"
         if self.mended:
@@ -66,7 +66,7 @@ class Finding:
 
 
 def _kept(run: Path, path: Path) -> Path:
-    """A new name for a file of a run in `.damaged/`, where nobody else looks."""
+    """A new name in `.damaged/`, where nobody else looks, for a file of a run."""
     place = run / DAMAGED / path.relative_to(run)
     place.parent.mkdir(parents=True, exist_ok=True)
     name, count = place.name, 1

@@ -28,7 +28,7 @@ _CHECKS: tuple[Callable[[Known], Iterator[Finding]], ...] = (
 
 
 def check_logs(logs: Path, log_ids: Sequence[int] | None = None, *, fix: bool = False) -> Iterator[Finding]:
-    """Look at runs, one after the other.
+    """Check runs, one after the other.
 
     States that are out of date are recorded, with `fix` or without, as `mlxjobs ls` does.
 

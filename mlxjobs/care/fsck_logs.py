@@ -104,7 +104,7 @@ def _tasks(logs: Path, cluster: Cluster, out: str) -> Iterator[tuple[str, Path]]
 
 
 def check_snapshots(runs: Sequence[Seen]) -> Iterator[Finding]:
-    """Look at the frozen code of runs, and for halves of it that killed launches left."""
+    """Look at the frozen code of runs, and for half-made snapshots that killed launches left."""
     used: dict[Path, list[Seen]] = {}
     repos: dict[Path, str] = {}
     for seen in runs:

@@ -220,7 +220,7 @@ def _counted(run: Path) -> bool:
 
 
 def _take_out(path: Path, numbers: set[int]) -> None:
-    """First the copy of the lines, then the file without them."""
+    """Move lines away: first write the copy of them, then the file without them."""
     lines = path.read_bytes().splitlines(keepends=True)
     copy = path.parent / rewind.SUPERSEDED / "repeated" / path.name
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -264,7 +264,7 @@ def _check_keys(known: Known, logged: dict[str, dict[str, str]]) -> Iterator[Fin
 
 
 def _read_keys(path: Path, known: Known) -> tuple[str | None, dict[str, set[str]]]:
-    """What is wrong with a registry, and what it holds: ours all logs, MLXP's one."""
+    """What is wrong with a registry, and its keys: ours has those of all logs, MLXP's of one."""
     try:
         text = path.read_bytes()
         content = read_plain(str(path))

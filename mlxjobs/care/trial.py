@@ -85,7 +85,7 @@ class Trial:
         self.run = Run(folder / "1")
 
     def start(self, hold: str | None = None, option_lines: Sequence[str] | None = None) -> None:
-        """Submit it.
+        """Submit the run.
 
         Args:
             hold: what the first attempt does in the step after a checkpoint (see `hold`).
@@ -140,11 +140,11 @@ class Trial:
         return 0
 
     def lines(self) -> curves.Curves:
-        """What it has logged."""
+        """The metrics it has logged."""
         return curves.read(self.run.metrics)
 
     def reaches(self, expected: curves.Curves) -> bool:
-        """Whether it has logged so much."""
+        """Whether it has logged as much as another run."""
         return curves.reach(self.run.metrics, expected)
 
     def options(self) -> list[str]:
@@ -162,7 +162,7 @@ class Trial:
                 raise outcome
 
     def follow(self, until: Callable[[RunState], bool]) -> RunState:
-        """Wait for something to become true; return the state at that time.
+        """Wait until a condition holds; return the state at that time.
 
         Raises:
             Stuck: it runs, but writes no checkpoint.

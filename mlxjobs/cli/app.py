@@ -1,4 +1,4 @@
-"""The command `mlxjobs`: what one does to runs from outside, a line for each command."""
+"""The command `mlxjobs`: a line for each command, whose function is in the file of its group."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class _TrustingReader(Reader):
 
 
 def trusting_reader(logs: Path) -> Reader:
-    """Return the runs of a log directory as `mlxjobs ls` knows them: schedulers of one's own are asked too.
+    """Return the runs of a log directory as `mlxjobs ls` knows them: the user's own schedulers are asked too.
 
     Raises:
         RunError: there is no such directory, or it cannot be read.

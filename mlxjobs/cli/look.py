@@ -54,7 +54,7 @@ def ls(
 
 
 def _note_others(logs: Path) -> None:
-    """Say that there are runs which are not shown: those of MLXP have no history that could be checked."""
+    """Say how many runs are not shown: those of MLXP have no history that could be checked."""
     from mlxjobs.record.run import runs_in
 
     infos = [run.metadata / "info.yaml" for run in runs_in(logs) if not run.history_dir.is_dir()]

@@ -33,7 +33,7 @@ BLOCK_SIZE = 256
 
 
 class _Absent:
-    """What a run has in a column that it does not have."""
+    """The cell of a run that has no value in a column."""
 
     __slots__ = ()
 

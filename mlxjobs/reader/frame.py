@@ -305,7 +305,7 @@ class GroupedDataFrame:
         return DataFrame(rows)
 
     def select(self, key_list: Iterable[Any]) -> GroupedDataFrame:
-        """Return the groups with these values, which are given as for `grouped[key]`; some may be of none."""
+        """Return the groups with these values, given as for `grouped[key]`, as far as there are any."""
         wanted = {self._find(key) for key in key_list}
         return GroupedDataFrame(self.group_keys, {k: group for k, group in self.items() if k in wanted})
 

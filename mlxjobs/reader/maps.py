@@ -84,7 +84,7 @@ class Last(AggregationMap):
 
 
 class _Best(AggregationMap):
-    """The best of the runs, and which it is."""
+    """The best value of all runs, and which run has it."""
 
     word = "min"
     last_only = False
@@ -169,7 +169,7 @@ def _mean_and_deviation(rows: list[list[Any]]) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class _Map:
-    """A function, the columns it takes, and how what it returns is called."""
+    """A function, the columns it takes, and the names of its results."""
 
     function: Callable[..., Any]
     keys: tuple[str, ...]

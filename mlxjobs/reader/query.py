@@ -91,14 +91,14 @@ class Compare:
 
 @dataclass(frozen=True)
 class Truth:
-    """An operand alone: whether it is true."""
+    """An operand that stands alone: is it true?"""
 
     operand: Operand
 
 
 @dataclass(frozen=True)
 class Not:
-    """The contrary."""
+    """A condition that must not hold."""
 
     part: Node
 
@@ -369,7 +369,7 @@ class _Parser:
         return {"=~": "matches", "!~": "not matches"}.get(operator.value, str(operator.value))
 
     def _is_list(self) -> bool:
-        """Whether "(" opens a list of values, as in `x in (1, 2)`, and no condition."""
+        """Whether "(" opens a list of values, as in `x in (1, 2)`, and not a condition."""
         before = self._tokens[self._at - 1] if self._at else None
         return before is not None and before.kind == "symbol" and before.value == "in"
 

@@ -40,7 +40,7 @@ class UncertainRunWarning(UserWarning):
 
 
 class Parser(abc.ABC):
-    """Base of parsers of a user's own, as MLXP has it."""
+    """The base class of a user's own parsers, as in MLXP."""
 
     @abc.abstractmethod
     def parse(self, query: str) -> Callable[[Mapping[str, Any]], Any]:

@@ -83,7 +83,7 @@ class DataDict(Mapping[str, Any]):
         return self._table is not None and key in self._table.series
 
     def lists(self, key: str) -> bool:
-        """Tell whether a key is one that the row shows, and not only answers to, as to `guard.code`."""
+        """Tell whether the row shows a key; to some, as `guard.code`, it only answers."""
         if self._own is not None and key in self._own:
             return True
         return self._table is not None and key in self._table.names and key in self

@@ -84,7 +84,7 @@ class RunTable:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """The same, to look one up."""
+        """The same as a set."""
         return frozenset(self.keys)
 
     @cached_property
@@ -188,7 +188,7 @@ class RunTable:
         return f"{self.path(position)}/metrics/{log_name}.json"
 
     def log_of(self, key: str) -> str:
-        """Return the log that a series is in, as the first run says that has it."""
+        """Return the log that a series is in, as the first run that has it says."""
         return _split(key, next(cell for cell in self.runs.column(key) if cell is not ABSENT))[0]
 
     def source(self, position: int, key: str) -> tuple[Source, str] | None:
@@ -278,12 +278,12 @@ class RunTable:
 
 
 def _is_artifact(key: str) -> bool:
-    """Tell the artifacts of a type, `artifact.numpy.` or `artifact.numpy..folder`, from a log named so."""
+    """Whether a column is artifacts of a type, `artifact.numpy.` or `artifact.numpy..folder`, not a log."""
     return key.startswith("artifact.") and (key.endswith(".") or ".." in key)
 
 
 def _split(key: str, cell: str) -> tuple[str, str, str]:
-    """Return the log name, the metric's key and its type, of a series' name and cell."""
+    """Return the log name, the metric's key and its type, from a series' name and cell."""
     length, _, kind = cell.partition(":")
     return key[: int(length)], key[int(length) + 1 :], kind
 
