@@ -41,7 +41,7 @@ def env(
         return
     text = environment.as_conda(facts) if conda else None
     if conda and text is None:
-        raise RunError(f"run {run} was launched in no conda environment; without --conda: for pip and uv")
+        raise RunError(f"run {run} was not launched in a conda environment; without --conda: for pip and uv")
     say(text or environment.as_requirements(f"what run {run} was launched with", lines, facts))
 
 

@@ -94,7 +94,7 @@ def write_runs(reader: Reader, query: str, series: str | None, form: str, target
         MLXJobsError: the query is wrong, the file cannot be written, or a package is missing.
     """
     if form not in _FORMATS:
-        raise InvalidKeyError(f"{form!r} is none of {', '.join(_FORMATS)}")
+        raise InvalidKeyError(f"{form!r} is not one of {', '.join(_FORMATS)}")
     table = _all_fields(reader, query) if series is None else dict(_arrays(reader, query, series))
     try:
         {"csv": _csv, "json": _json, "parquet": _parquet}[form](table, target)

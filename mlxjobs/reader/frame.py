@@ -192,7 +192,7 @@ class DataFrame(RowList):
             InvalidKeyError: no row has a key.
         """
         if map_type not in MAP_TYPES:
-            raise InvalidMapError(f"map_type {map_type!r} is none of {', '.join(MAP_TYPES)}")
+            raise InvalidMapError(f"map_type {map_type!r} is not one of {', '.join(MAP_TYPES)}")
         if map_type == "Generic":
             return self._as_rows(together(maps, self.column))[0]
         if map_type == "Columnwise":

@@ -198,7 +198,9 @@ class Reader:
             MLXJobsError: there is no such format, or pandas is not installed.
         """
         if result_format not in _FORMATS:
-            raise MLXJobsError(f"result_format {result_format!r} is none of {', '.join(map(repr, _FORMATS))}")
+            raise MLXJobsError(
+                f"result_format {result_format!r} is not one of {', '.join(map(repr, _FORMATS))}"
+            )
         table = self._current()
         rows = DataFrame(DataDict(None, table, position) for position in self._select(table, query_string))
         return rows.toPandas(lazy=False) if result_format == "pandas" else rows
@@ -247,7 +249,7 @@ class Reader:
         """
         if result_format not in _METRICS_FORMATS:
             allowed = ", ".join(map(repr, _METRICS_FORMATS))
-            raise MLXJobsError(f"result_format {result_format!r} is none of {allowed}")
+            raise MLXJobsError(f"result_format {result_format!r} is not one of {allowed}")
         table = self._current()
         if key not in table.series and len(table):
             raise InvalidKeyError(f"no run has the series {key!r}{query.near(key, table.series)}")

@@ -71,7 +71,7 @@ def test_what_a_run_was_launched_with_is_what_pip_would_install(tmp_path: Path) 
     assert any(line.startswith("# had edits that no commit holds: edited") for line in lines)
     assert "# not for pip: 'of-debian==1.1ubuntu2'" in lines
     assert json.loads(project.mlxjobs("env", "1", "--json").stdout)["environment"]["dirty"][0] == "edited"
-    assert "in no conda environment" in project.mlxjobs("env", "1", "--conda", code=2).stderr
+    assert "was not launched in a conda environment" in project.mlxjobs("env", "1", "--conda", code=2).stderr
 
 
 def test_an_environment_of_any_size_is_handed_on_to_the_snapshot(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_apply_transform_and_map(results: DataFrame) -> None:
         (lambda r: r.aggregate((max, 3)), "strings"),
         (lambda r: r.aggregate((max, ("config.seed", "config.lr"), "one")), "takes 2 columns and names 1"),
         (lambda r: r.transform((sum, "config.seed")), "see aggregate"),
-        (lambda r: r.apply((len, "config.seed"), map_type="Odd"), "map_type 'Odd' is none of"),
+        (lambda r: r.apply((len, "config.seed"), map_type="Odd"), "map_type 'Odd' is not one of"),
         (lambda r: r.apply((len, "config.seed", ("a", "b"))), "names 2 results, its function gave one int"),
         (lambda r: r.filter((sum, "config.seed")), "one truth value for each row"),
         (lambda r: r.merge(r[:1]), "4 rows cannot be merged with 1"),

@@ -70,7 +70,7 @@ def test_pandas_is_a_result_format(logs: Path) -> None:
     assert frame["config.optimizer.lr"].tolist() == [0.01, 0.1]
     assert frame["train.loss"].iloc[0] == list(LOSSES)
     assert frame["config.layers"].iloc[0] == [1, 2]
-    with pytest.raises(MLXJobsError, match="result_format 'numpy' is none of"):
+    with pytest.raises(MLXJobsError, match="result_format 'numpy' is not one of"):
         mlxpy.Reader(logs).filter(result_format="numpy")
 
 

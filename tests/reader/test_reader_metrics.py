@@ -38,7 +38,7 @@ def test_one_long_table_of_all_runs_that_match(tmp_path: Path) -> None:
     assert epochs["step"].tolist() == [0, 1] * 3
     with pytest.raises(InvalidKeyError, match=r"near: train\.loss"):
         reader.metrics("", "train.lossy")
-    with pytest.raises(MLXJobsError, match="result_format 'csv' is none of"):
+    with pytest.raises(MLXJobsError, match="result_format 'csv' is not one of"):
         reader.metrics("", "train.loss", result_format="csv")
 
 
