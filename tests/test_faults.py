@@ -100,7 +100,7 @@ def in_child(act: Callable[[], None], calls: Calls | None, words: Path) -> int:
 def half_done(logs: Path) -> Run:
     """A run that was killed between the metrics and the checkpoint of its second epoch."""
     run = Run.create(logs)
-    run.keep("dies_in: -1\n", Settings().to_dict())
+    run.store_configuration("dies_in: -1\n", Settings().to_dict())
     run.record(lambda state: {"event": "created", "facts": {}})
     assert in_child(lambda: attempt(run, dies_in=1), None, logs / "words") == 9
     assert len(lines(run)) == 2
@@ -230,7 +230,7 @@ def not_submitted(folder: Path) -> Run:
     shell.run = queue_in_here
     shutil.rmtree(folder / "queue", ignore_errors=True)
     run = Run.create(folder / "logs")
-    run.keep("{}", Settings().to_dict())
+    run.store_configuration("{}", Settings().to_dict())
     run.script.write_text("#!/bin/sh\nexit\n")
     run.record(lambda state: {"event": "created", "facts": {}})
     return run

@@ -12,7 +12,7 @@ from typing import Any
 from mlxjobs.care.findings import DAMAGED, Finding, copy_aside, move_aside
 from mlxjobs.errors import MLXJobsError
 from mlxjobs.record.facts import read_copy, read_plain
-from mlxjobs.record.history import Event, RunState, fold, render
+from mlxjobs.record.history import Event, RunState, fold, render_info
 from mlxjobs.record.run import COPIED, Run
 from mlxjobs.system.files import is_aside
 from mlxjobs.system.plain_yaml import NotYAMLError, dump_yaml, load_yaml
@@ -88,7 +88,7 @@ def check_metadata(known: Known) -> Iterator[Finding]:
     """Look at the configuration, the settings, and info.yaml."""
     run = known.run
     sound = {}
-    for path in (run.metadata / "config.yaml", run.metadata / "mlxpy.yaml", run.frozen):
+    for path in (run.metadata / "config.yaml", run.metadata / "mlxpy.yaml", run.stored):
         problem = _problem(path, known)
         sound[path.stem] = problem is None
         if problem:
@@ -108,7 +108,7 @@ def _problem(path: Path, known: Known) -> str | None:
         return f"cannot be read: {error.strerror}"
     if is_sealed(text) is False or (known.sealed and is_sealed(text) is None):
         return "is edited or damaged: it is not what was written"
-    if path != known.run.frozen:
+    if path != known.run.stored:
         return _unreadable(path)
     return None
 
@@ -147,7 +147,7 @@ def _check_info(known: Known) -> Iterator[Finding]:
 
 def _is_picture(path: Path, events: list[Event]) -> bool:
     try:
-        text, painted = path.read_bytes(), dump_yaml(render(fold(events)))
+        text, painted = path.read_bytes(), dump_yaml(render_info(fold(events)))
     except OSError:
         return False
     if text == painted.encode():

@@ -19,7 +19,7 @@ from mlxjobs.logger.values import type_name
 from mlxjobs.record.facts import read_plain
 from mlxjobs.record.fence import Fence
 from mlxjobs.system.files import replace_file
-from mlxjobs.system.seals import checksum, is_sealed, open_json
+from mlxjobs.system.seals import crc32_of, is_sealed, open_json
 
 # keys that count steps, the slowest first
 _STEPS = ("epoch", "epochs", "global_step", "step", "steps", "iteration", "iterations", "iter")
@@ -134,7 +134,7 @@ def _compare(recorded: Any, folder: Path) -> Iterator[Finding]:
         there = path.stat().st_size if path.exists() else 0
         if there < size:
             yield Finding(path, f"has lost {size - there} of {size} bytes since the attempt ended")
-        elif checksum(path, size) != crc:
+        elif crc32_of(path, size) != crc:
             yield Finding(path, "is edited or damaged: it is not what it was when the attempt ended")
 
 
@@ -147,7 +147,7 @@ def _check_superseded(folder: Path) -> Iterator[Finding]:
             continue
         for name, (size, crc) in content.get("files", {}).items():
             path = note.with_name(f"{name}.json")
-            if not path.exists() or path.stat().st_size != size or checksum(path, size) != crc:
+            if not path.exists() or path.stat().st_size != size or crc32_of(path, size) != crc:
                 yield Finding(path, "is edited or damaged: it is not what was moved there")
 
 

@@ -13,7 +13,7 @@ from mlxjobs.cluster import registry
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.errors import InvalidConfigFileError, MLXJobsError
 from mlxjobs.system import shell
-from mlxjobs.system.console import ask, note
+from mlxjobs.system.console import ask_choice, note
 from mlxjobs.system.files import replace_file
 from mlxjobs.system.plain_yaml import load_yaml, parse_yaml
 
@@ -36,7 +36,7 @@ def choose_scheduler(path: Path) -> str:
     words = [f"{name:<18}{about}" for *_, name, about in offers]
     names = [name for *_, name, _about in offers]
     question = "use_scheduler is true, and no scheduler is set. Which one?"
-    for name in ask(question, words, names, "the import path of your own"):
+    for name in ask_choice(question, words, names, "the import path of your own"):
         wrong = _wrong(name)
         if not wrong:
             _keep(path, name)

@@ -70,7 +70,7 @@ def load(path: str) -> Scheduler:
         InvalidSchedulerError: it cannot be imported, or is not a scheduler.
     """
     where, _, folder = path.partition("@")
-    scheduler, _ = user_class.make(
+    scheduler, _ = user_class.make_instance(
         where, _SCHEDULER, InvalidSchedulerError, folder, advice=own_scheduler.HELP
     )
     if not type(scheduler).__module__.startswith("mlxjobs."):
@@ -95,11 +95,11 @@ def locate(path: str, program: Path, copy: Path) -> str:
     """
     if path in known().values():
         return path
-    _, home = user_class.make(path, _SCHEDULER, InvalidSchedulerError, advice=own_scheduler.HELP)
+    _, home = user_class.make_instance(path, _SCHEDULER, InvalidSchedulerError, advice=own_scheduler.HELP)
     if not home:
         return path
     same = os.path.normpath(copy / os.path.relpath(home, program))
-    return f"{path}@{same if user_class.holds(same, path.partition(':')[0]) else home}"
+    return f"{path}@{same if user_class.has_module(same, path.partition(':')[0]) else home}"
 
 
 def _environment_of(path: str) -> Sequence[str]:

@@ -39,7 +39,7 @@ def load_version_manager(name: str) -> VersionManager:
             "of mlxpy.VersionManager (version_manager.name)"
         )
     base: type[VersionManager] = VersionManager  # type: ignore[type-abstract]  # to compare with
-    manager, _ = user_class.make(f"{package}:{last}", base, SnapshotError, advice=_HELP)
+    manager, _ = user_class.make_instance(f"{package}:{last}", base, SnapshotError, advice=_HELP)
     guard(manager, f"{package}.{last}")
     return manager
 

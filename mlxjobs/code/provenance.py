@@ -24,7 +24,7 @@ from mlxjobs.record.history import RunState
 from mlxjobs.record.run import Run
 from mlxjobs.system.console import name_some, note
 from mlxjobs.system.files import replace_file
-from mlxjobs.system.seals import checksum_of
+from mlxjobs.system.seals import size_and_crc32
 from mlxjobs.system.trust import own_folder
 
 _NAMED = 20  # findings that info.yaml names; "and more" follows
@@ -62,7 +62,7 @@ def note_all(run: Run) -> dict[str, Any]:
 
 def configuration(run: Run) -> dict[str, Any]:
     """Return what is noted of the files that a run starts from, once they are written."""
-    return {name: checksum_of(path) for name, path in _files(run).items() if path.exists()}
+    return {name: size_and_crc32(path) for name, path in _files(run).items() if path.exists()}
 
 
 def record_change(
@@ -77,7 +77,7 @@ def record_change(
     """
 
     def kept(state: RunState) -> dict[str, Any]:
-        frozen = {**state.frozen, **(more or {}), **configuration(run)}
+        frozen = {**state.noted, **(more or {}), **configuration(run)}
         # what is not so any more is taken back, what never was is not spoken of
         said = {key: one for key, one in (facts or {}).items() if one is not None or key in state.facts}
         return {"event": "kept", "frozen": frozen, "facts": said}
@@ -86,7 +86,7 @@ def record_change(
 
 
 def _files(run: Run) -> dict[str, Path]:
-    return {"config": run.frozen, "settings": run.metadata / "mlxpy.yaml"}
+    return {"config": run.stored, "settings": run.metadata / "mlxpy.yaml"}
 
 
 def _list_of(logs: Path, digest: str) -> Path:
@@ -137,7 +137,7 @@ class Proof:
     def __init__(self, run: Run, state: RunState, *, strict: bool) -> None:
         self._run = run
         self._attempt = len(state.attempts)
-        self._frozen = state.frozen
+        self._frozen = state.noted
         self._code = state.facts.get("version_manager")
         self._tainted = list(state.tainted)
         self._known = set(state.tainted)
@@ -207,7 +207,7 @@ class Proof:
         return [
             f"{path} was changed"
             for name, path in _files(self._run).items()
-            if name in self._frozen and (not path.exists() or checksum_of(path) != self._frozen[name])
+            if name in self._frozen and (not path.exists() or size_and_crc32(path) != self._frozen[name])
         ]
 
     def _compare_environment(self) -> list[str]:

@@ -131,7 +131,7 @@ def _flag(preemption: Preemption | None) -> Callable[[], bool] | None:
 
 
 def _info(state: RunState, place: Place) -> ConfigDict:
-    info = ConfigDict(history.render(state))
+    info = ConfigDict(history.render_info(state))
     info.rank = place.rank
     info.world_size = place.here.world_size if place.here else 1
     return info

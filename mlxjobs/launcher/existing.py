@@ -44,11 +44,11 @@ def stored(run: Run, typed: Mapping[str, Any]) -> tuple[Settings, Composed]:
     here = replace(settings.logger, forced_log_id=run.log_id, parent_log_dir=str(run.path.parent))
     settings = replace(settings, logger=here, use_scheduler=False, use_version_manager=False)
     settings = settings.updated(typed, "the command line")
-    if run.frozen.exists():
-        text = run.frozen.read_bytes()
+    if run.stored.exists():
+        text = run.stored.read_bytes()
         if is_sealed(text) is False:
-            note(f"{run.frozen} is not what was written for this run: it was edited, or is damaged")
-        composed = from_yaml(text, run.frozen)
+            note(f"{run.stored} is not what was written for this run: it was edited, or is damaged")
+        composed = from_yaml(text, run.stored)
         return settings, replace(composed, secrets={**composed.secrets, **run.read_secrets()})
     config = run.read_yaml("config")
     if not isinstance(config, dict):

@@ -133,7 +133,7 @@ class Runner:
         shown = mask.shown(hidden, config.to_dict())
         lost.warn([shown.config])
         if run is not None:
-            run.keep(to_yaml(hidden), settings.to_dict(), hidden.secrets)
+            run.store_configuration(to_yaml(hidden), settings.to_dict(), hidden.secrets)
             cmd = mask.command(facts["cmd"], hidden.secrets)
             facts = {**facts, "cmd": cmd, "log_dir": str(run.path), "log_id": run.log_id}
         return Execution(self.task, config, settings, shown, facts, self.seeding).execute(run)
@@ -168,7 +168,7 @@ class Runner:
         try:
             if changed and place.rank == 0:
                 check_startable(run, run.state(), place, cluster)
-                run.keep(to_yaml(composed), secrets=composed.secrets)
+                run.store_configuration(to_yaml(composed), secrets=composed.secrets)
                 provenance.record_change(run)
             with around_task.surroundings(
                 with_secrets(composed), run.path, keep_log=place.rank == 0, follow_streams=follow

@@ -89,7 +89,7 @@ class Submission:
 
         def prepare() -> None:
             self._flush_code()
-            run.keep(stored.to_yaml(composed), self._settings.to_dict(), composed.secrets)
+            run.store_configuration(stored.to_yaml(composed), self._settings.to_dict(), composed.secrets)
             replace_file(run.script, self._script(run.path), mode=0o777)
             code = {"version_manager": self._facts.get("version_manager")}
             facts = {**code, "work_dir": str(self._program.work_dir)}
@@ -127,7 +127,7 @@ class Submission:
         about = {**self._facts, "log_dir": str(run.path), "log_id": run.log_id}
         try:
             run.write_yaml("config", stored.plain_config(composed.config))
-            run.keep(stored.to_yaml(composed), self._settings.to_dict(), composed.secrets)
+            run.store_configuration(stored.to_yaml(composed), self._settings.to_dict(), composed.secrets)
             replace_file(run.script, self._script(run.path), mode=0o777)
             noted = {**environment, **provenance.configuration(run)}
             run.record(lambda state: {"event": "created", "facts": about, "frozen": noted}, paint=False)

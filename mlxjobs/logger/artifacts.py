@@ -72,7 +72,7 @@ class Artifact(abc.ABC):
             OSError: the file could not be written.
         """
         target = Path(fname)
-        publish(target.parent, target.name, self._save)
+        publish_artifact(target.parent, target.name, self._save)
 
     @classmethod
     def load(cls, fname: str) -> Any:
@@ -186,7 +186,7 @@ def write_artifact(artifact: Any, folder: Path, name: str, history: ArtifactHist
             f"log_artifacts an artifact_type, one of {', '.join(_TYPES)}"
         )
     place, file_name = _split(folder / type(artifact).__name__, name)
-    publish(place, file_name, artifact._save, history)
+    publish_artifact(place, file_name, artifact._save, history)
 
 
 def write_typed(
@@ -201,10 +201,10 @@ def write_typed(
     """
     save, _ = _functions(artifact_type)
     place, file_name = _split(folder / artifact_type, name)
-    publish(place, file_name, lambda path: save(obj, path), history)
+    publish_artifact(place, file_name, lambda path: save(obj, path), history)
 
 
-def publish(
+def publish_artifact(
     folder: Path, name: str, write: Callable[[str], object], history: ArtifactHistory | None = None
 ) -> None:
     """Let `write` make files aside, then move them into `folder`, whole and on the disk.
@@ -319,11 +319,11 @@ def _find(folder: Path, name: str) -> Path | None:
 
 # --- the registry
 
-Save = Callable[[Any, str], object]
-Load = Callable[[str], Any]
+_Save = Callable[[Any, str], object]
+_Load = Callable[[str], Any]
 
 
-def register_artifact_type(name: str, save: Save, load: Load) -> None:
+def register_artifact_type(name: str, save: _Save, load: _Load) -> None:
     """Say how objects of a type are written and read in this process.
 
     Args:
@@ -342,7 +342,7 @@ def register_artifact_type(name: str, save: Save, load: Load) -> None:
     _TYPES[check_artifact_name(name)] = (save, load)
 
 
-def _functions(artifact_type: str) -> tuple[Save, Load]:
+def _functions(artifact_type: str) -> tuple[_Save, _Load]:
     if artifact_type in _TYPES:
         return _TYPES[artifact_type]
     classes = {cls.__name__: cls for cls in _subclasses(Artifact)}
@@ -365,7 +365,7 @@ def _subclasses(cls: type[Any]) -> Iterator[type[Artifact]]:
         yield from _subclasses(subclass)
 
 
-_TYPES: dict[str, tuple[Save, Load]] = {
+_TYPES: dict[str, tuple[_Save, _Load]] = {
     "pickle": (save_pickle, load_pickle),
     "numpy": (save_numpy, load_numpy),
     "torch": (save_torch, load_torch),

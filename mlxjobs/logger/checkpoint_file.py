@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs.errors import DamagedCheckpointError
-from mlxjobs.logger.pickling import EarlyWriter, Pickled, checksum, dump
+from mlxjobs.logger.pickling import EarlyWriter, Pickled, checksum_in_blocks, dump
 
 _MARKER = b"\nmlxjobs checkpoint "
 _MAGIC = b"MLXJCK2\n"
@@ -184,7 +184,7 @@ def _parse(text: bytes) -> Record:
         raise DamagedCheckpointError("its record cannot be read") from error
 
 
-def load(path: Path) -> tuple[Any, Record | None]:
+def read_checkpoint(path: Path) -> tuple[Any, Record | None]:
     """Read a checkpoint's object and record; like `pickle.load`, this runs what the file says.
 
     A damaged file runs nothing: all of it is read and compared with its checksum first.
@@ -211,7 +211,7 @@ def load(path: Path) -> tuple[Any, Record | None]:
 
 
 def _check(descriptor: int, record: Record) -> None:
-    if checksum(descriptor, record.size) != record.checksum:
+    if checksum_in_blocks(descriptor, record.size) != record.checksum:
         raise DamagedCheckpointError("its bytes are not those that were written")
 
 

@@ -275,7 +275,7 @@ def load(path: Path) -> Any:
         FileNotFoundError: there is no such file.
         DamagedCheckpointError: it is there but cannot be read.
     """
-    return checkpoint_file.load(path)[0]
+    return checkpoint_file.read_checkpoint(path)[0]
 
 
 def load_first(
@@ -315,7 +315,7 @@ def _load(candidate: Candidate) -> Loaded:
     if candidate.problem is not None:
         raise DamagedCheckpointError(candidate.problem)
     try:
-        return Loaded(candidate.path, *checkpoint_file.load(candidate.path))
+        return Loaded(candidate.path, *checkpoint_file.read_checkpoint(candidate.path))
     except FileNotFoundError as error:
         raise DamagedCheckpointError(f"the checkpoint {candidate.path} is missing") from error
 

@@ -216,7 +216,7 @@ class DefaultLogger(Logger):
         self._checkpoints.save(checkpoint, log_name, keep=keep, monitor=by, blocking=blocking)
         if not blocking and not self.preempted:
             return
-        self._checkpoints.settle()
+        self._checkpoints.await_saved()
         if self._checkpointed is not None:
             self._checkpointed()
 
@@ -338,7 +338,7 @@ class DefaultLogger(Logger):
             Superseded: a newer attempt has begun.
         """
         self._fence.check()
-        self._checkpoints.settle()
+        self._checkpoints.await_saved()
         self._resumption.ends(complete=complete)
         self._metrics.sync()
 

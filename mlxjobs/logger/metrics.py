@@ -26,7 +26,7 @@ from mlxjobs.logger.values import json_object, key_text, type_name, unwrap
 from mlxjobs.record.fence import Fence
 from mlxjobs.system.files import is_file_name, naming, replace_file, sync_directory
 from mlxjobs.system.plain_yaml import NotYAMLError, dump_yaml, load_yaml
-from mlxjobs.system.seals import checksum, seal_yaml
+from mlxjobs.system.seals import crc32_of, seal_yaml
 from mlxjobs.system.turn import turn
 
 RESERVED_NAMES = ("info", "config", "mlxpy", "artifacts")
@@ -39,7 +39,7 @@ _CHECK_S = 1.0
 _TURN_S = 2.0
 
 
-def check_log_name(log_name: object) -> None:
+def _check_log_name(log_name: object) -> None:
     """Accept a name that a metrics file can have.
 
     Raises:
@@ -80,7 +80,7 @@ def seals(directory: Path) -> dict[str, Any]:
         for log_name in rewinding.log_names(directory):
             path = directory / f"{log_name}.json"
             size = rewinding.whole_lines(path, path.stat().st_size)
-            found[log_name] = [size, checksum(path, size)]
+            found[log_name] = [size, crc32_of(path, size)]
     except OSError:
         found = {}
     return {"metrics": found, "rewinds": rewinds}
@@ -172,7 +172,7 @@ class MetricsWriter:
 
     def _prepare(self, metrics: Mapping[str, Any], log_name: str) -> tuple[int, bytes]:
         """The careful way: check everything, open the file, register new keys."""
-        check_log_name(log_name)
+        _check_log_name(log_name)
         line = self._encode(metrics)
         with self._lock:
             if log_name not in self._streams:
@@ -279,9 +279,9 @@ class MetricsWriter:
         for log_name in rewinding.log_names(self._directory):
             rewinding.cut_torn_line(self._path(log_name), self._fence)
 
-    def begin(self, start: Mapping[str, int]) -> None:
+    def note_start(self, start: Mapping[str, int]) -> None:
         """Remember how large the files are where this attempt begins: log name -> bytes."""
-        rewinding.begin(self._directory, start, self._fence)
+        rewinding.note_start(self._directory, start, self._fence)
 
     def rewinds(self) -> int:
         """Return how many rewinds this run has had; a checkpoint remembers it."""

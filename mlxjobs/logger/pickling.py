@@ -26,7 +26,7 @@ _SYNC_FILE_RANGE_WRITE = 2
 _THREADS = 4  # more do not read faster from most disks
 
 
-class RewindableFile(Protocol):
+class _RewindableFile(Protocol):
     """A binary file that can be begun again."""
 
     def write(self, data: Any, /) -> Any:
@@ -39,7 +39,7 @@ class RewindableFile(Protocol):
         """Cut off what follows the position."""
 
 
-def dump(obj: Any, file: RewindableFile) -> None:
+def dump(obj: Any, file: _RewindableFile) -> None:
     """Pickle an object that may hold lambdas and local classes; `pickle.load` reads it.
 
     Args:
@@ -73,7 +73,7 @@ def dump(obj: Any, file: RewindableFile) -> None:
         ) from error
 
 
-def _dump(pickler: Any, obj: Any, file: RewindableFile) -> None:
+def _dump(pickler: Any, obj: Any, file: _RewindableFile) -> None:
     if hasattr(sys.modules.get("torch.storage"), "UntypedStorage"):  # since torch 2.0
         pickler = _streaming(pickler)
     pickler(file, protocol=5).dump(obj)
@@ -110,7 +110,7 @@ class Pickled:
     def truncate(self) -> None:
         """Do nothing: `seek` has."""
 
-    def move_to(self, file: RewindableFile) -> None:
+    def move_to(self, file: _RewindableFile) -> None:
         """Write the pickle to a file; the memory is given back on the way."""
         while self._pieces:
             file.write(self._pieces.popleft())
@@ -174,7 +174,7 @@ def _add_block(blocks: int, block: int) -> int:
     return zlib.crc32(block.to_bytes(4, "little"), blocks)
 
 
-def checksum(descriptor: int, size: int) -> int:
+def checksum_in_blocks(descriptor: int, size: int) -> int:
     """Return the checksum of the first `size` bytes of a file, read in blocks.
 
     Raises:

@@ -46,7 +46,7 @@ class Resumption:
         if unfinished:
             metrics.repair()
             self._start = metrics.offsets()
-            metrics.begin(self._start)
+            metrics.note_start(self._start)
 
     def goes_on_from(self, path: Path, record: Record | None) -> bool:
         """Note that a checkpoint of this run was loaded.

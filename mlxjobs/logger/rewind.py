@@ -18,11 +18,11 @@ from typing import BinaryIO
 
 from mlxjobs.record.fence import Fence
 from mlxjobs.system.files import aside_of, naming, replace_file, sync_directory
-from mlxjobs.system.seals import checksum_of, open_json, seal_json
+from mlxjobs.system.seals import open_json, seal_json, size_and_crc32
 
 SUPERSEDED = ".superseded"
 
-Sizes = Mapping[str, int]  # log name -> bytes; 0 for a file that is not named
+_Sizes = Mapping[str, int]  # log name -> bytes; 0 for a file that is not named
 
 _BLOCK = 1 << 20
 NOTE = ".rewind.json"
@@ -104,7 +104,7 @@ def cut_torn_line(path: Path, fence: Fence) -> None:
     _truncate(path, whole, fence, size)
 
 
-def begin(directory: Path, start: Sizes, fence: Fence) -> None:
+def note_start(directory: Path, start: _Sizes, fence: Fence) -> None:
     """Remember how large the files are where this attempt begins, to know who wrote which lines.
 
     Raises:
@@ -130,8 +130,8 @@ def _read_starts(folder: Path) -> dict[int, dict[str, int]]:
 
 def rewind(
     directory: Path,
-    offsets: Sizes,
-    start: Sizes,
+    offsets: _Sizes,
+    start: _Sizes,
     *,
     fence: Fence,
     rewinds: int | None,
@@ -173,14 +173,14 @@ def rewind(
             kept[name] = max(began.get(name, 0), min([offsets.get(name, 0), *cuts]))
         lines += _cut(directory, kept, now(), fence, writer, None, replaced)
     if now() != before:
-        begin(directory, now(), fence)
+        note_start(directory, now(), fence)
     return lines
 
 
 def _cut(
     directory: Path,
-    offsets: Sizes,
-    start: Sizes,
+    offsets: _Sizes,
+    start: _Sizes,
     fence: Fence,
     writer: int,
     rewinds: int | None,
@@ -207,10 +207,10 @@ def _cut(
     return lines
 
 
-def _writers(directory: Path, attempt: int) -> list[tuple[int, Sizes]]:
+def _writers(directory: Path, attempt: int) -> list[tuple[int, _Sizes]]:
     """Earlier attempts that may have written lines, newest first, and where each began."""
     starts = _read_starts(directory / SUPERSEDED)
-    writers: list[tuple[int, Sizes]] = []
+    writers: list[tuple[int, _Sizes]] = []
     for number in sorted((number for number in starts if _FIRST < number < attempt), reverse=True):
         began = starts[number]
         if writers:  # what was there then may have been cut by a later one
@@ -254,7 +254,7 @@ def _set_aside(parent: Path, plans: list[_Plan], fence: Fence, number: int, writ
             lines += _append(plan.path, plan.kept, plan.start, target)
             _flush(target)
     cuts = {plan.name: plan.kept for plan in plans}
-    files = {name: checksum_of(aside / f"{name}.json") for name in cuts}
+    files = {name: size_and_crc32(aside / f"{name}.json") for name in cuts}
     note = {"schema": 1, "number": number, "cuts": cuts, "files": files}
     replace_file(aside / NOTE, seal_json(note) + "\n")
     folder = parent / str(writer)

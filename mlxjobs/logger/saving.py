@@ -113,7 +113,7 @@ class Checkpoints:
             )
         if monitor is not None:
             monitor.check()
-        self.settle()
+        self.await_saved()
         self._fence.check()
         self._resumption.saves()
         value = None if monitor is None else monitor.last_value(self._metrics_folder)
@@ -178,7 +178,7 @@ class Checkpoints:
         comparable = record.monitor == monitor.name and not self._resumption.has_superseded(record)
         return monitor.is_better(value, record.value if comparable else None)
 
-    def settle(self) -> None:
+    def await_saved(self) -> None:
         """Wait until the checkpoint that is being written is on the disk.
 
         Raises:
@@ -196,7 +196,7 @@ class Checkpoints:
     def load(self, log_name: str | None, root: Path | None) -> Loaded:
         """Read a checkpoint; raises, and takes its arguments, as `DefaultLogger.load_checkpoint`."""
         name = None if log_name is None else check_artifact_name(log_name)
-        self.settle()
+        self.await_saved()
         folders = [self._folder] if root is None else checkpoints.folders(root)
         found = [files for folder in folders if (files := checkpoints.candidates(folder, name))]
         if not found:

@@ -31,7 +31,7 @@ def unwrap(value: Any) -> Any:
     return plain
 
 
-def plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
     """Return a numpy or torch scalar as a number, and an array as a list; all else as it is."""
     return value.tolist() if hasattr(value, "tolist") else value
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, M
 from typing import TYPE_CHECKING, Any, cast
 
 from mlxjobs.errors import InvalidKeyError, InvalidMapError
-from mlxjobs.logger.values import plain
+from mlxjobs.logger.values import as_plain
 from mlxjobs.reader import matching, query
 from mlxjobs.reader.columns import ABSENT
 from mlxjobs.reader.guard import check_group, warn_of
@@ -81,7 +81,7 @@ class DataFrame(RowList):
 
         def column(name: str, positions: Sequence[int]) -> list[Any]:
             shown = DataFrame(rows[position] for position in positions).shown(name)
-            return [ABSENT if value is LAZYDATA else plain(value) for value in shown]
+            return [ABSENT if value is LAZYDATA else as_plain(value) for value in shown]
 
         if self:
             self._check_fields(parsed)
@@ -107,7 +107,7 @@ class DataFrame(RowList):
         self.check(keys)
         places = list(range(len(self)))
         for key in reversed(keys):
-            values = [plain(value) for value in self._load(key)]
+            values = [as_plain(value) for value in self._load(key)]
             order = [_sort_key(value) for value in values]
             places.sort(key=order.__getitem__, reverse=not ascending)
             # NaN too, or the largest first would begin with what diverged

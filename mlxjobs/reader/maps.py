@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxjobs.errors import InvalidMapError
-from mlxjobs.logger.values import plain
+from mlxjobs.logger.values import as_plain
 
 MAP_TYPES = ("Generic", "Columnwise", "Rowwise", "Pointwise")
 
@@ -67,7 +67,7 @@ def _run_map(aggregation: AggregationMap, data: list[dict[str, Any]]) -> dict[st
 
 
 def _series(value: Any) -> list[Any]:
-    value = plain(value)
+    value = as_plain(value)
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
@@ -137,7 +137,7 @@ class AvgStd(AggregationMap):
         """Return {"key_avg": ..., "key_std": ...}, arrays for series and numbers for values."""
         columns = {}
         for key in self.keys:
-            column = [plain(row[key]) for row in data]
+            column = [as_plain(row[key]) for row in data]
             single = not any(isinstance(value, (list, tuple)) for value in column)
             try:
                 mean, deviation = _mean_and_deviation([_series(value) for value in column])

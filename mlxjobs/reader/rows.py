@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlxjobs.errors import InvalidKeyError
-from mlxjobs.logger.values import plain
+from mlxjobs.logger.values import as_plain
 from mlxjobs.reader.columns import ABSENT
 from mlxjobs.reader.table import RunTable
 
@@ -144,7 +144,7 @@ class DataDict(Mapping[str, Any]):
 
 def hashable(value: Any) -> Any:
     """Return a value that can name a group: lists become tuples, and each NaN is the same."""
-    value = plain(value)
+    value = as_plain(value)
     if isinstance(value, (list, tuple)):
         return tuple(hashable(item) for item in value)
     if isinstance(value, dict):

@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from mlxjobs.errors import MLXJobsError, RunError
-from mlxjobs.record.history import render
+from mlxjobs.record.history import render_info
 from mlxjobs.record.run import Run
 from mlxjobs.system.plain_yaml import NotYAMLError, load_yaml, new_loader
 
@@ -146,7 +146,7 @@ def _latest(run: Run, painted: dict[Any, Any]) -> dict[Any, Any]:
     """What info.yaml would say if whoever added the last event had not been killed before he painted it."""
     try:
         if run.picture_is_stale() and (state := run.state()).sequence:
-            return render(state)
+            return render_info(state)
     except (OSError, MLXJobsError):  # damaged
         pass
     return painted

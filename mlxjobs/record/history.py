@@ -105,7 +105,7 @@ class RunState:
         submitter: `host`, `pid` and `process_key` of the process that did so last.
         attempts: its executions, oldest first.
         before_again: how many of these there were when somebody handed it in again after it had ended.
-        frozen: what was noted of its configuration and environment when it was made or handed in.
+        noted: what was noted of its configuration and environment when it was made or handed in.
         tainted: where it did not execute what was submitted; `provenance` finds it.
     """
 
@@ -123,7 +123,7 @@ class RunState:
     submitter: dict[str, Any] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     before_again: int = 0
-    frozen: dict[str, Any] = field(default_factory=dict)
+    noted: dict[str, Any] = field(default_factory=dict)
     tainted: list[str] = field(default_factory=list)
 
     @property
@@ -188,7 +188,7 @@ def fold(events: Iterable[Event]) -> RunState:
 
 def _created(state: RunState, event: Event) -> None:
     state.facts.update(event["facts"])
-    state.frozen = event.get("frozen", {})
+    state.noted = event.get("frozen", {})
     # a run of MLXP's that was taken over; one that never said how it ended has not completed
     if event.get("status"):
         done = event["status"] == "COMPLETE"
@@ -197,7 +197,7 @@ def _created(state: RunState, event: Event) -> None:
 
 def _kept(state: RunState, event: Event) -> None:
     """Somebody changed on purpose what the next attempts start from."""
-    state.frozen = event["frozen"]
+    state.noted = event["frozen"]
     state.facts = {**state.facts, **event.get("facts", {})}
 
 
@@ -290,7 +290,7 @@ def _started(state: RunState, event: Event) -> None:
     typed = {key: fact for key, fact in state.facts.items() if key in ("cmd", "launch_dir")}
     # the command that was typed says more than that of a job's script
     state.facts = {**state.facts, **event.get("facts", {}), **typed}
-    state.frozen = event.get("frozen", state.frozen)
+    state.noted = event.get("frozen", state.noted)
     state.status, state.reason, state.recalled = RunStatus.STARTING, None, False
 
 
@@ -355,7 +355,7 @@ def _local(stamp: str | None, pattern: str) -> str | None:
     return None if stamp is None else datetime.fromisoformat(stamp).strftime(pattern)
 
 
-def render(state: RunState) -> dict[str, Any]:
+def render_info(state: RunState) -> dict[str, Any]:
     """Return the content of `info.yaml` for this state: the seed's keys first, then ours."""
     last = state.attempt
     start = state.attempts[0].start if last else state.facts.get("created")

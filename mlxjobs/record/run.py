@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs.errors import DamagedHistoryError, RunError
-from mlxjobs.record.history import Event, RunState, fold, render, timestamp
+from mlxjobs.record.history import Event, RunState, fold, render_info, timestamp
 from mlxjobs.record.log_dir import take_log_id, waiting_folder
 from mlxjobs.system.console import note
 from mlxjobs.system.files import create_file, numbers_in, replace_file
@@ -247,7 +247,7 @@ class Run:
         while True:
             state = self._fold(events)
             try:
-                self.write_yaml("info", render(state))
+                self.write_yaml("info", render_info(state))
             except OSError as error:
                 note(f"info.yaml does not say the latest of run {self.log_id}, until `mlxjobs ls`: {error}")
                 return state
@@ -268,11 +268,11 @@ class Run:
             mark.unlink(missing_ok=True)
 
     @property
-    def frozen(self) -> Path:
+    def stored(self) -> Path:
         """The configuration as it was composed: what every attempt starts from."""
         return self.metadata / ".frozen.yaml"
 
-    def keep(
+    def store_configuration(
         self,
         composed: str,
         settings: Mapping[str, Any] | None = None,
@@ -284,7 +284,7 @@ class Run:
             replace_file(path, json.dumps(secrets), mode=0o600, sync_folder=False)
         else:
             path.unlink(missing_ok=True)
-        replace_file(self.frozen, seal_yaml(composed), sync_folder=False)
+        replace_file(self.stored, seal_yaml(composed), sync_folder=False)
         if settings is not None:
             self.write_yaml("mlxpy", settings)
 

@@ -85,7 +85,7 @@ def is_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def ask(question: str, choices: Sequence[str], names: Sequence[str], other: str = "") -> Iterator[str]:
+def ask_choice(question: str, choices: Sequence[str], names: Sequence[str], other: str = "") -> Iterator[str]:
     """Ask, and yield each answer until the caller is content with one.
 
     Args:

@@ -57,7 +57,7 @@ def is_sealed(text: bytes) -> bool | None:
     return None if seal is None else int(seal[1], 16) == zlib.crc32(text[: seal.start()])
 
 
-def checksum(path: Path, size: int) -> int:
+def crc32_of(path: Path, size: int) -> int:
     """Return the CRC-32 of the first bytes of a file.
 
     Raises:
@@ -71,11 +71,11 @@ def checksum(path: Path, size: int) -> int:
     return found
 
 
-def checksum_of(path: Path) -> list[int]:
+def size_and_crc32(path: Path) -> list[int]:
     """Return size and CRC-32 of a file.
 
     Raises:
         OSError: it cannot be read.
     """
     size = path.stat().st_size
-    return [size, checksum(path, size)]
+    return [size, crc32_of(path, size)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlxjobs.errors import RunError
 
-VARIABLE = "MLXJOBS_TRUST"
+_VARIABLE = "MLXJOBS_TRUST"
 
 
 def stranger(*paths: Path) -> str | None:
@@ -27,7 +27,9 @@ def stranger(*paths: Path) -> str | None:
         for owner in _owners(path):
             if owner not in ours:
                 who = _name(owner)
-                return f"{path} belongs to {who}; if you trust {who}, copy it (cp -r) or set {VARIABLE}={who}"
+                return (
+                    f"{path} belongs to {who}; if you trust {who}, copy it (cp -r) or set {_VARIABLE}={who}"
+                )
     return None
 
 
@@ -61,7 +63,7 @@ def _owners(path: Path) -> Iterator[int]:
 def _trusted() -> Iterator[int]:
     import pwd
 
-    for word in os.environ.get(VARIABLE, "").split(","):
+    for word in os.environ.get(_VARIABLE, "").split(","):
         if word.strip().isdecimal():
             yield int(word)
         elif word.strip():

@@ -17,15 +17,15 @@ from typing import TypeVar
 from mlxjobs.errors import MLXJobsError
 from mlxjobs.system import trust
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _INSTALLED = ("site-packages", "dist-packages")
 PACKAGES = ("", "mlxpy", "mlxp", "mlxjobs")  # what may stand before the name of something of ours
 
 
-def make(
-    path: str, base: type[T], error_type: type[MLXJobsError], folder: str = "", *, advice: str
-) -> tuple[T, str]:
+def make_instance(
+    path: str, base: type[_T], error_type: type[MLXJobsError], folder: str = "", *, advice: str
+) -> tuple[_T, str]:
     """Import a class, check it, and make its object.
 
     Args:
@@ -75,7 +75,7 @@ def _hint(module: types.ModuleType, base: type, name: str) -> str:
 
 def _import(module_name: str, folder: str, path: str, error_type: type[MLXJobsError]) -> types.ModuleType:
     _see_project()
-    there = bool(folder) and holds(folder, module_name)
+    there = bool(folder) and has_module(folder, module_name)
     whose = _stranger(folder, module_name.partition(".")[0]) if there else None
     if whose is not None:
         raise error_type(f"{path} is not run: {whose}")
@@ -119,7 +119,7 @@ def _see_project() -> None:
             sys.path.append(folder)
 
 
-def holds(folder: str, module_name: str) -> bool:
+def has_module(folder: str, module_name: str) -> bool:
     """Whether a folder has a module."""
     path = Path(folder, *module_name.split("."))
     return path.is_dir() or path.with_name(f"{path.name}.py").is_file()

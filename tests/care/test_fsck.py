@@ -313,7 +313,7 @@ def test_a_run_that_is_running_or_being_made_is_left_alone(tmp_path: Path) -> No
     run = Run.create(tmp_path)
     run.write_yaml("config", {"lr": 0.1})
     run.write_yaml("mlxpy", {})
-    run.frozen.write_text(seal_yaml("config: {}\n"))
+    run.stored.write_text(seal_yaml("config: {}\n"))
     run.record(lambda state: {"event": "created", "facts": {}})
     run.record(lambda state: {"event": "started", "attempt": 1, **this_process()})
     (run.metrics / ".attempt-1").mkdir()

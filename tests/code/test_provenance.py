@@ -215,7 +215,7 @@ def edit(path: Path, before: str, after: str) -> None:
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_configuration_that_was_edited_in_the_queue(project: Project, *, strict: bool) -> None:
     go = in_queue(project, f"+mlxpy.version_manager.strict={strict}")
-    frozen = project.at().frozen
+    frozen = project.at().stored
     edit(frozen, "lr: 1", "lr: 9")
     go.touch()
 
@@ -329,14 +329,14 @@ def test_whatever_a_program_does_to_its_imports_it_completes(tmp_path: Path) -> 
 @pytest.mark.parametrize(("left", "told"), [(Preempted(RunStatus.PREEMPTED, "x"), 1), (Superseded("x"), 0)])
 def test_an_attempt_that_is_to_come_back_looks_too(tmp_path: Path, left: BaseException, told: int) -> None:
     run = Run.create(tmp_path)
-    run.keep("a: 1\n", {"version_manager": {"strict": True}})
+    run.store_configuration("a: 1\n", {"version_manager": {"strict": True}})
     run.record(lambda state: {"event": "started", "attempt": 1, "frozen": provenance.note_all(run)})
     proof = provenance.Proof(run, run.state(), strict=True)
     proof.begin()
 
     def attempt() -> None:
         with proof:
-            run.frozen.write_text("a: 2\n")
+            run.stored.write_text("a: 2\n")
             raise left
 
     with pytest.raises(type(left)):

@@ -217,7 +217,7 @@ def test_a_run_that_is_refused_for_what_it_would_run_hands_in_others(slurm_stub:
     project = slurm_stub.project
     slurm_stub.limit(room=2)
     slurm_stub.submit("", "seed=range(4)", "+mlxpy.version_manager.strict=true")
-    frozen = project.at(1).frozen
+    frozen = project.at(1).stored
     frozen.write_text(frozen.read_text().replace("seed: 0", "seed: 9"))
     slurm_stub.limit()
     run_task(slurm_stub, "1", 1, code=2)

@@ -597,7 +597,7 @@ def test_rewinds_since_the_sizes_were_taken_are_undone(writer: MetricsWriter, tm
     log(writer, 0, 1)
     offsets, rewinds = writer.offsets(), writer.rewinds()
     log(writer, 2)
-    writer.begin(writer.offsets())
+    writer.note_start(writer.offsets())
     writer.rewind({}, writer.offsets())  # attempt 2 begins from scratch
     log(writer, 100)
     start = writer.offsets()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mlxjobs.record.history import Event, RunStatus, fold, render
+from mlxjobs.record.history import Event, RunStatus, fold, render_info
 
 T = "2026-11-23T10:00:00.000+01:00"
 
@@ -144,7 +144,7 @@ def test_a_run_of_mlxp_is_unfinished_unless_it_said_complete(status: str) -> Non
 
 
 def test_the_picture_has_the_seeds_keys_in_the_seeds_formats() -> None:
-    info = render(fold([CREATED, SUBMITTING, ACCEPTED, started(1), ended(1, "FAILED", "ValueError: x")]))
+    info = render_info(fold([CREATED, SUBMITTING, ACCEPTED, started(1), ended(1, "FAILED", "ValueError: x")]))
     assert info["start_date"] == "23/11/2026"
     assert info["start_time"] == "10:00:00"
     assert info["status"] == "FAILED"

@@ -73,7 +73,7 @@ def test_the_end_of_an_attempt_records_the_checksums_of_its_metrics(tmp_path: Pa
     run = Run(project.logs / "1")
     text = (run.metrics / "train.json").read_bytes()
     assert run.events()[-1]["metrics"] == {"train": [len(text), zlib.crc32(text)]}
-    for path in (run.metadata / "config.yaml", run.metadata / "mlxpy.yaml", run.frozen):
+    for path in (run.metadata / "config.yaml", run.metadata / "mlxpy.yaml", run.stored):
         assert is_sealed(path.read_bytes()) is True
     assert is_sealed((run.metrics / ".keys" / "metrics.yaml").read_bytes()) is True
 
@@ -81,7 +81,7 @@ def test_the_end_of_an_attempt_records_the_checksums_of_its_metrics(tmp_path: Pa
 def test_a_start_from_a_configuration_that_was_changed_says_so(tmp_path: Path) -> None:
     project = Project(tmp_path / "project")
     project.run("num_epoch=1")
-    frozen = Run(project.logs / "1").frozen
+    frozen = Run(project.logs / "1").stored
     frozen.write_bytes(frozen.read_bytes().replace(b"num_epoch: 1", b"num_epoch: 2"))
     words = project.run("+mlxpy.logger.forced_log_id=1").stderr
     assert f"{frozen} is not what was written for this run" in words
