@@ -64,7 +64,7 @@ def test_nobody_heard_the_answer(slurm_stub: Slurm, mode: str) -> None:
         ),
         (
             ["mlxpy.scheduler.option_cmd=['']", "mlxpy.scheduler.shell_path=/no/bash"],
-            ["'/no/bash' is no program"],
+            ["'/no/bash' is not a program"],
         ),
         (["mlxpy.scheduler.option_cmd=[time]"], ["'time' is not an option"]),
         (["mlxpy.scheduler.shell_path=/tmp"], ["shell_path", "set it in configs/mlxpy.yaml"]),

@@ -13,7 +13,7 @@ import pytest
 
 from mlxjobs.code.gitvm import GitVM
 from mlxjobs.errors import RunError, SnapshotError
-from mlxjobs.jobs.arrays import feed
+from mlxjobs.jobs.arrays import feed_queue
 from mlxjobs.reader.columns import INDEX_SCHEMA
 from mlxjobs.record.log_dir import take_array, waiting_in
 from mlxjobs.record.run import Run
@@ -136,7 +136,7 @@ def test_runs_of_others_that_wait_are_not_handed_in(
     give_away(project.logs / "3", project.logs / "5/script.sh")
     slurm_stub.limit(room=100)
     monkeypatch.setenv("PATH", project.env["PATH"])
-    assert sorted(feed(project.logs).jobs) == [4, 6]
+    assert sorted(feed_queue(project.logs).jobs) == [4, 6]
     assert waiting_in(project.logs) == [3, 5]
 
 
@@ -153,7 +153,7 @@ def test_in_a_log_directory_of_several_users_each_has_arrays_and_marks_of_their_
     assert waiting_in(tmp_path) == []
     Run.create(tmp_path).mark_waiting(True)
     assert waiting_in(tmp_path) == [1]
-    assert feed(tmp_path, most=0).jobs == {}
+    assert feed_queue(tmp_path, most=0).jobs == {}
     assert precious.read_text() == "all my work"
     give_away(tmp_path / ".arrays-0")
     with pytest.raises(RunError, match=rf"\.arrays-0 belongs to {STRANGER}"):

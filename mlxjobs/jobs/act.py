@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.errors import MLXJobsError, RunError, SchedulerError
-from mlxjobs.jobs.arrays import alike, hand_in_all
+from mlxjobs.jobs.arrays import group_alike, hand_in_all
 from mlxjobs.jobs.hand_in import end_attempt, hand_in
 from mlxjobs.jobs.look import Seen
 from mlxjobs.jobs.startable import is_alive
@@ -172,7 +172,7 @@ def _unchanged(runs: Iterable[Seen]) -> Callable[[Run, RunState], None]:
 def _submit_again(runs: Sequence[Seen]) -> Iterator[DoneOrError]:
     waiting = {seen.run.log_id for seen in runs if seen.state.status is RunStatus.WAITING}
     unknown: dict[int, MLXJobsError] = {}
-    for cluster, settings, group in alike([seen.run for seen in runs], unknown):
+    for cluster, settings, group in group_alike([seen.run for seen in runs], unknown):
         patient = any(run.log_id in waiting for run in group)
         result = hand_in_all(group, cluster, settings, check=_unchanged(runs), patient=patient)
         for run in group:

@@ -23,7 +23,7 @@ from mlxjobs.errors import (
     SchedulerError,
     UnknownSubmissionError,
 )
-from mlxjobs.jobs.hand_in import accept, claim, refuse, wait
+from mlxjobs.jobs.hand_in import claim_submission, record_refused, record_submitted, record_waiting
 from mlxjobs.record.history import RunState, RunStatus
 from mlxjobs.record.log_dir import take_array, waiting_folder, waiting_in
 from mlxjobs.record.run import Run
@@ -41,7 +41,7 @@ class HandedIn:
     Attributes:
         jobs: the ids of their jobs, by the numbers of the runs.
         failed: why a run was not handed in.
-        waiting: runs for which the queue had no room; they wait, and `feed` hands them in.
+        waiting: runs for which the queue had no room; they wait, and `feed_queue` hands them in.
     """
 
     jobs: dict[int, str] = field(default_factory=dict)
@@ -84,13 +84,13 @@ def hand_in_all(
                 run.check_owner()
                 if claimed is None:  # else they were made just now, and here
                     _check_place(run)
-                numbers[run] = claim(run, cluster, check) if claimed is None else claimed[run]
+                numbers[run] = claim_submission(run, cluster, check) if claimed is None else claimed[run]
             except MLXJobsError as error:
                 result.failed[run.log_id] = error
     todo = list(numbers)
     try:
         for run, job_id in _submit_in_turn(todo, cluster, settings, patience_s):
-            accept(run, cluster, numbers[run], job_id)
+            record_submitted(run, cluster, numbers[run], job_id)
             result.jobs[run.log_id] = job_id
     except (SchedulerError, OSError, KeyboardInterrupt) as error:
         left = todo[len(result.jobs) :]
@@ -98,9 +98,9 @@ def hand_in_all(
             if _may_wait(error, patient=patient, some_go_on=bool(result.jobs)):
                 result.waiting = [run.log_id for run in left]
                 for run in left:
-                    wait(run, numbers[run], str(error))
+                    record_waiting(run, numbers[run], str(error))
             else:
-                result.failed.update({run.log_id: refuse(run, numbers[run], error) for run in left})
+                result.failed.update({run.log_id: record_refused(run, numbers[run], error) for run in left})
         if isinstance(error, KeyboardInterrupt):
             raise
     return result
@@ -167,7 +167,7 @@ def _interrupt_later() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def feed(parent: Path, most: int = 16) -> HandedIn:
+def feed_queue(parent: Path, most: int = 16) -> HandedIn:
     """Hand in runs for which the queue had no room, as many as it takes now.
 
     Each run does so when it ends in a job, so that a sweep larger than the user's share of the queue
@@ -187,14 +187,14 @@ def feed(parent: Path, most: int = 16) -> HandedIn:
         # those that cannot be handed in must not keep the others
         while not tried and (runs := list(islice(marked, most))):
             runs = [run for run in runs if run.stranger is None and _waits(run, result.failed)]
-            for cluster, settings, group in alike(runs, result.failed):
+            for cluster, settings, group in group_alike(runs, result.failed):
                 tried = True
-                one = hand_in_all(
+                handed_in = hand_in_all(
                     group, cluster, settings, check=_check_waiting, patient=True, patience_s=_PATIENCE_S
                 )
-                result.jobs.update(one.jobs)
-                result.waiting += one.waiting
-                for log_id in [*one.jobs, *one.failed]:
+                result.jobs.update(handed_in.jobs)
+                result.waiting += handed_in.waiting
+                for log_id in [*handed_in.jobs, *handed_in.failed]:
                     Run(parent / str(log_id)).mark_waiting(False)
     return result
 
@@ -232,7 +232,7 @@ def _check_waiting(run: Run, state: RunState) -> None:
         raise RunError(f"run {run.log_id} does not wait any more")
 
 
-def alike(
+def group_alike(
     runs: Iterable[Run], failed: dict[int, MLXJobsError]
 ) -> Iterator[tuple[Cluster, SchedulerSettings, list[Run]]]:
     """Group runs by their scheduler and its settings, as they were when each was submitted.

@@ -52,9 +52,9 @@ def _begin(
 ) -> tuple[RunState, RunState]:
     """Take the next attempt number; return the states before and after."""
     if place.cluster is not None and place.here is not None:
-        from mlxjobs.jobs.hand_in import settle
+        from mlxjobs.jobs.hand_in import settle_last_attempt
 
-        settle(run, place.cluster, place.here)
+        settle_last_attempt(run, place.cluster, place.here)
     before = RunState()
 
     def started(state: RunState) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _prepare(run: Run, state: RunState, shown: Shown, *, strict: bool) -> tuple[
 
 
 def _flag(preemption: Preemption | None) -> Callable[[], bool] | None:
-    return preemption.look if preemption is not None else None
+    return preemption.tell_task if preemption is not None else None
 
 
 def _info(state: RunState, place: Place) -> ConfigDict:

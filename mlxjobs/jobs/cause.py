@@ -30,7 +30,7 @@ def progress(lines: Collection[Mapping[str, Any]]) -> str | None:
     return None
 
 
-def of_job(run: Run, attempt: Attempt | None, status: JobStatus) -> str:
+def cause_of_job(run: Run, attempt: Attempt | None, status: JobStatus) -> str:
     """Say why the job of an attempt ended, as its scheduler knows it.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.errors import JobSubmissionError, RunError, SchedulerError, UnknownSubmissionError
-from mlxjobs.jobs.cause import of_job, with_progress
+from mlxjobs.jobs.cause import cause_of_job, with_progress
 from mlxjobs.logger.metrics import seals
 from mlxjobs.record.history import RunState, RunStatus, iso
 from mlxjobs.record.run import Run
@@ -48,21 +48,21 @@ def hand_in(
     """
     run.check_owner()
     known = run.state().known_jobs
-    number = claim(run, cluster, check)
+    number = claim_submission(run, cluster, check)
     try:
         if prepare is not None:
             prepare()
         job_id = cluster.submit(run.script.absolute(), known, after)
     except (SchedulerError, OSError, KeyboardInterrupt) as error:
-        refused = refuse(run, number, error, attempt)
+        refused = record_refused(run, number, error, attempt)
         if isinstance(error, KeyboardInterrupt):
             raise
         raise refused from error
-    accept(run, cluster, number, job_id)
+    record_submitted(run, cluster, number, job_id)
     return job_id
 
 
-def claim(run: Run, cluster: Cluster, check: Callable[[Run, RunState], None] | None) -> int:
+def claim_submission(run: Run, cluster: Cluster, check: Callable[[Run, RunState], None] | None) -> int:
     """Take a run's next submission, which nobody else can then make; return its number."""
     me = this_process()
 
@@ -74,7 +74,7 @@ def claim(run: Run, cluster: Cluster, check: Callable[[Run, RunState], None] | N
     return run.record(submitting).submissions
 
 
-def accept(run: Run, cluster: Cluster, number: int, job_id: str) -> None:
+def record_submitted(run: Run, cluster: Cluster, number: int, job_id: str) -> None:
     """Record that a submission made a job; if that cannot be, the job does it when it starts."""
     submitted = {"event": "submitted", "submission": number, "job_id": job_id}
     try:
@@ -88,7 +88,9 @@ def accept(run: Run, cluster: Cluster, number: int, job_id: str) -> None:
             cluster.cancel([job_id])
 
 
-def refuse(run: Run, number: int, error: BaseException, attempt: int | None = None) -> JobSubmissionError:
+def record_refused(
+    run: Run, number: int, error: BaseException, attempt: int | None = None
+) -> JobSubmissionError:
     """Record that a submission failed, or was interrupted; return the error that says so."""
     reason = (str(error) or "interrupted while it was submitted").splitlines()[0]
     event = {"event": "refused", "submission": number, "reason": reason, "attempt": attempt}
@@ -101,7 +103,7 @@ def refuse(run: Run, number: int, error: BaseException, attempt: int | None = No
     return JobSubmissionError(f"run {run.log_id} ({run.path}): {error}")
 
 
-def wait(run: Run, number: int, reason: str) -> None:
+def record_waiting(run: Run, number: int, reason: str) -> None:
     """Record that the queue had no room: the run waits to be handed in."""
     event = {"event": "waiting", "submission": number, "reason": reason.splitlines()[0]}
     run.record(lambda state: event)
@@ -137,7 +139,7 @@ def end_attempt(
     return run.record(record)
 
 
-def follow(run: Run, state: RunState, status: JobStatus) -> RunState:
+def follow_job(run: Run, state: RunState, status: JobStatus) -> RunState:
     """Record that the scheduler ended the run's job and started it again under a new id, if it did."""
     old, attempt = state.job_id, state.attempt
     if not status.job_id or status.job_id == old:
@@ -149,7 +151,7 @@ def follow(run: Run, state: RunState, status: JobStatus) -> RunState:
     return run.record(lambda now: moved if now.job_id == old else None)
 
 
-def settle(run: Run, cluster: Cluster, here: Here) -> None:
+def settle_last_attempt(run: Run, cluster: Cluster, here: Here) -> None:
     """Record how the last attempt ended, where the scheduler ended it and started its job again: here."""
     state = run.state()
     last = state.attempt
@@ -160,10 +162,10 @@ def settle(run: Run, cluster: Cluster, here: Here) -> None:
             with suppress(SchedulerError):  # nobody to ask on this node: then nobody knows
                 status = cluster.status([last.job_id]).get(last.job_id)
                 if status is not None and status.job_id == here.job_id:
-                    follow(run, state, status)
+                    follow_job(run, state, status)
     elif here.restarts > last.restarts and (runs := cluster.earlier(here.job_id))[last.restarts :]:
         how = runs[last.restarts]
-        words = f"{of_job(run, last, how)}, started again by the scheduler"
+        words = f"{cause_of_job(run, last, how)}, started again by the scheduler"
         end_attempt(run, last.number, RunStatus.PREEMPTED, words, how.ended)
 
 

@@ -18,8 +18,8 @@ from mlxjobs.errors import (
     SchedulerError,
     UnknownSubmissionError,
 )
-from mlxjobs.jobs.cause import of_job, with_progress
-from mlxjobs.jobs.hand_in import end_attempt, follow, refuse
+from mlxjobs.jobs.cause import cause_of_job, with_progress
+from mlxjobs.jobs.hand_in import end_attempt, follow_job, record_refused
 from mlxjobs.jobs.startable import out_of_reach
 from mlxjobs.record.history import Attempt, RunState, RunStatus
 from mlxjobs.record.run import NotRecordedError, Run, runs_in
@@ -135,7 +135,7 @@ def _check_submitter(seen: Seen) -> None:
     elif not alive:
         # if there is a job all the same, it starts all the same
         gone = UnknownSubmissionError("its submission was interrupted: the process is gone")
-        refuse(seen.run, seen.state.submissions, gone)
+        record_refused(seen.run, seen.state.submissions, gone)
         seen.state = seen.run.state()
 
 
@@ -180,7 +180,7 @@ def _ask(path: str, asked: Sequence[Seen], *, run_code: bool) -> None:
 
 def _reconcile(run: Run, state: RunState, status: JobStatus) -> RunState:
     """Record what the scheduler knows and the run does not."""
-    state = follow(run, state, status)
+    state = follow_job(run, state, status)
     attempt = state.attempt
     running = state.status in (RunStatus.STARTING, RunStatus.RUNNING)
     if running and attempt is not None and attempt.job_id == state.job_id:
@@ -188,11 +188,11 @@ def _reconcile(run: Run, state: RunState, status: JobStatus) -> RunState:
             reason = with_progress(run, "stopped and requeued by the scheduler")
             return end_attempt(run, attempt.number, RunStatus.PREEMPTED, reason, presumed=True)
         if status.state.ended:
-            words = of_job(run, attempt, status) + _hint(run, status)
+            words = cause_of_job(run, attempt, status) + _hint(run, status)
             return end_attempt(run, attempt.number, _verdict(status), words, status.ended, presumed=True)
     elif not running and status.state.ended:
         how, number = _verdict(status), len(state.attempts)
-        reason = f"{_not_begun(state, status)}: {of_job(run, None, status)}{_hint(run, status)}"
+        reason = f"{_not_begun(state, status)}: {cause_of_job(run, None, status)}{_hint(run, status)}"
         event = {"event": "withdrawn", "attempts": number, "status": how.value, "reason": reason}
         return run.record(lambda now: None if now.sequence != state.sequence else event)
     return state

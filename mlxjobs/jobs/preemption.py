@@ -72,7 +72,7 @@ class Preemption:
         """Whether a warning has come."""
         return self._signal is not None
 
-    def look(self) -> bool:
+    def tell_task(self) -> bool:
         """Tell the task whether a warning has come; one that then ends has left because of it."""
         self._seen = self._seen or self.requested
         return self.requested

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import binascii
 import functools
 import getpass
 import inspect
-import json
 import os
 import shlex
 import sys
 import tempfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,21 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxjobs.config import command_line, compose
-from mlxjobs.config.secrets import Mask, lost_secrets
+from mlxjobs.config.secrets import Mask
 from mlxjobs.config.settings import NO_SCHEDULER, Project, Settings
 from mlxjobs.config.stored import Composed
 from mlxjobs.config_dict import missing_values
 from mlxjobs.errors import InvalidConfigFileError, RunError
 from mlxjobs.launcher.in_process import ONE_LOG_ID, Runner
 from mlxjobs.launcher.lost_paths import LostPaths
+from mlxjobs.launcher.restart import restart_in_snapshot, take_inherited
 from mlxjobs.record.run import Run
-from mlxjobs.system.console import errors_told, flush, is_terminal, note
+from mlxjobs.system.console import errors_told, is_terminal, note
 
 if TYPE_CHECKING:
     from mlxjobs.config.rehearsal import Mistake
-
-# carries what is known of a run into the program that is started for it from the snapshot
-_SNAPSHOT = "MLXJOBS_SNAPSHOT"
+    from mlxjobs.launcher.program import Program
 
 
 def launch(
@@ -95,8 +91,7 @@ class _Launch:
             self.project.prepare()
             self._compose(settings, arguments, quiet=True, run=lambda composed: None)
             return
-        packed = os.environ.pop(_SNAPSHOT, "")
-        inherited = json.loads(zlib.decompress(binascii.a2b_base64(packed))) if packed else None
+        inherited = take_inherited()
         # a job's command line says it all: what the project says today is none of its business
         project = None if command_line.names_run(typed) else self.project.settings(typed)
         settings = settings if project is None else project
@@ -139,7 +134,7 @@ class _Launch:
         # relative paths mean what they meant when the command was typed, wherever the task goes
         settings = settings.anchored()
         if settings.use_version_manager and inherited is None:
-            inherited = self._restart_in_snapshot(
+            inherited = restart_in_snapshot(
                 settings, arguments, lambda: self._find_mistake(settings, arguments)
             )
         facts = {**self._facts(), **(_recorded(settings) if inherited is None else inherited)}
@@ -160,36 +155,9 @@ class _Launch:
             lambda words, run: self._compose(settings, words, quiet=True, run=run), arguments, check
         )
 
-    def _restart_in_snapshot(
-        self,
-        settings: Settings,
-        arguments: Sequence[str],
-        find_mistake: Callable[[], Mistake | None] = lambda: None,
-    ) -> dict[str, Any]:
-        """Become the same program, started from its snapshot; return only if there is none, and the facts."""
-        from mlxjobs.code.live_tree import with_python_path
-        from mlxjobs.launcher.program import freeze_code, this_program
-
-        here = this_program()
-        program, version = freeze_code(settings, here, find_mistake)
-        origin = {"cmd": shlex.join(sys.argv), "launch_dir": str(here.work_dir)}
-        inherited = {**origin, "version_manager": version}
-        if program == here:
-            return inherited
-        flush()
-        sys.stderr.flush()
-        os.chdir(program.work_dir)
-        # the settings file may be untracked, so the snapshot may lack it: all settings are handed on
-        all_settings = f"mlxpy={command_line.quote_dict(settings.to_dict())}"
-        command = [*program.interpreter, program.target, all_settings, *arguments]
-        environment = with_python_path(program.python_path, os.environ)
-        # a variable takes 128 KiB at most, and the requirements of a large environment are more
-        packed = binascii.b2a_base64(zlib.compress(json.dumps(inherited).encode()), newline=False).decode()
-        os.execve(command[0], command, {**environment, _SNAPSHOT: packed})  # noqa: S606
-
     def _submit_new(self, settings: Settings, arguments: Sequence[str]) -> None:
-        from mlxjobs.launcher.program import freeze_code, this_program
-        from mlxjobs.launcher.submit import Submission
+        from mlxjobs.launcher.program import this_program
+        from mlxjobs.launcher.submit import Submission, check_submission
 
         if not settings.use_logger:
             raise InvalidConfigFileError(
@@ -199,22 +167,19 @@ class _Launch:
         mask = Mask(settings.secrets)
         composed: list[Composed] = []
         # what is wrong is found before anything is asked or made
-        self._compose(settings, arguments, quiet=True, run=lambda one: composed.append(mask.hide(one)))
-        self._check_submission(settings, composed)
-        settings = self._settle_scheduler(settings)
-        Submission(settings, program, {})
+        self._compose(settings, arguments, quiet=True, run=lambda run: composed.append(mask.hide(run)))
+        self._check_composed(settings, composed)
+        settings = self._choose_scheduler(settings)
+        check_submission(settings, program)
         facts = self._facts()
-        for secrets in {id(one): one.secrets for one in composed if one.secrets}.values():
-            facts["cmd"] = mask.command(facts["cmd"], secrets)
-        if settings.use_version_manager:
-            program, facts["version_manager"] = freeze_code(settings, program)
-            LostPaths(facts["launch_dir"], program.work_dir).warn(one.config for one in composed)
-        else:
-            facts |= _recorded(settings)
+        for run in composed:
+            if run.secrets:
+                facts["cmd"] = mask.command(facts["cmd"], run.secrets)
+        program = _freeze(settings, program, facts, composed)
         facts["work_dir"] = str(program.work_dir)
         Submission(settings, program, facts).submit_new(composed)
 
-    def _settle_scheduler(self, settings: Settings) -> Settings:
+    def _choose_scheduler(self, settings: Settings) -> Settings:
         """Ask for a scheduler where none is set and somebody is there to answer."""
         is_set = settings.scheduler.name not in ("", NO_SCHEDULER)
         if is_set or not (settings.interactive_mode and is_terminal()):
@@ -227,14 +192,15 @@ class _Launch:
             return settings
         return replace(settings, scheduler=replace(settings.scheduler, name=name))
 
-    def _check_submission(self, settings: Settings, composed: Sequence[Composed]) -> None:
+    def _check_composed(self, settings: Settings, composed: Sequence[Composed]) -> None:
+        """Raise if these cannot be submitted; tell which values are missing."""
         if not composed:
             raise RunError("the command line makes no run: is the sweeper one that needs results?")
         if len(composed) > 1 and settings.logger.forced_log_id >= 0:
             raise InvalidConfigFileError(ONE_LOG_ID)
-        for one in composed:
-            self.runner.check_seed(one)
-        missing = {key for one in composed for key in missing_values(one.config)}
+        for run in composed:
+            self.runner.check_seed(run)
+        missing = {key for run in composed for key in missing_values(run.config)}
         if missing:
             names = ", ".join(sorted(missing))
             note(f"mandatory values are not given, and reading them is an error: {names}")
@@ -249,9 +215,9 @@ class _Launch:
         arguments: Sequence[str],
         inherited: dict[str, Any] | None,
     ) -> None:
-        from mlxjobs.launcher.existing import stored
+        from mlxjobs.launcher.existing import load_stored, override_stored
 
-        settings, composed = stored(run, typed)
+        settings, composed = load_stored(run, typed)
         mask = Mask(settings.secrets)
         if project is not None:
             # where it ran before is no reason to run there again: that is for today's settings to say
@@ -263,24 +229,11 @@ class _Launch:
                 if settings.scheduler.name == NO_SCHEDULER
                 else settings.scheduler,
             )
-        if any(argument.startswith("-") for argument in arguments):
-            raise InvalidConfigFileError(
-                "an existing run keeps its composition: with forced_log_id give only KEY=VALUE overrides"
-            )
-        changes: list[str] = []
-        if arguments:
-            composed, changes = compose.override(composed, arguments)
-        composed = mask.hide(composed)
-        gone = lost_secrets(composed)
-        if gone:
-            raise RunError(
-                f"run {run.log_id}: {run.metadata / '.secrets.json'} lacks what was given for "
-                f"{', '.join(gone)}: give it again, as in {gone[0]}=VALUE"
-            )
+        composed, changes = override_stored(run, composed, arguments, mask)
         self.runner.check_seed(composed)
         if settings.use_version_manager and not settings.use_scheduler and inherited is None:
             settings = settings.anchored()
-            inherited = self._restart_in_snapshot(settings, arguments)
+            inherited = restart_in_snapshot(settings, arguments)
         for change in changes:
             note(f"run {run.log_id}: {mask.change(change)}")
         facts = {**self._facts(), **(inherited or {})}
@@ -295,17 +248,13 @@ class _Launch:
     def _submit_existing(
         self, run: Run, settings: Settings, composed: Composed, facts: dict[str, Any]
     ) -> None:
-        from mlxjobs.launcher.program import freeze_code, this_program
-        from mlxjobs.launcher.submit import Submission
+        from mlxjobs.launcher.program import this_program
+        from mlxjobs.launcher.submit import Submission, check_submission
 
         program = this_program()
-        settings = self._settle_scheduler(settings)
-        Submission(settings, program, {})  # what is wrong is found before anything is asked or made
-        if settings.use_version_manager:
-            program, facts["version_manager"] = freeze_code(settings, program)
-            LostPaths(facts["launch_dir"], program.work_dir).warn([composed.config])
-        else:
-            facts |= _recorded(settings)
+        settings = self._choose_scheduler(settings)
+        check_submission(settings, program)  # what is wrong is found before anything is asked or made
+        program = _freeze(settings, program, facts, [composed])
         Submission(settings, program, facts).submit_existing(run, composed)
 
     def _facts(self) -> dict[str, Any]:
@@ -349,3 +298,17 @@ def _recorded(settings: Settings) -> dict[str, Any]:
     from mlxjobs.code.environment import record
 
     return {"version_manager": record()}
+
+
+def _freeze(
+    settings: Settings, program: Program, facts: dict[str, Any], composed: Sequence[Composed]
+) -> Program:
+    """Return what jobs are to run: the program, in its snapshot if it is to have one; add to the facts."""
+    if not settings.use_version_manager:
+        facts |= _recorded(settings)
+        return program
+    from mlxjobs.launcher.program import freeze_code
+
+    program, facts["version_manager"] = freeze_code(settings, program)
+    LostPaths(facts["launch_dir"], program.work_dir).warn(run.config for run in composed)
+    return program

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mlxjobs.cluster import ranks
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.config import compose
-from mlxjobs.config.secrets import without_secrets
+from mlxjobs.config.secrets import Mask, lost_secrets, without_secrets
 from mlxjobs.config.settings import Settings
 from mlxjobs.config.stored import Composed, from_yaml
 from mlxjobs.config_dict import ConfigDict
-from mlxjobs.errors import MLXJobsError, RunError
+from mlxjobs.errors import InvalidConfigFileError, MLXJobsError, RunError
 from mlxjobs.jobs.startable import Place
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.log_dir import waiting_in
@@ -23,7 +23,7 @@ from mlxjobs.system.console import note
 from mlxjobs.system.seals import is_sealed
 
 
-def stored(run: Run, typed: Mapping[str, Any]) -> tuple[Settings, Composed]:
+def load_stored(run: Run, typed: Mapping[str, Any]) -> tuple[Settings, Composed]:
     """Return the settings and the configuration that a run was submitted with.
 
     Args:
@@ -56,7 +56,39 @@ def stored(run: Run, typed: Mapping[str, Any]) -> tuple[Settings, Composed]:
     return settings, Composed(config)
 
 
-def resolve(run: Run, composed: Composed, place: Place) -> ConfigDict:
+def override_stored(
+    run: Run, composed: Composed, arguments: Sequence[str], mask: Mask
+) -> tuple[Composed, list[str]]:
+    """Return the configuration that a run is to go on with, its secrets apart, and a line for each change.
+
+    Args:
+        run: the run.
+        composed: its configuration, as it is stored.
+        arguments: overrides from the command line.
+        mask: tells what is a secret.
+
+    Raises:
+        InvalidConfigFileError: an argument is not an override, or cannot be applied.
+        RunError: a secret is lost, and not given again.
+    """
+    if any(argument.startswith("-") for argument in arguments):
+        raise InvalidConfigFileError(
+            "an existing run keeps its composition: with forced_log_id give only KEY=VALUE overrides"
+        )
+    changes: list[str] = []
+    if arguments:
+        composed, changes = compose.override(composed, arguments)
+    composed = mask.hide(composed)
+    gone = lost_secrets(composed)
+    if gone:
+        raise RunError(
+            f"run {run.log_id}: {run.metadata / '.secrets.json'} lacks what was given for "
+            f"{', '.join(gone)}: give it again, as in {gone[0]}=VALUE"
+        )
+    return composed, changes
+
+
+def resolve_here(run: Run, composed: Composed, place: Place) -> ConfigDict:
     """Resolve a stored configuration, where the task runs.
 
     Raises:
@@ -72,7 +104,7 @@ def resolve(run: Run, composed: Composed, place: Place) -> ConfigDict:
         raise
 
 
-def place_of(run: Run) -> tuple[Place, Cluster | None]:
+def place_of_attempt(run: Run) -> tuple[Place, Cluster | None]:
     """Return where this process runs, and the cluster that the run was submitted to.
 
     Only a run that was submitted can be in a job: a program that is started by hand inside some
@@ -94,10 +126,10 @@ def hand_in_more(run: Run, place: Place) -> None:
     parent = run.path.parent
     if place.here is None or place.rank > 0 or not waiting_in(parent):
         return
-    from mlxjobs.jobs.arrays import feed
+    from mlxjobs.jobs.arrays import feed_queue
 
     try:
-        fed = feed(parent)
+        fed = feed_queue(parent)
     except (MLXJobsError, OSError) as error:  # it is for others: this run has ended well
         note(f"the runs that wait were not handed in: {error}")
         return

@@ -163,7 +163,7 @@ class Runner:
         from mlxjobs.record.fence import Superseded
         from mlxjobs.record.history import Preempted
 
-        place, cluster = existing.place_of(run)
+        place, cluster = existing.place_of_attempt(run)
         follow = settings.logger.log_streams_to_file and place.here is None
         try:
             if changed and place.rank == 0:
@@ -173,7 +173,7 @@ class Runner:
             with around_task.surroundings(
                 with_secrets(composed), run.path, keep_log=place.rank == 0, follow_streams=follow
             ) as placed:
-                config = existing.resolve(run, placed, place)
+                config = existing.resolve_here(run, placed, place)
                 shown = Mask(settings.secrets).shown(composed, config.to_dict())
                 execution = Execution(
                     self.task, config, settings, shown, facts, self.seeding, place, cluster, make_logger

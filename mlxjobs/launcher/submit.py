@@ -20,7 +20,7 @@ from mlxjobs.config.settings import Settings, as_lines
 from mlxjobs.config.stored import Composed
 from mlxjobs.errors import InvalidConfigFileError, InvalidShellPathError, RunError
 from mlxjobs.jobs.arrays import HandedIn, hand_in_all
-from mlxjobs.jobs.hand_in import claim, hand_in
+from mlxjobs.jobs.hand_in import claim_submission, hand_in
 from mlxjobs.jobs.startable import Place, check_startable
 from mlxjobs.launcher.program import Program, this_program
 from mlxjobs.record.history import RunState, RunStatus
@@ -47,19 +47,8 @@ class Submission:
         self._settings = settings
         self._program = program
         self._facts = facts
-        path = registry.find(settings.scheduler.name)
-        self._cluster = Cluster(registry.locate(path, this_program().folder, program.folder))
+        self._cluster = check_submission(settings, program)
         self._parent = settings.log_dir
-        self._cluster.check()
-        shell_path = settings.scheduler.shell_path
-        shell = shell_path.partition(" ")[0]  # "/bin/bash -l"
-        if not os.access(shell, os.X_OK) or Path(shell).is_dir() or "\n" in shell_path:
-            raise InvalidShellPathError(
-                f"scheduler.shell_path: {shell_path!r} is no program; set it in configs/mlxpy.yaml "
-                "to a shell that the compute nodes have too, such as /bin/bash"
-            )
-        # a wrong option is found before anything is created
-        self._script(self._parent / "0")
 
     def submit_new(self, sweep: Sequence[Composed]) -> None:
         """Make a run of each configuration and hand all of them in; print a line for each.
@@ -74,10 +63,12 @@ class Submission:
             for composed in sweep:
                 runs.append(self._create(composed, environment, runs[-1] if runs else None))
                 # at once, so that a run says what becomes of it if the others cannot be made
-                claimed[runs[-1]] = claim(runs[-1], self._cluster, None)
+                claimed[runs[-1]] = claim_submission(runs[-1], self._cluster, None)
         self._flush_code()
         result = hand_in_all(runs, self._cluster, self._settings.scheduler, claimed=claimed)
-        self._report(result, {run.log_id: one.overrides for run, one in zip(runs, sweep, strict=True)})
+        self._report(
+            result, {run.log_id: composed.overrides for run, composed in zip(runs, sweep, strict=True)}
+        )
 
     def submit_existing(self, run: Run, composed: Composed) -> None:
         """Hand in a run that exists, to go on; print a line.
@@ -90,7 +81,7 @@ class Submission:
         def prepare() -> None:
             self._flush_code()
             run.store_configuration(stored.to_yaml(composed), self._settings.to_dict(), composed.secrets)
-            replace_file(run.script, self._script(run.path), mode=0o777)
+            self._write_script(run)
             code = {"version_manager": self._facts.get("version_manager")}
             facts = {**code, "work_dir": str(self._program.work_dir)}
             provenance.record_change(run, provenance.environment(self._parent), facts)
@@ -128,13 +119,17 @@ class Submission:
         try:
             run.write_yaml("config", stored.plain_config(composed.config))
             run.store_configuration(stored.to_yaml(composed), self._settings.to_dict(), composed.secrets)
-            replace_file(run.script, self._script(run.path), mode=0o777)
+            self._write_script(run)
             noted = {**environment, **provenance.configuration(run)}
             run.record(lambda state: {"event": "created", "facts": about, "frozen": noted}, paint=False)
         except BaseException:
             shutil.rmtree(run.path, ignore_errors=True)  # nobody can know of it yet
             raise
         return run
+
+    def _write_script(self, run: Run) -> None:
+        text = job_script(run, self._settings, self._program, self._cluster)
+        replace_file(run.script, text, mode=0o777)
 
     def _check(self, run: Run, state: RunState) -> None:
         """Raise if the run is in a queue, or running."""
@@ -146,54 +141,77 @@ class Submission:
         if state.sequence > 1 and not state.status.ended:
             check_startable(run, state, Place(), self._cluster)
 
-    def _script(self, log_dir: Path) -> str:
-        run = Run(log_dir)
-        settings = self._settings.scheduler
-        script = self._program.script
-        stem = self._program.target if script is None else script.stem
-        job = Job(
-            name=job_name(stem, log_dir.name),
-            script=run.script,
-            stdout=run.stdout,
-            stderr=run.stderr,
-            work_dir=self._program.work_dir,
-            command=[
-                *self._launcher(settings.ranks_per_node),
-                *self._program.interpreter,
-                self._program.target,
-                f"+mlxpy.logger.forced_log_id={log_dir.name}",
-                f"+mlxpy.logger.parent_log_dir={_setting(str(log_dir.parent))}",
-                "+mlxpy.use_scheduler=false",
-                "+mlxpy.use_version_manager=false",
-                "+mlxpy.interactive_mode=false",
-            ],
-            option_lines=as_lines(settings.option_cmd),
-            shell_path=settings.shell_path,
-            shell_config_lines=as_lines(settings.shell_config_cmd),
-            cleanup_lines=as_lines(settings.cleanup_cmd),
-            env_lines=[*as_lines(settings.env_cmd), *self._python_path()],
-            ranks_per_node=settings.ranks_per_node,
+
+def check_submission(settings: Settings, program: Program) -> Cluster:
+    """Return the cluster that a program is to be submitted to.
+
+    Raises:
+        MLXJobsError: nothing could be submitted: no such scheduler, or a setting of its is wrong.
+    """
+    path = registry.find(settings.scheduler.name)
+    cluster = Cluster(registry.locate(path, this_program().folder, program.folder))
+    cluster.check()
+    shell_path = settings.scheduler.shell_path
+    shell = shell_path.partition(" ")[0]  # "/bin/bash -l"
+    if not os.access(shell, os.X_OK) or Path(shell).is_dir() or "\n" in shell_path:
+        raise InvalidShellPathError(
+            f"scheduler.shell_path: {shell_path!r} is not a program; set it in configs/mlxpy.yaml "
+            "to a shell that the compute nodes have too, such as /bin/bash"
         )
-        return render_script(job, self._cluster.scheduler)
+    ranks = settings.scheduler.ranks_per_node
+    if ranks < 0:
+        raise InvalidConfigFileError(
+            f"scheduler.ranks_per_node: {ranks} is negative; it is how many times python is "
+            "started on each node of a job, or 0 for once in all"
+        )
+    # a wrong option is found before anything is created
+    job_script(Run(settings.log_dir / "0"), settings, program, cluster)
+    return cluster
 
-    def _python_path(self) -> list[str]:
-        """Return the line that has python look into the snapshot before it follows an editable install."""
-        if not self._program.python_path:
-            return []
-        first = shlex.quote(os.pathsep.join(self._program.python_path))
-        return [f'export PYTHONPATH={first}"${{PYTHONPATH:+:$PYTHONPATH}}"']
 
-    def _launcher(self, ranks_per_node: int) -> list[str]:
-        """Return what starts the command several times, where the scheduler does not."""
-        if ranks_per_node < 0:
-            raise InvalidConfigFileError(
-                f"scheduler.ranks_per_node: {ranks_per_node} is negative; it is how many times python is "
-                "started on each node of a job, or 0 for once in all"
-            )
-        if ranks_per_node == 0 or self._cluster.scheduler.launches_ranks:
-            return []
-        python = self._program.interpreter[0]
-        return [python, "-m", "mlxjobs.launch_ranks", self._cluster.path, str(ranks_per_node)]
+def job_script(run: Run, settings: Settings, program: Program, cluster: Cluster) -> str:
+    """Return the script that starts a run as a job."""
+    given = settings.scheduler
+    stem = program.target if program.script is None else program.script.stem
+    job = Job(
+        name=job_name(stem, run.path.name),
+        script=run.script,
+        stdout=run.stdout,
+        stderr=run.stderr,
+        work_dir=program.work_dir,
+        command=_command(run, given.ranks_per_node, program, cluster),
+        option_lines=as_lines(given.option_cmd),
+        shell_path=given.shell_path,
+        shell_config_lines=as_lines(given.shell_config_cmd),
+        cleanup_lines=as_lines(given.cleanup_cmd),
+        env_lines=[*as_lines(given.env_cmd), *_python_path(program)],
+        ranks_per_node=given.ranks_per_node,
+    )
+    return render_script(job, cluster.scheduler)
+
+
+def _command(run: Run, ranks_per_node: int, program: Program, cluster: Cluster) -> list[str]:
+    """Return the command line of a job, with what starts it several times where the scheduler does not."""
+    start = [*program.interpreter, program.target]
+    if ranks_per_node > 0 and not cluster.scheduler.launches_ranks:
+        python = program.interpreter[0]
+        start = [python, "-m", "mlxjobs.launch_ranks", cluster.path, str(ranks_per_node), *start]
+    return [
+        *start,
+        f"+mlxpy.logger.forced_log_id={run.path.name}",
+        f"+mlxpy.logger.parent_log_dir={_setting(str(run.path.parent))}",
+        "+mlxpy.use_scheduler=false",
+        "+mlxpy.use_version_manager=false",
+        "+mlxpy.interactive_mode=false",
+    ]
+
+
+def _python_path(program: Program) -> list[str]:
+    """Return the line that has python look into the snapshot before it follows an editable install."""
+    if not program.python_path:
+        return []
+    first = shlex.quote(os.pathsep.join(program.python_path))
+    return [f'export PYTHONPATH={first}"${{PYTHONPATH:+:$PYTHONPATH}}"']
 
 
 def _setting(text: str) -> str:

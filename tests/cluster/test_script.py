@@ -16,7 +16,8 @@ from mlxjobs.config.settings import Settings
 from mlxjobs.errors import InvalidConfigFileError
 from mlxjobs.launcher import submit
 from mlxjobs.launcher.program import Program
-from mlxjobs.launcher.submit import Submission
+from mlxjobs.launcher.submit import check_submission, job_script
+from mlxjobs.record.run import Run
 from mlxjobs.scheduler import Job
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -57,8 +58,7 @@ def make(name: str, case: str) -> str:
     logger = {"parent_log_dir": str(work_dir / "logs")}
     settings = Settings().updated({"scheduler": {**CASES[case], "name": name}, "logger": logger}, "this test")
     program = Program(["/opt/python/bin/python3", "-u"], str(work_dir / "main.py"), work_dir)
-    submission = Submission(settings, program, {})
-    return submission._script(work_dir / "logs" / "5")
+    return job_script(Run(work_dir / "logs" / "5"), settings, program, check_submission(settings, program))
 
 
 @pytest.mark.usefixtures("on_the_path")

@@ -247,11 +247,11 @@ def test_ctrl_c_waits_until_what_was_taken_is_on_record(slurm_stub: Slurm) -> No
     # sbatch is done, and Ctrl-C comes while the first of its jobs is recorded
     patch = (
         "import os, signal, mlxjobs.jobs.arrays as a\n"
-        "accept = a.accept\n"
+        "accept = a.record_submitted\n"
         "def slowly(run, *more):\n"
         "    run.log_id == 1 and os.kill(os.getpid(), signal.SIGINT)\n"
         "    accept(run, *more)\n"
-        "a.accept = slowly\n"
+        "a.record_submitted = slowly\n"
     )
     write(project, {"main.py": patch + MAIN})
     slurm_stub.limit(max_array=3)

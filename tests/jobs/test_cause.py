@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.jobs.cause import of_job, with_progress
+from mlxjobs.jobs.cause import cause_of_job, with_progress
 from mlxjobs.record.history import Attempt
 from mlxjobs.record.run import Run
 from mlxjobs.scheduler import JobState, JobStatus, exit_words
@@ -39,12 +39,12 @@ def log(run: Run, name: str, *lines: str) -> None:
 )  # fmt: skip
 def test_what_a_scheduler_says_of_the_end_of_a_job(run: Run, status: JobStatus, words: str) -> None:
     log(run, "train", '{"loss": 0.1, "epoch": 40}', '{"loss": 0.1, "epoch": 41}')
-    assert of_job(run, Attempt(1, "2026-11-23T05:21:21.000+00:00", "n3"), status) == words
+    assert cause_of_job(run, Attempt(1, "2026-11-23T05:21:21.000+00:00", "n3"), status) == words
 
 
 def test_a_job_in_which_nothing_began_has_no_progress(run: Run) -> None:
     status = JobStatus(JobState.NODE_FAIL, "NODE_FAIL")
-    assert of_job(run, None, status) == "NODE_FAIL"
+    assert cause_of_job(run, None, status) == "NODE_FAIL"
 
 
 @pytest.mark.parametrize(

@@ -301,7 +301,7 @@ def test_a_task_that_ended_waits_for_a_scheduler_that_does_not_answer(
 
     with one.listen():
         warn(cluster)
-        assert one.look()
+        assert one.tell_task()
         monkeypatch.setattr("mlxjobs.jobs.preemption.time.sleep", pause)
         with pytest.raises(Preempted):
             one.at_the_end(nothing, by_exit=False)
@@ -314,7 +314,7 @@ def test_a_task_that_ended_does_not_wait_for_a_scheduler_that_refuses(run: Run) 
     one = preemption(run, cluster)
     with one.listen():
         warn(cluster)
-        assert one.look()
+        assert one.tell_task()
         with pytest.raises(RunError, match="to go on: mlxjobs requeue 1 --logs"):
             one.at_the_end(nothing, by_exit=False)
 
@@ -363,7 +363,7 @@ def test_a_callback_may_save_or_exit_and_the_next_one_is_called_all_the_same(run
     called: list[str] = []
     logger = DefaultLogger(
         run.path,
-        preempted=one.look,
+        preempted=one.tell_task,
         checkpointed=lambda: one.at_safe_point(logger.run_preemption_callbacks),
     )
 
