@@ -20,7 +20,7 @@ from tests.clusters.fixtures import (
     torch_python,
     user_dir,
 )
-from tests.guards import GUARDS, leave_job
+from tests.guards import GUARDS, heed_signals, leave_job
 from tests.project import Project
 from tests.slurm_stub import Slurm
 
@@ -43,6 +43,7 @@ settings.register_profile("tests", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("tests")
 
 leave_job()
+heed_signals()
 
 
 def pytest_unconfigure() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -92,3 +93,14 @@ def leave_job() -> None:
     for name in list(os.environ):
         if (name.startswith(_JOB) or name in _JOB_NAMES) and name not in _ASKED:
             del os.environ[name]
+
+
+def heed_signals() -> None:
+    """Let the programs that tests start have the signals that were ignored for the tests themselves.
+
+    A shell starts what is in its background with SIGINT and SIGQUIT ignored, nohup with SIGHUP ignored, and
+    all programs below inherit that; a handler they do not inherit.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from mlxjobs.cluster import registry
 from tests.guards import COMMANDS, GUARDS, leave_job
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("command", ["sacct", "oarstat", "qstat", "bjobs", "checkjob"])
@@ -41,3 +45,22 @@ def test_the_job_that_the_tests_run_in_is_forgotten(monkeypatch: pytest.MonkeyPa
     leave_job()
     assert not os.environ.keys() & set(told)
     assert os.environ["MLXJOBS_DAMAGE"] == "1"
+
+
+IGNORES = """
+import signal, subprocess, sys
+for name in ("SIGINT", "SIGHUP"):
+    signal.signal(getattr(signal, name), signal.SIG_IGN)
+from tests.guards import GUARDS, heed_signals
+GUARDS.remove()
+heed_signals()
+tell = "from signal import *; print(getsignal(SIGINT) is default_int_handler, getsignal(SIGHUP) is SIG_DFL)"
+subprocess.run([sys.executable, "-c", tell], check=True)
+"""
+
+
+def test_a_program_has_the_signals_that_nohup_took_from_the_tests() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IGNORES], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout == "True True\n"
