@@ -6,7 +6,7 @@
     ├── InvalidKeyError             a name that cannot be used for metrics or artifacts (KeyError too)
     ├── InvalidQueryError           a query of the Reader that cannot be parsed (SyntaxError too)
     ├── InvalidMetricError          a metric that cannot be written as JSON (TypeError too)
-    ├── InvalidArtifactError        an object that is no artifact, or a type that is not registered
+    ├── InvalidArtifactError        an object that is not an artifact, or a type that is not registered
     │   └── ArtifactNotFoundError   the run has no such artifact (FileNotFoundError too)
     ├── CheckpointNotFoundError     the run has no such checkpoint (FileNotFoundError too)
     ├── DamagedCheckpointError      neither a checkpoint nor the one before it can be read
@@ -57,7 +57,7 @@ class InvalidQueryError(MLXJobsError, SyntaxError):
 
 
 class InvalidArtifactError(MLXJobsError):
-    """An object is no artifact, or its type is not registered."""
+    """An object is not an artifact, or its type is not registered."""
 
 
 class ArtifactNotFoundError(InvalidArtifactError, FileNotFoundError):
@@ -65,11 +65,11 @@ class ArtifactNotFoundError(InvalidArtifactError, FileNotFoundError):
 
 
 class InvalidMetricError(MLXJobsError, TypeError):
-    """A metric cannot be written as JSON, or what should be logged is no dictionary."""
+    """A metric cannot be written as JSON, or what should be logged is not a dictionary."""
 
 
 class DamagedCheckpointError(MLXJobsError):
-    """A checkpoint cannot be read, and the one before it neither."""
+    """A checkpoint cannot be read, nor can the one before it."""
 
 
 class CheckpointNotFoundError(MLXJobsError, FileNotFoundError):

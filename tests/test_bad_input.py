@@ -74,7 +74,7 @@ def test_nobody_heard_the_answer(slurm_stub: Slurm, mode: str) -> None:
             ["mlxpy.scheduler.name=my_app.Mine"],
             ["my_app:Mine cannot be imported", "No module named 'my_app'"],
         ),
-        (["mlxpy.scheduler.name=pathlib.Path"], ["pathlib:Path is no subclass of mlxpy.Scheduler"]),
+        (["mlxpy.scheduler.name=pathlib.Path"], ["pathlib:Path is not a subclass of mlxpy.Scheduler"]),
         (
             ["mlxpy.scheduler.name=NoScheduler"],
             ["no scheduler is set", "configs/mlxpy.yaml", "LocalScheduler"],

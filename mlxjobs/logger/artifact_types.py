@@ -41,7 +41,7 @@ def save_numpy(obj: Any, path: str) -> None:
         except (TypeError, ValueError) as error:
             raise InvalidArtifactError(
                 f"it cannot be written by numpy: {error}. It takes an array, or a dictionary of arrays whose "
-                "names are texts, and not 'file'"
+                "names are strings, and not 'file'"
             ) from error
 
 
@@ -76,7 +76,7 @@ def save_image(obj: Any, path: str) -> None:
         obj.save(path, format=Image.registered_extensions().get(kind, "PNG"))
     else:
         raise InvalidArtifactError(
-            f"{type(obj).__name__} is no image: give a figure of matplotlib or PIL's image"
+            f"{type(obj).__name__} is not an image: give a figure of matplotlib or PIL's image"
         )
 
 
@@ -108,20 +108,20 @@ def load_torch(path: str) -> Any:
 
 
 def save_text(obj: Any, path: str) -> None:
-    """Write a text in UTF-8."""
+    """Write a string in UTF-8."""
     if not isinstance(obj, str):
-        raise InvalidArtifactError(f"{type(obj).__name__} is no text")
+        raise InvalidArtifactError(f"{type(obj).__name__} is not a string")
     Path(path).write_text(obj, encoding="utf-8", newline="")
 
 
 def load_text(path: str) -> str:
-    """Read a text in UTF-8."""
+    """Read a string in UTF-8."""
     with open(path, encoding="utf-8", newline="") as file:
         return file.read()
 
 
 def save_json(obj: Any, path: str) -> None:
-    """Write numbers, texts, lists and dictionaries as JSON."""
+    """Write numbers, strings, lists and dictionaries as JSON."""
     import json
 
     try:

@@ -156,11 +156,11 @@ def check_artifact_name(name: object) -> str:
     """Return `name` if an artifact or a type can have it.
 
     Raises:
-        InvalidKeyError: it is no text, empty, hidden, or has a path separator.
+        InvalidKeyError: it is not a string, empty, hidden, or has a path separator.
     """
     if not is_file_name(name):
         raise InvalidKeyError(
-            f"{name!r} cannot name an artifact: use a text without path separators, not empty, and not "
+            f"{name!r} cannot name an artifact: use a string without path separators, not empty, and not "
             "beginning with a dot"
         )
     return str(name)
@@ -176,13 +176,13 @@ def write_artifact(artifact: Any, folder: Path, name: str, history: ArtifactHist
     """Write an `Artifact` to `folder/<its class>/<name><ext>`.
 
     Raises:
-        InvalidArtifactError: it is no `Artifact`, or its `_save` wrote nothing.
+        InvalidArtifactError: it is not an `Artifact`, or its `_save` wrote nothing.
         InvalidKeyError: no artifact can have this name.
         OSError: the file could not be written.
     """
     if not isinstance(artifact, Artifact):
         raise InvalidArtifactError(
-            f"{type(artifact).__name__} is no artifact: derive the class from mlxpy.Artifact, or give "
+            f"{type(artifact).__name__} is not an artifact: derive the class from mlxpy.Artifact, or give "
             f"log_artifacts an artifact_type, one of {', '.join(_TYPES)}"
         )
     place, file_name = _split(folder / type(artifact).__name__, name)
@@ -350,7 +350,7 @@ def _functions(artifact_type: str) -> tuple[_Save, _Load]:
         cls = classes[artifact_type]
         return _refuse, cls.load
     raise InvalidArtifactError(
-        f"{artifact_type!r} is no artifact type: use one of {', '.join([*_TYPES, *classes])}, or add it "
+        f"{artifact_type!r} is not an artifact type: use one of {', '.join([*_TYPES, *classes])}, or add it "
         "with register_artifact_type(name, save, load)"
     )
 

@@ -118,7 +118,7 @@ def peek(path: Path) -> Record | None:
     """Return what a checkpoint remembers, without reading its object; None if somebody else wrote it.
 
     Raises:
-        DamagedCheckpointError: it is no whole pickle, or its record is damaged.
+        DamagedCheckpointError: it is not a whole pickle, or its record is damaged.
         OSError: it cannot be read.
     """
     with open(path, "rb", buffering=0) as file:

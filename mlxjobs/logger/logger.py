@@ -169,8 +169,8 @@ class DefaultLogger(Logger):
         """Append one line to `metrics/<log_name>.json`.
 
         Args:
-            metrics_dict: numbers, texts, numpy and torch scalars. NaN and infinities become the
-                texts "NaN", "Infinity" and "-Infinity", since JSON has no numbers for them.
+            metrics_dict: numbers, strings, numpy and torch scalars. NaN and infinities become the
+                strings "NaN", "Infinity" and "-Infinity", since JSON has no numbers for them.
             log_name: the file, without `.json`.
 
         Raises:
@@ -252,7 +252,7 @@ class DefaultLogger(Logger):
             log_name: the file, without extension.
 
         Raises:
-            InvalidArtifactError: it is no artifact, or its `_save` wrote nothing.
+            InvalidArtifactError: it is not an artifact, or its `_save` wrote nothing.
             InvalidKeyError: no artifact can have this name.
             OSError: the file could not be written.
         """

@@ -47,7 +47,7 @@ def _check_log_name(log_name: object) -> None:
     """
     if not is_file_name(log_name) or log_name in RESERVED_NAMES:
         raise InvalidKeyError(
-            f"{log_name!r} cannot name a metrics file: use a text without path separators, not "
+            f"{log_name!r} cannot name a metrics file: use a string without path separators, not "
             f"empty, not beginning with a dot, and none of {', '.join(RESERVED_NAMES)}"
         )
 
@@ -95,7 +95,7 @@ def _unlock(writer: ref[MetricsWriter]) -> None:
 class MetricsWriter:
     """Append metrics to the files of one run.
 
-    NaN and infinities are written as the texts "NaN", "Infinity" and "-Infinity", the form of
+    NaN and infinities are written as the strings "NaN", "Infinity" and "-Infinity", the form of
     ProtoJSON, because JSON has no numbers for them; None is null.
 
     Args:
@@ -132,7 +132,7 @@ class MetricsWriter:
         """Write one line; lines are on disk in the order of the calls.
 
         Args:
-            metrics: what to write: numbers, texts, None, numpy and torch scalars, and lists and
+            metrics: what to write: numbers, strings, None, numpy and torch scalars, and lists and
                 dictionaries of them.
             log_name: the file, without `.json`.
 

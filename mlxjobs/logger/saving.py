@@ -248,7 +248,7 @@ class Monitor(NamedTuple):
 
         Raises:
             InvalidKeyError: it was never logged.
-            InvalidMetricError: it is no number.
+            InvalidMetricError: it is not a number.
         """
         names = log_names(metrics)
         for log_name, key in _splits(self.name):
@@ -267,7 +267,7 @@ class Monitor(NamedTuple):
         if isinstance(value, (int, float)):
             return float(value)
         raise InvalidMetricError(
-            f"log_checkpoint(monitor={self.name!r}): its last value is {value!r}, which is no number"
+            f"log_checkpoint(monitor={self.name!r}): its last value is {value!r}, which is not a number"
         )
 
 

@@ -37,7 +37,7 @@ def as_plain(value: Any) -> Any:
 
 
 def json_object(metrics: Mapping[Any, Any], inside: str = "") -> dict[str, Any]:
-    """Return `metrics` with only what JSON has, NaN and infinities as texts.
+    """Return `metrics` with only what JSON has, NaN and infinities as strings.
 
     Args:
         metrics: any mapping.
@@ -53,10 +53,10 @@ def json_object(metrics: Mapping[Any, Any], inside: str = "") -> dict[str, Any]:
 
 
 def key_text(key: Any) -> str:
-    """Return a key as JSON text; numbers and the like as the json module writes them.
+    """Return a key as a JSON string; numbers and the like as the json module writes them.
 
     Raises:
-        InvalidMetricError: it is neither a text nor a scalar.
+        InvalidMetricError: it is neither a string nor a scalar.
     """
     if isinstance(key, str):
         return _text(key)
@@ -69,7 +69,7 @@ def key_text(key: Any) -> str:
         plain = unwrap(key)
         if isinstance(plain, (str, int, float)):
             return key_text(plain)
-    raise InvalidMetricError(f"the key {key!r} is of type {type(key).__name__}; keys are texts")
+    raise InvalidMetricError(f"the key {key!r} is of type {type(key).__name__}; keys are strings")
 
 
 def type_name(value: Any) -> str:
@@ -95,7 +95,7 @@ def _text(value: str) -> str:
 
 
 def _scalar(value: Any) -> Any:
-    """A text, truth value or number as a plain one."""
+    """A string, truth value or number as a plain one."""
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, int):
@@ -129,6 +129,6 @@ def _json_leaf(value: Any, key: str) -> Any:
     except TypeError as error:
         raise InvalidMetricError(
             f"the metric {key!r} is of type {type(value).__name__}, which cannot be written as JSON: "
-            "log numbers, texts, or lists and dictionaries of them"
+            "log numbers, strings, or lists and dictionaries of them"
         ) from error
     return _json_value(plain, key)

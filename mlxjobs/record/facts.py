@@ -51,7 +51,7 @@ class Facts:
 
 def mark_of(path: str) -> list[int] | None:
     """Return what changes when a run's metadata changes; None if the directory has none."""
-    try:  # nearly always both are there; texts, as a Path costs 3 times more
+    try:  # nearly always both are there; strings, as a Path costs 3 times more
         a, b = os.stat(f"{path}/metadata/info.yaml"), os.stat(f"{path}/metadata/config.yaml")  # noqa: PTH116
         return [a.st_mtime_ns, a.st_size, a.st_ino, b.st_mtime_ns, b.st_size, b.st_ino]
     except OSError:
@@ -80,7 +80,7 @@ def outdate(path: str) -> None:
 def live_mark_of(path: str) -> list[int]:
     """Return what changes when a run gets a new metric, artifact or checkpoint, or an event."""
     mark: list[int] = []
-    with suppress(OSError):  # whoever added an event may have been killed before he painted info.yaml
+    with suppress(OSError):  # whoever added an event may have been killed before painting info.yaml
         found = os.stat(f"{path}/metadata/.history")  # noqa: PTH116
         mark += (found.st_mtime_ns, found.st_size, found.st_ino)
     for folder in (f"{path}/metrics/.keys", f"{path}/artifacts"):
@@ -143,7 +143,7 @@ def read_facts(path: str, mark: list[int]) -> Facts:
 
 
 def _latest(run: Run, painted: dict[Any, Any]) -> dict[Any, Any]:
-    """What info.yaml would say if whoever added the last event had not been killed before he painted it."""
+    """What info.yaml would say if whoever added the last event had not been killed before painting it."""
     try:
         if run.picture_is_stale() and (state := run.state()).sequence:
             return render_info(state)
@@ -229,7 +229,7 @@ def read_plain(path: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """The same with texts as keys, as JSON has it."""
+    """The same with strings as keys, as JSON has it."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value
@@ -247,7 +247,7 @@ def _series(folder: str) -> dict[str, Any]:
 
 
 def _names(folder: str, end: str) -> list[str]:
-    """The files with this end, without it; those whose names are no text are not ours."""
+    """The files with this end, without it; those whose names are not UTF-8 are not ours."""
     try:
         names = os.listdir(folder)  # noqa: PTH208
     except (FileNotFoundError, NotADirectoryError):

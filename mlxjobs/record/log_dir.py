@@ -60,7 +60,7 @@ def from_ranges(words: Iterable[str]) -> list[int]:
     for word in words:
         first, dash, last = word.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise RunError(f"{word!r} is no run: give its number, or a range such as 7-9")
+            raise RunError(f"{word!r} is not a run: give its number, or a range such as 7-9")
         if int(last or first) < int(first):
             raise RunError(f"{word!r} names no run: a range begins with the smaller number")
         numbers.extend(range(int(first), int(last or first) + 1))

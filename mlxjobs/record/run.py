@@ -125,7 +125,7 @@ class Run:
             return
         info = self.read_yaml("info") if (self.metadata / "info.yaml").exists() else {}
         if not isinstance(info, dict):
-            raise RunError(f"{self.metadata / 'info.yaml'} is no info file of a run")
+            raise RunError(f"{self.metadata / 'info.yaml'} is not an info file of a run")
         for folder in (self.history_dir, self.metrics, self.artifacts):
             folder.mkdir(exist_ok=True)
         status = info.pop("status", None)
@@ -321,7 +321,7 @@ class Run:
             if json.loads(copy)["content"] == content and not re.search(rb"\d{19}", copy):
                 replace_file(path, copy, durable=False)
                 return
-        except (TypeError, ValueError):  # what JSON has no form for: NaN, dates, keys that are no texts
+        except (TypeError, ValueError):  # what JSON has no form for: NaN, dates, keys that are not strings
             pass
         path.unlink(missing_ok=True)
 

@@ -165,7 +165,7 @@ def replace_file(
 
     Args:
         path: the file; it may exist or not, its folder must.
-        content: the new content; text is encoded as UTF-8.
+        content: the new content; a string is encoded as UTF-8.
         mode: permission bits of the new file, before the user's umask.
         durable: flush it to the disk; what can be made again does not need that.
         sync_folder: flush the folder's entry too; what is followed by another file in the same

@@ -29,10 +29,10 @@ def seal_json(content: Mapping[str, Any]) -> str:
 
 
 def open_json(text: bytes) -> tuple[dict[str, Any], bool]:
-    """Return the dictionary in a text of `seal_json`'s, and whether it has a checksum.
+    """Return the dictionary in what `seal_json` gave, and whether it has a checksum.
 
     Raises:
-        ValueError: it is no JSON dictionary, or not what was written.
+        ValueError: it is not a JSON dictionary, or not what was written.
     """
     import json
 
@@ -47,12 +47,12 @@ def open_json(text: bytes) -> tuple[dict[str, Any], bool]:
 
 
 def seal_yaml(text: str) -> str:
-    """Return a YAML text with its checksum as a comment at its end."""
+    """Return a YAML document with its checksum as a comment at its end."""
     return f"{text}# crc32: {zlib.crc32(text.encode()):08x}\n"
 
 
 def is_sealed(text: bytes) -> bool | None:
-    """Whether a YAML text is what was written; None if it has no checksum."""
+    """Whether a YAML document is what was written; None if it has no checksum."""
     seal = _YAML.search(text)
     return None if seal is None else int(seal[1], 16) == zlib.crc32(text[: seal.start()])
 

@@ -47,7 +47,7 @@ def make_instance(
     if found is None:
         raise error_type(f"{_file(module)} has no class {class_name}{_hint(module, base, class_name)}")
     if not (inspect.isclass(found) and issubclass(found, base)):
-        raise error_type(f"{path} is no subclass of mlxpy.{base.__name__}; {advice}")
+        raise error_type(f"{path} is not a subclass of mlxpy.{base.__name__}; {advice}")
     if inspect.isabstract(found):
         lacking = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise error_type(f"{path} ({_file(module)}) lacks the methods {lacking}; {advice}")

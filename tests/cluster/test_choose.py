@@ -94,7 +94,7 @@ def test_an_answer_that_cannot_be_used_is_asked_again(project: Project, tmp_path
         "SLURMSchedular": "did you mean SLURMScheduler?",
         "SLURMScheduler": "SLURMScheduler needs sbatch",
         "mine.Nobody": "has no class Nobody; did you mean mine.Mine?",
-        "os.path": "os:path is no subclass of mlxpy.Scheduler",
+        "os.path": "os:path is not a subclass of mlxpy.Scheduler",
     }.items():
         child.sendline(answer)
         child.expect(PROMPT)

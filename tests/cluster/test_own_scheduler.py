@@ -301,8 +301,8 @@ WRONG = [
     ("raise SystemExit(3)\n", ["its module ends the program", "if __name__ == '__main__':"]),
     (WHOLE.replace("class Mine", "class Mien"), ["{file} has no class Mine; did you mean mine.Mien?"]),
     ("", ["{file} has no class Mine\n"]),
-    ("class Mine: pass\n", ["mine:Mine is no subclass of mlxpy.Scheduler; docs/schedulers.md"]),
-    ("Mine = 3\n", ["mine:Mine is no subclass of mlxpy.Scheduler"]),
+    ("class Mine: pass\n", ["mine:Mine is not a subclass of mlxpy.Scheduler; docs/schedulers.md"]),
+    ("Mine = 3\n", ["mine:Mine is not a subclass of mlxpy.Scheduler"]),
     (
         OLD,
         [

@@ -173,7 +173,7 @@ def test_a_copy_of_another_user_is_not_run(project: Project, monkeypatch: pytest
         (
             "my_app.Own",
             "class Own: pass",
-            "is no subclass of mlxpy.VersionManager; docs/version_manager.md shows",
+            "is not a subclass of mlxpy.VersionManager; docs/version_manager.md shows",
         ),
         ("my_app.Own", "import mlxpy\nclass Own(mlxpy.VersionManager): pass", "lacks the methods freeze"),
         ("nowhere.Own", "", "No module named 'nowhere'"),

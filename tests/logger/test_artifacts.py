@@ -140,7 +140,7 @@ def test_a_dot_in_the_name_of_an_image_begins_no_format(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("thing", [{"no": "artifact"}, None, Words])
 def test_what_is_no_artifact_is_refused(tmp_path: Path, thing: Any) -> None:
-    with pytest.raises(InvalidArtifactError, match=r"is no artifact.*pickle, numpy"):
+    with pytest.raises(InvalidArtifactError, match=r"is not an artifact.*pickle, numpy"):
         artifacts.write_artifact(thing, tmp_path, "name")
 
 
@@ -230,11 +230,12 @@ def test_a_registered_type_of_the_user(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_an_unknown_type_is_named_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArtifactError, match=r"'pikle' is no artifact type: use one of pickle, numpy"):
+    known = r"'pikle' is not an artifact type: use one of pickle, numpy"
+    with pytest.raises(InvalidArtifactError, match=known):
         artifacts.write_typed(1, tmp_path, "a", "pikle")
     (tmp_path / "Unknown").mkdir()
     (tmp_path / "Unknown" / "a").write_bytes(pickle.dumps(1))
-    with pytest.raises(InvalidArtifactError, match="'Unknown' is no artifact type"):
+    with pytest.raises(InvalidArtifactError, match="'Unknown' is not an artifact type"):
         artifacts.read_artifact(tmp_path, "a")
     with pytest.raises(InvalidArtifactError, match="log_artifact"):
         artifacts.write_typed(1, tmp_path, "a", "Words")

@@ -219,7 +219,7 @@ def test_a_metric_that_was_never_logged_is_an_error_that_says_so(run: Path, moni
 def test_a_metric_that_is_no_number_and_a_mode_that_is_none_are_refused(run: Path) -> None:
     logger = DefaultLogger(run)
     logger.log_metrics({"loss": "low"}, log_name="val")
-    with pytest.raises(InvalidMetricError, match="'low', which is no number"):
+    with pytest.raises(InvalidMetricError, match="'low', which is not a number"):
         logger.log_checkpoint(1, monitor="val.loss")
     with pytest.raises(InvalidArtifactError, match="'min' or 'max'"):
         logger.log_checkpoint(1, monitor="val.loss", mode="least")

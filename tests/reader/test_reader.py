@@ -269,7 +269,7 @@ def test_artifacts_of_mlxp_load_and_unknown_types_run_nothing(tmp_path: Path) ->
     row = mlxpy.Reader(tmp_path).filter()[0]
     assert row["artifact.pickle."]["last_ckpt"].load() == {"a": 1}
     assert row.load_checkpoint("last_ckpt") == {"a": 1}
-    with pytest.raises(InvalidArtifactError, match="'mine' is no artifact type"):
+    with pytest.raises(InvalidArtifactError, match="'mine' is not an artifact type"):
         row["artifact.mine."]["last_ckpt"].load()
 
 
