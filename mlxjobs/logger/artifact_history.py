@@ -129,7 +129,7 @@ class ArtifactHistory:
 
     def newest(self) -> int:
         """Return the highest number of a checkpoint after which a change is noted, 0 if there is none."""
-        return max((one.checkpoint for one in self._changes()), default=0)
+        return max((change.checkpoint for change in self._changes()), default=0)
 
     def take_back(self, checkpoint: int) -> int:
         """Have the artifacts as they were when a checkpoint was saved; those of this attempt stay.
@@ -149,17 +149,17 @@ class ArtifactHistory:
         attempt = self.fence.attempt
         history = self._history()
         own = {
-            (one.top, name)
-            for one in history
-            for name in one.names()
-            if one.attempt == attempt and not one.back
+            (change.top, name)
+            for change in history
+            for name in change.names()
+            if change.attempt == attempt and not change.back
         }
         found: dict[tuple[Path, Path], list[_Changes]] = {}
-        for one in history:
-            if one.back if one.attempt == attempt else one.checkpoint >= checkpoint:
-                for name in one.names():
-                    if (one.top, name) not in own:
-                        found.setdefault((one.top, name), []).append(one)
+        for change in history:
+            if change.back if change.attempt == attempt else change.checkpoint >= checkpoint:
+                for name in change.names():
+                    if (change.top, name) not in own:
+                        found.setdefault((change.top, name), []).append(change)
         with self.fence.explaining():
             return sum(self._go_back(name, changes) for (_, name), changes in found.items())
 
@@ -170,17 +170,17 @@ class ArtifactHistory:
         moved = os.path.lexists(path) and not _is_same(path, old)
         if moved or not os.path.lexists(path):
             version = path
-            for one in reversed(changes):
-                if not one.back and os.path.lexists(version):
-                    self._supersede(top, name, version, one.attempt)
-                version = one.note(_OLD, name)
-            if all(one.checkpoint < self._newest() for one in changes):
+            for change in reversed(changes):
+                if not change.back and os.path.lexists(version):
+                    self._supersede(top, name, version, change.attempt)
+                version = change.note(_OLD, name)
+            if all(change.checkpoint < self._newest() for change in changes):
                 self._note(_Changes(top, self._newest(), self.fence.attempt, back=True), name)
             self._put(top, path, old)
-        for number, one in enumerate(changes):  # those that no way back leads to any more
-            if any(other.checkpoint == one.checkpoint for other in changes[:number]):
+        for number, change in enumerate(changes):  # those that no way back leads to any more
+            if any(other.checkpoint == change.checkpoint for other in changes[:number]):
                 self.fence.check()
-                one.forget(name)
+                change.forget(name)
         return moved
 
     def _supersede(self, top: Path, name: Path, version: Path, attempt: int) -> None:
@@ -220,30 +220,30 @@ class ArtifactHistory:
             return
         self.fence.check()
         numbers = checkpoints()
-        for one in history:
-            if one.checkpoint and one.checkpoint not in numbers:
-                before = max((number for number in numbers if number < one.checkpoint), default=0)
-                self._fold(one, before, history)
+        for change in history:
+            if change.checkpoint and change.checkpoint not in numbers:
+                before = max((number for number in numbers if number < change.checkpoint), default=0)
+                self._fold(change, before, history)
 
-    def _fold(self, one: _Changes, before: int, history: list[_Changes]) -> None:
+    def _fold(self, change: _Changes, before: int, history: list[_Changes]) -> None:
         """Let changes count as made after an earlier checkpoint, unless there was one since then already."""
-        earlier = [other for other in history if other.top == one.top and other.checkpoint == before]
-        into = _Changes(one.top, before, one.attempt, one.back)
+        earlier = [other for other in history if other.top == change.top and other.checkpoint == before]
+        into = _Changes(change.top, before, change.attempt, change.back)
         history.append(into)
-        for kind, name in one.notes():
+        for kind, name in change.notes():
             if not any(other.has(name) for other in (*earlier, into)):
                 into.note(kind, name).parent.mkdir(parents=True, exist_ok=True)
-                one.note(kind, name).replace(into.note(kind, name))
-        shutil.rmtree(one.folder, ignore_errors=True)
+                change.note(kind, name).replace(into.note(kind, name))
+        shutil.rmtree(change.folder, ignore_errors=True)
 
     def forget(self) -> None:
         """Forget all changes: nobody will go back."""
-        for one in self._history():
-            shutil.rmtree(one.top / _SINCE, ignore_errors=True)
+        for change in self._history():
+            shutil.rmtree(change.top / _SINCE, ignore_errors=True)
 
     def _history(self) -> list[_Changes]:
         """What was changed, oldest first."""
-        return sorted(self._changes(), key=lambda one: one.when)
+        return sorted(self._changes(), key=lambda change: change.when)
 
     def _changes(self) -> Iterator[_Changes]:
         with suppress(FileNotFoundError):

@@ -303,7 +303,7 @@ def _artifacts(folder: str) -> dict[str, Any]:
 def _artifact_files(folder: str, key: str, into: dict[str, list[str]]) -> None:
     try:
         with os.scandir(folder) as found:
-            entries = sorted((entry for entry in found if entry.name[0] != "."), key=lambda one: one.name)
+            entries = sorted((entry for entry in found if entry.name[0] != "."), key=lambda entry: entry.name)
     except OSError:
         return
     files = [entry.name for entry in entries if not entry.is_dir()]

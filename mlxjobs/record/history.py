@@ -324,7 +324,7 @@ def _ended(state: RunState, event: Event) -> None:
 
 
 def _tainted(state: RunState, event: Event) -> None:
-    state.tainted += [one for one in event["found"] if one not in state.tainted]
+    state.tainted += [difference for difference in event["found"] if difference not in state.tainted]
 
 
 def _withdrawn(state: RunState, event: Event) -> None:

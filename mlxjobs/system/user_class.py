@@ -130,7 +130,7 @@ def _stranger(folder: str, top: str) -> str | None:
 
     Who may write to the folder chooses what the module imports.
     """
-    if any(Path(one).samefile(folder) for one in _program()):
+    if any(Path(ours).samefile(folder) for ours in _program()):
         return None
     if Path(folder).stat().st_mode & stat.S_IWOTH:
         return f"anybody may write to {folder}"
