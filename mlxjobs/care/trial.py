@@ -11,7 +11,7 @@ from typing import Any
 from mlxjobs.care import curves
 from mlxjobs.cluster.cluster import Cluster
 from mlxjobs.config import command_line
-from mlxjobs.config.settings import as_lines
+from mlxjobs.config.settings import as_lines, read_settings
 from mlxjobs.errors import MLXJobsError, RunError, SchedulerError
 from mlxjobs.jobs.act import DoneOrError, cancel_runs
 from mlxjobs.jobs.cause import progress
@@ -48,10 +48,10 @@ def settings_for(command: Sequence[str], scheduler: str | None) -> list[str]:
         InvalidConfigFileError: a setting of the command cannot be read.
         RunError: it names a run.
     """
-    given, _ = command_line.split_arguments(command)
-    theirs = given.get("scheduler")
+    typed, _ = command_line.split_arguments(command)
+    theirs = typed.get("scheduler")
     theirs = theirs if isinstance(theirs, Mapping) else {}
-    if "forced_log_id" in str(given.get("logger")):
+    if "forced_log_id" in str(typed.get("logger")):
         raise RunError("a drill makes runs of its own: leave mlxpy.logger.forced_log_id out")
     ours = {
         "use_logger": "true",
@@ -59,7 +59,7 @@ def settings_for(command: Sequence[str], scheduler: str | None) -> list[str]:
         "interactive_mode": "false",
         "scheduler.max_requeues": "10",
     }
-    if "use_version_manager" not in given:
+    if "use_version_manager" not in typed:
         ours["use_version_manager"] = "false"  # what is being mended has not been committed
     if scheduler is not None:
         ours["scheduler.name"] = command_line.quote_value(scheduler)
@@ -149,7 +149,7 @@ class Trial:
 
     def options(self) -> list[str]:
         """The options of its job."""
-        return as_lines(self.run.read_yaml("mlxpy")["scheduler"]["option_cmd"])
+        return as_lines(read_settings(self.run.metadata / "mlxpy.yaml").scheduler.option_cmd)
 
     def look(self) -> list[Seen]:
         """Ask the scheduler what became of it."""

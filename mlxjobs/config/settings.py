@@ -6,7 +6,7 @@ default. The file that is created in a new project, the errors and `ctx.mlxpy` a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -26,13 +26,13 @@ SETTINGS_FILE = "mlxpy.yaml"
 NO_SCHEDULER = "NoScheduler"
 _CONFIG = "# The options of this project: `python main.py seed=1` overrides them.\nseed: null\n"
 
-Lines: TypeAlias = str | tuple[str, ...]
+_Lines: TypeAlias = str | tuple[str, ...]
 _Include: TypeAlias = Literal["commit", "tracked", "all"]
 _WORDS: dict[Any, str] = {
     bool: "true or false",
     int: "an integer",
     str: "a string",
-    Lines: "a string or a list of strings",
+    _Lines: "a string or a list of strings",
     _Include: "commit, tracked or all",
 }
 
@@ -52,13 +52,13 @@ class LoggerSettings:
 class SchedulerSettings:
     """The section `scheduler`: how jobs are submitted."""
 
-    cleanup_cmd: Lines = ""
-    env_cmd: Lines = ""
+    cleanup_cmd: _Lines = ""
+    env_cmd: _Lines = ""
     max_requeues: int = 100
     name: str = NO_SCHEDULER
-    option_cmd: Lines = ()
+    option_cmd: _Lines = ()
     ranks_per_node: int = 0
-    shell_config_cmd: Lines = ""
+    shell_config_cmd: _Lines = ""
     shell_path: str = "/bin/bash"
 
 
@@ -72,7 +72,7 @@ class VersionManagerSettings:
     include: _Include = "commit"
     max_untracked_mb: int = 100
     strict: bool = False
-    link: Lines = ()
+    link: _Lines = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Settings:
     logger: LoggerSettings = LoggerSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     version_manager: VersionManagerSettings = VersionManagerSettings()
-    secrets: Lines = ()
+    secrets: _Lines = ()
     use_logger: bool = True
     use_scheduler: bool = False
     use_version_manager: bool = False
@@ -155,7 +155,7 @@ def _updated(section: Section, written: Any, source: str, prefix: str) -> Sectio
 
 def _checked(value: Any, kind: Any, what: str) -> Any:
     """Return a value as a field of this type holds it."""
-    if value is None and kind in (str, Lines):
+    if value is None and kind in (str, _Lines):
         return ""  # `env_cmd:` with nothing after it
     if not _fits(value, kind):
         raise InvalidConfigFileError(f"{what} must be {_WORDS[kind]}, not {value!r}")
@@ -163,7 +163,7 @@ def _checked(value: Any, kind: Any, what: str) -> Any:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    if kind is Lines:
+    if kind is _Lines:
         return isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
     if kind is _Include:
         return value in get_args(_Include)
@@ -272,7 +272,7 @@ def as_folder(value: str) -> Path:
         ) from error
 
 
-def as_lines(value: Lines | list[str]) -> list[str]:
+def as_lines(value: str | Sequence[str]) -> list[str]:
     """Return the lines of a `*_cmd` setting, which may be one string or a list of strings."""
     texts = [value] if isinstance(value, str) else value
     return [line for text in texts for line in text.splitlines() if line.strip()]
