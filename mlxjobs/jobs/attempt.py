@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # a run outside of a job does not pay for what only jobs need
     from mlxjobs.cluster.cluster import Cluster
     from mlxjobs.jobs.preemption import Preemption
 
-Task = Callable[[Context], Any]
+_Task = Callable[[Context], Any]
 
 
 def _limits(state: RunState, max_requeues: int) -> str | None:
@@ -232,7 +232,7 @@ class Execution:
             warning of the scheduler has come, and what else `DefaultLogger` takes.
     """
 
-    task: Task
+    task: _Task
     config: ConfigDict
     settings: Settings
     shown: Shown

@@ -1,4 +1,4 @@
-"""Where it goes what a task prints."""
+"""Where a task's output goes."""
 
 from __future__ import annotations
 
