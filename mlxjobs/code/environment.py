@@ -120,9 +120,9 @@ def _remote(commit: git.Commit) -> str | None:
     branch = git.ask(commit.top, "for-each-ref", *options).strip()
     if not branch:
         return None
-    for name in git.ask(commit.top, "remote").split():
-        if branch.startswith(f"{name}/"):
-            return _public(git.ask(commit.top, "remote", "get-url", name).strip())
+    for remote in git.open_repository(commit.top).remotes:
+        if branch.startswith(f"{remote.name}/"):
+            return _public(git.ask(commit.top, "remote", "get-url", remote.name).strip())
     return None
 
 

@@ -1,19 +1,29 @@
-"""Git, called as a program: without hooks or questions, and never on the user's index, branch or files.
+"""Git, called through GitPython: without hooks or questions, and never on the user's index, branch or files.
 
+GitPython starts the program; it is imported at the first question, as that takes longer than the answer.
 `change` alone, and what takes it back (`put_back`), touch those, and only where the user has said yes.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from mlxjobs.errors import SnapshotError
 from mlxjobs.system.console import name_some
+
+if TYPE_CHECKING:
+    from git import Repo
 
 # The GIT_* variables that may stay: all others could point git to another repository, index or set of
 # files than those of the folder it is called in, as a git hook or `git rebase --exec` does.
@@ -26,6 +36,7 @@ _NO_CODE = (":(exclude,glob)**/__pycache__/**",)  # what python itself leaves be
 _NAMED = 5  # files that a message names
 _ANSWER_S = 120  # a question to git, on a slow network file system
 _CHANGE_S = 3600  # hooks may run tests
+_END_S = 5  # for what a git that is ended takes back: its locks, its workers and filters
 _Result = subprocess.CompletedProcess[bytes]
 
 
@@ -65,19 +76,16 @@ def run(
     place: Path, *arguments: str, wait_s: float = _ANSWER_S, stdin: bytes = b"", umask: int = -1, **env: str
 ) -> _Result:
     """Run git in `place`, deaf to variables meant for another call, and without hooks or questions."""
-    argv = ["git", "-C", str(place), *_QUIET, *arguments]  # not by `shell`, which loses bytes of names
-    own = _environment(_HARMLESS)
+    words = ["-C", str(place), *_QUIET, *arguments]  # not by `shell`, which loses bytes of names
     # English, for the words looked for below; UTF-8, for filters. Optional locks would refresh .git/index.
-    own |= {"LC_ALL": "C.UTF-8", "LANGUAGE": "", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    own = {"LC_ALL": "C.UTF-8", "LANGUAGE": "", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     if all((place / name).exists() for name in ("HEAD", "objects", "refs", "index")):
         # Where git keeps a submodule: its core.worktree may name a folder that is not there now, and
         # safe.bareRepository may keep git from looking.
         own["GIT_WORK_TREE"] = str(place)
-        argv[3:3] = ("-c", "safe.bareRepository=all")
+        words[2:2] = ("-c", "safe.bareRepository=all")
     try:
-        return subprocess.run(
-            argv, input=stdin, capture_output=True, timeout=wait_s, umask=umask, env=own | env
-        )
+        return _call(words, own | env, kept=_HARMLESS, wait_s=wait_s, stdin=stdin, umask=umask)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _no_answer(place, error) from error
 
@@ -93,19 +101,92 @@ def change(place: Path, *arguments: str, stdin: bytes | None = None) -> None:
     Raises:
         SnapshotError: git refused; the message has its words, which may be those of a hook.
     """
-    argv = ["git", "-C", str(place), *arguments]
-    env = _environment((*_HARMLESS, *_IDENTITY))
+    # his language too, which GitPython would set: empty is as good as not set
+    own = {name: os.environ.get(name, "") for name in ("LC_ALL", "LANGUAGE")}
+    words = ["-C", str(place), *arguments]
     try:
-        result = subprocess.run(argv, input=stdin, capture_output=True, timeout=_CHANGE_S, env=env)
+        result = _call(words, own, kept=(*_HARMLESS, *_IDENTITY), wait_s=_CHANGE_S, stdin=stdin)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _no_answer(place, error) from error
     if result.returncode:
         said = b"\n".join(filter(None, (result.stdout.strip(), result.stderr.strip())))
-        raise SnapshotError(quote(subprocess.CompletedProcess(argv, result.returncode, b"", said)))
+        raise SnapshotError(quote(subprocess.CompletedProcess(words, result.returncode, b"", said)))
 
 
-def _environment(kept: tuple[str, ...]) -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k.startswith(kept)}
+def _call(
+    words: Sequence[str],
+    own: Mapping[str, str],
+    *,
+    kept: tuple[str, ...],
+    wait_s: float,
+    stdin: bytes | None,
+    umask: int = -1,
+) -> _Result:
+    """Have GitPython start git, and wait for it.
+
+    Its own waiting (`kill_after_timeout`) has a thread of its own, which outlives Ctrl-C by that time.
+
+    Args:
+        words: what stands after `git`.
+        own: variables, besides those of this process.
+        kept: which GIT_* variables of this process git may see: how they begin.
+        wait_s: how long it may take.
+        stdin: what git reads; None: what this process reads.
+        umask: of git; -1: that of this process.
+    """
+    git = _load_gitpython()
+    argv = [str(git.Git.GIT_PYTHON_GIT_EXECUTABLE), *words]
+    hidden = [name for name in os.environ if name.startswith("GIT_") and not name.startswith(kept)]
+    if hidden := [name for name in hidden if name not in own]:
+        # GitPython adds variables to those of this process, and takes none away
+        if shutil.which(argv[0]) is None:
+            raise _not_there()
+        argv = ["/usr/bin/env", *(word for name in hidden for word in ("-u", name)), *argv]
+    istream = io.FileIO(0, closefd=False) if stdin is None else subprocess.PIPE  # a plain 0 would mean none
+    try:
+        running = git.Git().execute(argv, istream=istream, as_process=True, shell=False, env=own, umask=umask)
+    except git.GitCommandNotFound as error:
+        raise _not_there() from error
+    process = running.proc
+    try:
+        out, err = process.communicate(stdin, timeout=wait_s)
+    except BaseException:
+        _end(process)
+        raise
+    return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+
+def _load_gitpython() -> ModuleType:
+    """Import GitPython, which looks for git at once.
+
+    Raises:
+        OSError: there is no git.
+    """
+    try:
+        import git
+    except ImportError as error:
+        raise _not_there() if shutil.which("git") is None else OSError(str(error)) from error
+    return git
+
+
+def load_quietly() -> None:
+    """Import GitPython for later, in a thread; what is wrong is told by who needs it."""
+    with suppress(Exception):
+        _load_gitpython()
+
+
+def _not_there() -> OSError:
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "git")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a git that is not waited for any more: asked first, as it then ends what it started."""
+    process.terminate()
+    try:
+        process.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _no_answer(place: Path, error: Exception) -> SnapshotError:
@@ -228,9 +309,26 @@ def list_conflicts(top: Path) -> list[str]:
     return sorted({line.partition("\t")[2] for line in lines})
 
 
+def open_repository(top: Path) -> Repo:
+    """Return GitPython's view of a repository, for what is in its own files: where they are, and its remotes.
+
+    It reads them itself, and asks neither git nor whether the owner is trusted: git has answered before.
+    Commits, references and the index are for git to read: there are kinds of each that GitPython knows not.
+
+    Raises:
+        SnapshotError: it cannot be read.
+    """
+    git = _load_gitpython()
+    try:
+        opened: Repo = git.Repo(top, expand_vars=False)
+    except (git.GitError, OSError, ValueError) as error:
+        raise SnapshotError(f"The repository of {show(top)} cannot be read: {error}") from error
+    return opened
+
+
 def git_folder(top: Path) -> Path:
     """Return the folder of the work tree's HEAD and index."""
-    return Path(ask(top, "rev-parse", "--absolute-git-dir")[:-1])
+    return Path(open_repository(top).git_dir)
 
 
 def put_back(index: Path, content: bytes) -> str:

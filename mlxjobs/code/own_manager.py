@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+from mlxjobs.code import git
 from mlxjobs.code.git import show
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.system import user_class
@@ -30,9 +32,9 @@ def load_version_manager(name: str) -> VersionManager:
     """
     from mlxjobs.code.gitvm import GitVM  # with all that freezing takes
 
-    package, _, last = name.replace(":", ".").rpartition(".")
-    if last == "GitVM" and package in user_class.PACKAGES:
+    if _is_ours(name):
         return GitVM()
+    package, _, last = _split(name)
     if not package:
         raise SnapshotError(
             f"unknown version manager '{name}': it is GitVM, or the import path of your own subclass "
@@ -42,6 +44,25 @@ def load_version_manager(name: str) -> VersionManager:
     manager, _ = user_class.make_instance(f"{package}:{last}", base, SnapshotError, advice=_HELP)
     guard(manager, f"{package}.{last}")
     return manager
+
+
+def import_ahead(name: str) -> None:
+    """Begin to import what freezing takes, in a thread, while this process does something else.
+
+    Args:
+        name: what `version_manager.name` says.
+    """
+    if _is_ours(name):
+        Thread(target=git.load_quietly, daemon=True).start()
+
+
+def _is_ours(name: str) -> bool:
+    package, _, last = _split(name)
+    return last == "GitVM" and package in user_class.PACKAGES
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    return name.replace(":", ".").rpartition(".")
 
 
 def guard(manager: VersionManager, path: str) -> None:

@@ -95,6 +95,10 @@ class _Launch:
         # a job's command line says it all: what the project says today is none of its business
         project = None if command_line.names_run(typed) else self.project.settings(typed)
         settings = settings if project is None else project
+        if settings.use_version_manager and inherited is None:
+            from mlxjobs.code.own_manager import import_ahead
+
+            import_ahead(settings.version_manager.name)
         run = _existing_run(settings)
         if run is not None:
             self._run_existing(run, typed, project, arguments, inherited)
