@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlxjobs.config.rehearsal import Mistake
 
 
 @dataclass(frozen=True)
@@ -61,3 +65,16 @@ class VersionManager(ABC):
         Raises:
             SnapshotError: the code cannot be frozen.
         """
+
+    def freeze_asking(self, launch: Launch, find_mistake: Callable[[], Mistake | None]) -> Frozen:
+        """Give a copy where somebody sits at a terminal and may be asked before; this one asks nothing.
+
+        Args:
+            launch: the command that was typed.
+            find_mistake: composes the command line with the files as they are, and returns what is wrong with
+                it: `error`, to be raised, and `hangs_on(path)`, whether that file may be the reason.
+
+        Raises:
+            SnapshotError: the code cannot be frozen, or there was no answer.
+        """
+        return self.freeze(launch)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxjobs.code import flushing, git, references
 from mlxjobs.code.copying import is_usable, make_snapshot
@@ -19,6 +19,9 @@ from mlxjobs.code.sharing import read_made
 from mlxjobs.errors import SnapshotError
 from mlxjobs.system.trust import stranger
 from mlxjobs.version_manager import Frozen, Launch, VersionManager
+
+if TYPE_CHECKING:
+    from mlxjobs.config.rehearsal import Mistake
 
 _LACKS = {
     "commit": ("in the latest commit", "Run `git add` and `git commit` to have it in the snapshot"),
@@ -75,6 +78,18 @@ class GitVM(VersionManager):
         script = program and root / program.relative_to(commit.top)
         warnings = _warn(commit, launch.include, taken.left_out, root)
         return Frozen(root, place, script, facts, warnings)
+
+    def freeze_asking(self, launch: Launch, find_mistake: Callable[[], Mistake | None]) -> Frozen:
+        """Ask what the copy should hold, add and commit what is answered, and make it; or give what is here.
+
+        Raises:
+            SnapshotError: as `freeze` does; or there was no answer, or git refused to add or commit.
+            MLXJobsError: the mistake, as what would run has it too.
+        """
+        from mlxjobs.code.questions import ask_about_uncommitted
+
+        wants_copy = ask_about_uncommitted(launch, find_mistake)
+        return self.freeze(launch) if wants_copy else self.stay(launch)
 
     def stay(self, launch: Launch) -> Frozen:
         """Give the user's own files instead of a copy: later edits do change what runs.

@@ -66,25 +66,26 @@ def _split(name: str) -> tuple[str, str, str]:
 
 
 def guard(manager: VersionManager, path: str) -> None:
-    """Make what a version manager of the user's does wrong an error with a message.
+    """Make what a version manager of the user's own does wrong an error with a message.
 
     Args:
         manager: the user's.
         path: its import path.
     """
-    manager.freeze = _Guarded(manager.freeze, f"{path}.freeze")  # type: ignore[method-assign]
+    for name in ("freeze", "freeze_asking"):
+        setattr(manager, name, _Guarded(getattr(manager, name), f"{path}.{name}"))
 
 
 class _Guarded:
-    """A method `freeze` that gives what can be run and stored, or raises an error of ours."""
+    """A method that freezes, and gives what can be run and stored, or raises an error of ours."""
 
-    def __init__(self, freeze: Callable[[Launch], Any], what: str) -> None:
+    def __init__(self, freeze: Callable[..., Any], what: str) -> None:
         self._freeze = freeze
         self._what = what
 
-    def __call__(self, launch: Launch) -> Frozen:
+    def __call__(self, launch: Launch, *more: Any) -> Frozen:
         try:
-            frozen = self._freeze(launch)
+            frozen = self._freeze(launch, *more)
         except MLXJobsError:
             raise
         except Exception as error:

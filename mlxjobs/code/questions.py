@@ -44,7 +44,7 @@ class _Answers:
     copy: bool = True
 
 
-def settle(launch: Launch, find_mistake: Callable[[], Mistake | None] = lambda: None) -> bool:
+def ask_about_uncommitted(launch: Launch, find_mistake: Callable[[], Mistake | None] = lambda: None) -> bool:
     """Ask the user what the snapshot should hold and where to run; add and commit what he says.
 
     Args:

@@ -105,7 +105,6 @@ def freeze_code(
         SnapshotError: the code cannot be frozen.
         MLXJobsError: the mistake.
     """
-    from mlxjobs.code.gitvm import GitVM
     from mlxjobs.code.own_manager import load_version_manager
     from mlxjobs.version_manager import Launch
 
@@ -121,12 +120,8 @@ def freeze_code(
         link=tuple(map(os.path.expanduser, as_lines(settings.version_manager.link))),
         log_dir=settings.log_dir,
     )
-    if settings.interactive_mode and isinstance(manager, GitVM) and is_terminal():
-        from mlxjobs.code.questions import settle
-
-        copy = manager.freeze(launch) if settle(launch, find_mistake) else manager.stay(launch)
-    else:
-        copy = manager.freeze(launch)
+    asking = settings.interactive_mode and is_terminal()
+    copy = manager.freeze_asking(launch, find_mistake) if asking else manager.freeze(launch)
     for warning in copy.warnings:
         note(warning)
     target = program.target if copy.program is None else str(copy.program)

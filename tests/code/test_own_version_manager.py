@@ -123,6 +123,44 @@ def test_a_wrong_one_ends_with_one_message(project: Project, body: str, words: s
     assert runs(project) == []
 
 
+ASKS = """
+
+    def freeze_asking(self, launch, find_mistake):
+        if find_mistake() is not None:
+            raise find_mistake().error
+        self.word = input("Which word? ")
+        if self.word == "wrong":
+            return None
+        return self.freeze(launch)
+"""
+
+
+@pytest.mark.parametrize(
+    ("typed", "arguments", "code", "words"),
+    [
+        ("blue", (), 0, "mlxjobs: the word is blue"),
+        ("wrong", (), 2, "my_app.Own.freeze_asking returned None"),
+        ("\x04", (), 2, "my_app.Own.freeze_asking failed: .*EOFError"),
+        ("", ("nothing=1",), 2, "Could not override 'nothing'"),
+        ("", ("+mlxpy.interactive_mode=false",), 0, "mlxjobs: the word is none"),
+    ],
+)
+def test_it_may_ask_at_a_terminal(
+    project: Project, typed: str, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    warn = "['the word is ' + getattr(self, 'word', 'none')]"
+    own(project, f"return Frozen(top, top, launch.program, {{}}, {warn})")
+    with (project.folder / "my_app.py").open("a") as file:
+        file.write(ASKS)
+    child = terminal(project, OWN[0], "+mlxpy.version_manager.name=my_app.Own", "num_epoch=0", *arguments)
+    if typed:
+        child.expect("Which word")
+        child.send(typed if typed == "\x04" else f"{typed}\n")
+    ended, out = closing(child)
+    assert ended == code, out
+    assert re.search(words, out)
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
