@@ -1,6 +1,6 @@
 """The removal of snapshots that nobody needs.
 
-Beside a snapshot are the marks of all log directories whose runs were launched from it (`marks`). It is
+Beside a snapshot are the marks of all log directories whose runs were launched from it (`users`). It is
 removed if the runs of all of these were asked, and none needs it. Whatever cannot be known keeps it.
 """
 
@@ -14,12 +14,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from mlxjobs.code import references
 from mlxjobs.code.copying import name_aside
 from mlxjobs.code.git import Commit
-from mlxjobs.code.marks import Mark, marks_of
 from mlxjobs.code.run_code import code_of
 from mlxjobs.code.snapshots import MARK, Snapshot, Usage, age, asked, real
+from mlxjobs.code.users import Mark, drop_commits, find_kept_commits, keep_commits, marks_of
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.jobs.look import Seen, look_at_runs
 from mlxjobs.record.run import runs_in
@@ -149,10 +148,10 @@ class Pruning:
         # another user's mark names what it likes
         for repo in {mark.repo for mark in snapshot.marks if mark.owner == os.geteuid()}:
             if repo.is_dir() and not _is_used(commit, snapshot, folders):
-                own = references.find_kept(Commit(repo, commit, None))
-                references.drop(commit, own)
+                own = find_kept_commits(Commit(repo, commit, None))
+                drop_commits(commit, own)
                 if _is_used(commit, snapshot, folders):  # launched from meanwhile
-                    references.keep(commit, own)
+                    keep_commits(commit, own)
         _remove_marks(snapshot)
 
 

@@ -25,11 +25,11 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from mlxjobs.code import flushing, git, lfs, sharing
+from mlxjobs.code import flushing, git, sharing
 from mlxjobs.code.git import Commit, relative, show
 from mlxjobs.code.links import make_links
 from mlxjobs.code.sharing import Made, beside, read_made
-from mlxjobs.code.submodules import Part, find_parts
+from mlxjobs.code.submodules import Part, check_lfs_contents, find_parts, lfs_settings
 from mlxjobs.errors import SnapshotError
 from mlxjobs.system.files import create_file, current_umask, replace_file
 from mlxjobs.system.turn import turn
@@ -90,7 +90,7 @@ def _make(parts: list[Part], empty: list[str], root: Path, links: Mapping[str, s
         source = sharing.newest_other(root)
         recipes = {}
         for number, part in enumerate(parts):
-            filters = lfs.settings(part.commit)
+            filters = lfs_settings(part.commit)
             how = sharing.find_recipe(part, filters)
             recipes[part.path] = how.digest
             place, index = aside / part.path, _index(aside, number)
@@ -111,7 +111,7 @@ def _make(parts: list[Part], empty: list[str], root: Path, links: Mapping[str, s
 def _mend(parts: list[Part], root: Path) -> None:
     """Write what is not as in the commit anew, and leave the rest alone: others may be running it."""
     for number, part in enumerate(parts):
-        index, filters = beside(root, f"{number}.index"), lfs.settings(part.commit)
+        index, filters = beside(root, f"{number}.index"), lfs_settings(part.commit)
         with suppress(OSError):  # lost itself: without it git writes everything
             os.utime(index, (1, 1))  # older than all files, so git looks into them
         _check_out_surely(part.commit, root / part.path, index, filters)
@@ -167,7 +167,7 @@ def _check_out(commit: Commit, folder: Path, index: Path, filters: tuple[str, ..
             f"{git.quote(result)}"
         )
     if filters:
-        lfs.check_contents(commit, folder, index)
+        check_lfs_contents(commit, folder, index)
 
 
 def _protect(folder: Path) -> None:

@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxjobs.code import flushing, git, references
+from mlxjobs.code import flushing, git
 from mlxjobs.code.copying import is_usable, make_snapshot
 from mlxjobs.code.git import Commit, Taken, relative, show, show_some
 from mlxjobs.code.links import find_links, suffix
-from mlxjobs.code.marks import leave_mark
 from mlxjobs.code.sharing import read_made
+from mlxjobs.code.users import keep_commits, leave_mark
 from mlxjobs.errors import SnapshotError
 from mlxjobs.system.trust import stranger
 from mlxjobs.version_manager import Frozen, Launch, VersionManager
@@ -151,7 +151,7 @@ def _have(
     _check_owner(root)
     if not is_usable(root):
         _check_held(commit, launch.include, wanted, partial(_is_promised, commit))
-        references.keep(commit.hash, own)  # a copy takes its time
+        keep_commits(commit.hash, own)  # a copy takes its time
         make_snapshot(commit, root, links)
     _note_use(launch, commit, root, links, own)
 
@@ -179,7 +179,7 @@ def _note_use(
                 f"That runs use the snapshot {show(root)} cannot be noted beside it: {error.strerror};\n"
                 "without that it may be removed. Set version_manager.parent_work_dir to a folder of your own."
             ) from error
-        references.keep(commit.hash, own)  # not before the mark is there
+        keep_commits(commit.hash, own)  # not before the mark is there
         if root.is_dir():
             return
         make_snapshot(commit, root, links)

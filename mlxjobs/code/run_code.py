@@ -15,7 +15,7 @@ from mlxjobs.code import flushing, git
 from mlxjobs.code.copying import is_usable, lacking, make_snapshot
 from mlxjobs.code.git import Commit, show
 from mlxjobs.code.links import find_links
-from mlxjobs.code.marks import leave_mark, marks_of
+from mlxjobs.code.users import leave_mark, marks_of
 from mlxjobs.errors import RunError, SnapshotError
 from mlxjobs.record.run import Run
 from mlxjobs.system.trust import stranger

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlxjobs.code.copying import NAME
-from mlxjobs.code.marks import Mark, marks_of
 from mlxjobs.code.run_code import code_of, facts_of
+from mlxjobs.code.users import Mark, marks_of
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.record.log_dir import in_ranges
 from mlxjobs.record.run import runs_in

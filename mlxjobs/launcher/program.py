@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxjobs.code import live_tree
+from mlxjobs.code.provenance import python_path
 from mlxjobs.config import command_line
 from mlxjobs.config.settings import Settings, as_folder, as_lines
 from mlxjobs.errors import RunError
@@ -132,5 +132,5 @@ def freeze_code(
         from mlxjobs.code.environment import record
 
         facts |= record()
-    first = live_tree.python_path(facts, program.folder)
+    first = python_path(facts, program.folder)
     return Program(program.interpreter, target, copy.work_dir, first), facts

@@ -44,7 +44,7 @@ def restart_in_snapshot(
         SnapshotError: the code cannot be frozen.
         MLXJobsError: the mistake.
     """
-    from mlxjobs.code.live_tree import with_python_path
+    from mlxjobs.code.provenance import with_python_path
     from mlxjobs.launcher.program import freeze_code, this_program
 
     here = this_program()

@@ -17,8 +17,8 @@ from mlxjobs.code import flushing, gitvm, sharing
 from mlxjobs.code import git as repository
 from mlxjobs.code.copying import make_snapshot
 from mlxjobs.code.git import Commit
-from mlxjobs.code.marks import leave_mark, marks_of
 from mlxjobs.code.snapshots import Snapshot, Usage, find
+from mlxjobs.code.users import leave_mark, marks_of
 from mlxjobs.errors import SnapshotError
 from tests.code.repos import add_submodule, commit, contents, freeze, git, new_repo, write
 from tests.project import Project
