@@ -45,7 +45,7 @@ class Frozen:
 
     Attributes:
         facts: what `info.yaml` says under `version_manager`.
-        warnings: what the user should be told, one text each.
+        warnings: what the user should be told, one string each.
     """
 
     root: Path

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlxjobs.care.findings import Finding
 from mlxjobs.cluster.cluster import Cluster
-from mlxjobs.code.copying import abandoned, lacking, remove_abandoned
+from mlxjobs.code.copying import find_abandoned, find_missing, remove_abandoned
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.jobs.look import Seen
 from mlxjobs.record.history import RunStatus
@@ -124,13 +124,13 @@ def check_snapshots(runs: Sequence[Seen]) -> Iterator[Finding]:
             lost = name_some(missing, 1)
             yield Finding(root, f"lacks files of its commit: {lost}; move it away and launch again")
     for root in {root.parent: root for root in used if root.parent.is_dir()}.values():
-        for path in abandoned(root.parent):
+        for path in find_abandoned(root.parent):
             what = "is half a snapshot, left by a launch that was killed"
             yield Finding(path, what, "remove it: the commit has it all", partial(remove_abandoned, root))
 
 
 def _missing(root: Path, repo: Path) -> list[str]:
     try:
-        return lacking(root, repo) if repo.is_dir() else []
+        return find_missing(root, repo) if repo.is_dir() else []
     except SnapshotError:  # the repository has gone on, or away
         return []

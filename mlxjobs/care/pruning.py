@@ -17,7 +17,7 @@ from pathlib import Path
 from mlxjobs.code.copying import name_aside
 from mlxjobs.code.git import Commit
 from mlxjobs.code.run_code import code_of
-from mlxjobs.code.snapshots import MARK, Snapshot, Usage, age, asked, real
+from mlxjobs.code.snapshots import MARK, Snapshot, Usage, age, places_to_ask, real_path
 from mlxjobs.code.users import Mark, drop_commits, find_kept_commits, keep_commits, marks_of
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.jobs.look import Seen, look_at_runs
@@ -55,7 +55,7 @@ class Pruning:
             return f"launched from {age(self._now - snapshot.launched)} ago"
         reasons = [
             *map(_unknown, snapshot.marks),
-            *(self._needed_by(snapshot, place) for place in asked(snapshot, self._logs)),
+            *(self._needed_by(snapshot, place) for place in places_to_ask(snapshot, self._logs)),
         ]
         return next((reason for reason in reasons if reason), None)
 
@@ -139,7 +139,7 @@ class Pruning:
         root = snapshot.root
         if snapshot.exists or not snapshot.marks or self.why_kept(snapshot) is not None:
             return
-        for place in asked(snapshot, self._logs):
+        for place in places_to_ask(snapshot, self._logs):
             runs = self._look(place)
             if isinstance(runs, str) or any(_uses(seen, snapshot) for seen in runs):
                 return
@@ -170,7 +170,7 @@ def _unknown(mark: Mark) -> str | None:
 
 def _uses(seen: Seen, snapshot: Snapshot) -> bool:
     code = code_of(seen.state.facts)
-    return code is not None and real(code.root) == real(snapshot.root)
+    return code is not None and real_path(code.root) == real_path(snapshot.root)
 
 
 def _is_used(commit: str, snapshot: Snapshot, folders: Iterable[Path]) -> bool:

@@ -57,7 +57,7 @@ def diff(
 
     colour = ("--color=always",) if sys.stdout.isatty() and not as_json else ()
     first, second = one_run(old, logs), one_run(new, logs)
-    found = compare.compare(first, second, options=(*colour, *(("--stat",) if stat else ())))
+    found = compare.compare_runs(first, second, options=(*colour, *(("--stat",) if stat else ())))
     if as_json:
         say_json({"runs": [first.log_id, second.log_id], **vars(found)})
         return

@@ -101,7 +101,7 @@ def _find(users: snapshots.Users) -> list[snapshots.Snapshot]:
 
     settings = read_settings(Path("configs") / SETTINGS_FILE)
     own = as_folder(settings.version_manager.parent_work_dir).absolute()
-    return snapshots.find({snapshots.real(parent) for parent in (own, *users.parents())})
+    return snapshots.find_snapshots({snapshots.real_path(parent) for parent in (own, *users.parents())})
 
 
 @group.command()

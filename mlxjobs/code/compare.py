@@ -16,7 +16,7 @@ from typing import Any
 
 from mlxjobs.code import git
 from mlxjobs.code.git import show
-from mlxjobs.code.run_code import Code, commit_of, facts_of, live_edits, make, version_of
+from mlxjobs.code.run_code import Code, commit_of, facts_of, live_edits, make_again, version_of
 from mlxjobs.config.stored import flatten
 from mlxjobs.errors import MLXJobsError, RunError, SnapshotError
 from mlxjobs.record.run import Run
@@ -47,7 +47,7 @@ def diff_code(old: Code, new: Code, *, options: tuple[str, ...] = ()) -> str:
     if old.hash == new.hash:
         return ""
     for repo in dict.fromkeys((new.repo, old.repo)):
-        if all(Code(one.hash, one.root, repo).is_committed for one in (old, new)):
+        if all(Code(code.hash, code.root, repo).is_committed for code in (old, new)):
             # into submodules too, whose edits are commits there
             return git.ask(repo, "diff", "--submodule=diff", *_PLAIN, *options, old.hash, new.hash, "--")
     with _folder(old) as before, _folder(new) as after:
@@ -69,10 +69,10 @@ def _folder(code: Code) -> Iterator[Path]:
         yield code.root
         return
     with tempfile.TemporaryDirectory(prefix="mlxjobs-") as folder:
-        yield make(code, Path(folder))
+        yield make_again(code, Path(folder))
 
 
-def diff_config(old: Run, new: Run) -> Pairs:
+def _diff_config(old: Run, new: Run) -> Pairs:
     """Return the keys whose values differ, with both values; `None` where a run has no such key.
 
     Secrets are shown as they are stored, masked; they are told if they differ.
@@ -86,7 +86,7 @@ def diff_config(old: Run, new: Run) -> Pairs:
     return changed | {key: (one[key], two[key]) for key in sorted(hidden) if key in one and key in two}
 
 
-def diff_environment(old: Mapping[str, Any], new: Mapping[str, Any]) -> Pairs | None:
+def _diff_environment(old: Mapping[str, Any], new: Mapping[str, Any]) -> Pairs | None:
     """Return what differs of what two runs were launched with; None: one of them recorded nothing.
 
     Args:
@@ -130,7 +130,7 @@ def check_out(code: Code, folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
-            made = _copy(code, Path(aside)) if code.root.is_dir() else make(code, Path(aside))
+            made = _copy(code, Path(aside)) if code.root.is_dir() else make_again(code, Path(aside))
             _make_writable(made)
             made.rename(folder)
             sync_directory(folder.parent)
@@ -203,20 +203,20 @@ class Difference:
     notes: list[str]
 
 
-def compare(old: Run, new: Run, *, options: tuple[str, ...] = ()) -> Difference:
+def compare_runs(old: Run, new: Run, *, options: tuple[str, ...] = ()) -> Difference:
     """Return what differs between two runs; what is not recorded, or gone, is told as that."""
     facts = [facts_of(run) for run in (old, new)]
     log_ids = (old.log_id, new.log_id)
-    code, why = _compare_code(log_ids, [commit_of(one) for one in facts], options)
+    code, why = _compare_code(log_ids, [commit_of(known) for known in facts], options)
     config: Pairs | None = None
     try:
-        config = diff_config(old, new)
+        config = _diff_config(old, new)
     except RunError as error:
         why["config"] = str(error)
-    versions = [version_of(one) for one in facts]
-    environment = diff_environment(*versions)
+    versions = [version_of(known) for known in facts]
+    environment = _diff_environment(*versions)
     if environment is None:
-        why["environment"] = _not_recorded(log_ids, [one.get("requirements") for one in versions])
+        why["environment"] = _not_recorded(log_ids, [version.get("requirements") for version in versions])
     notes = [
         f"run {log_id} {edits}"
         for log_id, edits in zip(log_ids, map(live_edits, facts), strict=True)

@@ -188,7 +188,7 @@ def _protect(folder: Path) -> None:
 def _publish(aside: Path, root: Path, made: Made) -> None:
     """Give the copy its name; if another launch was faster, its copy is the one."""
     notes = [beside(root, "made"), beside(root, "unflushed")]
-    replace_file(notes[0], sharing.encode(made), durable=False)
+    replace_file(notes[0], sharing.encode_made(made), durable=False)
     flushing.begin(root)
     try:
         aside.rename(root)  # never replaces a folder that holds something: rename(2)
@@ -202,13 +202,13 @@ def _publish(aside: Path, root: Path, made: Made) -> None:
         _index(aside, number).rename(beside(root, f"{number}.index"))
 
 
-def abandoned(folder: Path) -> list[Path]:
+def find_abandoned(folder: Path) -> list[Path]:
     """Return what launches that were killed have left in a folder of snapshots."""
     found = [(path, _ASIDE.fullmatch(path.name)) for path in folder.iterdir()]
     return [path for path, name in found if name and _is_abandoned(path, name["host"], int(name["pid"]))]
 
 
-def lacking(root: Path, top: Path) -> list[str]:
+def find_missing(root: Path, top: Path) -> list[str]:
     """Return the files of a snapshot's commit, and of its submodules, that the snapshot has not."""
     made = read_made(root)
     missing = []
@@ -228,7 +228,7 @@ def lacking(root: Path, top: Path) -> list[str]:
 
 def remove_abandoned(root: Path) -> None:
     """Remove what launches that were killed have left beside a snapshot."""
-    for path in abandoned(root.parent):
+    for path in find_abandoned(root.parent):
         # Renamed first: if its owner lives after all (another container with this host's name), it
         # fails to publish, where it could have published what is half removed.
         claimed = name_aside(root)

@@ -28,11 +28,11 @@ from mlxjobs.errors import SnapshotError
 # what a torn or odd file of an installer leads to
 _ODD = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 _DRIVER = Path("/proc/driver/nvidia/version")
-# git@host:owner/lib.git, which is no URL
+# git@host:owner/lib.git, which is not a URL
 _SSH = re.compile(r"(?:([\w.-]+)@)?([\w.-]+):(?!/)(.+)")
 
 
-def record() -> dict[str, Any]:
+def record_environment() -> dict[str, Any]:
     """Return `requirements` and, under `environment`, what else tells a run's environment from another's."""
     found = list(_installed())
     facts: dict[str, Any] = {
@@ -127,7 +127,7 @@ def _remote(commit: git.Commit) -> str | None:
 
 
 def _public(remote: str) -> str | None:
-    """Write a remote as a URL without a password; None if it is no URL that others can use."""
+    """Write a remote as a URL without a password; None if it is not a URL that others can use."""
     if "://" not in remote:
         match = _SSH.fullmatch(remote)
         return match and f"ssh://{match[1] or 'git'}@{match[2]}/{match[3]}"

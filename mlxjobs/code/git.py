@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _HARMLESS = ("GIT_CONFIG_", "GIT_EXEC_", "GIT_CEIL", "GIT_DISC", "GIT_SS", "GIT_ASK", "GIT_LFS_")
 # hooksPath: post-index-change and the like. fsmonitor: may be a program of the user's, or start a daemon.
 _QUIET = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
-# the user's own commit is by whom, and when, his variables say
+# who made the user's own commit, and when, their variables say
 _IDENTITY = ("GIT_AUTHOR_", "GIT_COMMITTER_")
 _NO_CODE = (":(exclude,glob)**/__pycache__/**",)  # what python itself leaves beside code
 _NAMED = 5  # files that a message names
@@ -91,7 +91,7 @@ def run(
 
 
 def change(place: Path, *arguments: str, stdin: bytes | None = None) -> None:
-    """Have git do what the user said yes to, as if he had typed it: with his hooks, identity and signing.
+    """Have git do what the user said yes to, as if they had typed it: with their hooks, identity and signing.
 
     Args:
         place: the top of the work tree.
@@ -101,7 +101,7 @@ def change(place: Path, *arguments: str, stdin: bytes | None = None) -> None:
     Raises:
         SnapshotError: git refused; the message has its words, which may be those of a hook.
     """
-    # his language too, which GitPython would set: empty is as good as not set
+    # their language too, which GitPython would set: empty is as good as not set
     own = {name: os.environ.get(name, "") for name in ("LC_ALL", "LANGUAGE")}
     words = ["-C", str(place), *arguments]
     try:
@@ -354,12 +354,12 @@ def _replace_index(index: Path, content: bytes, lock: Path) -> None:
 def all_but(top: Path, ignore: tuple[Path, ...] = ()) -> list[str]:
     """Return the pathspecs of all that is code: not in these folders, and not made by python itself."""
     # a link is what is seen of it, and so are files that are reached through one
-    places = {place for path in ignore for place in (place_of(path), path.resolve())}
+    places = {place for path in ignore for place in (without_links(path), path.resolve())}
     inside = (relative(place, top) for place in sorted(places))
     return [".", *_NO_CODE, *(f":(exclude,literal){path}" for path in inside if path not in (None, "."))]
 
 
-def place_of(path: Path) -> Path:
+def without_links(path: Path) -> Path:
     """Return where a path is, without the links on the way to it; one that it is itself stays."""
     path = Path(os.path.normpath(path))
     return path.parent.resolve() / path.name

@@ -114,9 +114,9 @@ class GitVM(VersionManager):
             "requirements": [],
         }
         if launch.compute_requirements:
-            from mlxjobs.code.environment import record  # imports the e-mail parser
+            from mlxjobs.code.environment import record_environment  # imports the e-mail parser
 
-            facts |= record()
+            facts |= record_environment()
         return facts
 
 
@@ -229,7 +229,7 @@ def _is_promised(commit: Commit, path: str) -> bool:
 
 
 def _warn(commit: Commit, include: str, left_out: list[str], root: Path) -> tuple[str, ...]:
-    """Say what the snapshot lacks, one text for each reason."""
+    """Say what the snapshot lacks, one string for each reason."""
     what = f"the snapshot of commit {commit.hash[:12]} of {show(commit.top)}"
     made = read_made(root)
     texts = []

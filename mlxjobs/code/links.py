@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mlxjobs.code.git import place_of, relative, show
+from mlxjobs.code.git import relative, show, without_links
 from mlxjobs.errors import SnapshotError
 
 _SETTING = "version_manager.link"
@@ -33,7 +33,7 @@ def find_links(given: Sequence[str], work_dir: Path, top: Path) -> dict[str, str
     """
     found: dict[str, str] = {}
     for path in given:
-        place = place_of(work_dir / path)
+        place = without_links(work_dir / path)
         inside = relative(place, top)
         if inside in (None, ".") or inside.partition("/")[0] == ".git":
             raise SnapshotError(
@@ -47,7 +47,7 @@ def find_links(given: Sequence[str], work_dir: Path, top: Path) -> dict[str, str
             )
         found[inside] = str(place)
     for inside in found:
-        outer = next((one for one in found if inside.startswith(f"{one}/")), None)
+        outer = next((link for link in found if inside.startswith(f"{link}/")), None)
         if outer is not None:
             raise SnapshotError(f"{_SETTING}: {show(inside)} lies in {show(outer)}: leave it out.")
     return dict(sorted(found.items()))

@@ -16,7 +16,7 @@ from mlxjobs.system.user_class import words_of
 from mlxjobs.version_manager import Frozen, Launch, VersionManager
 
 _HELP = "docs/version_manager.md shows a whole one"
-_PLAIN = "texts, numbers, true or false, None, and lists and dictionaries of these"
+_PLAIN = "strings, numbers, true or false, None, and lists and dictionaries of these"
 _INTEGERS = range(-(2**63), 2**64)  # those of JSON as it is read here
 
 
@@ -28,7 +28,7 @@ def load_version_manager(name: str) -> VersionManager:
             path of a subclass of `mlxpy.VersionManager`.
 
     Raises:
-        SnapshotError: it cannot be imported, or is no version manager.
+        SnapshotError: it cannot be imported, or is not a version manager.
     """
     from mlxjobs.code.gitvm import GitVM  # with all that freezing takes
 
@@ -42,7 +42,7 @@ def load_version_manager(name: str) -> VersionManager:
         )
     base: type[VersionManager] = VersionManager  # type: ignore[type-abstract]  # to compare with
     manager, _ = user_class.make_instance(f"{package}:{last}", base, SnapshotError, advice=_HELP)
-    guard(manager, f"{package}.{last}")
+    guard_manager(manager, f"{package}.{last}")
     return manager
 
 
@@ -65,7 +65,7 @@ def _split(name: str) -> tuple[str, str, str]:
     return name.replace(":", ".").rpartition(".")
 
 
-def guard(manager: VersionManager, path: str) -> None:
+def guard_manager(manager: VersionManager, path: str) -> None:
     """Make what a version manager of the user's own does wrong an error with a message.
 
     Args:
@@ -91,14 +91,14 @@ class _Guarded:
         except Exception as error:
             raise SnapshotError(f"{self._what} failed: {words_of(error)}") from error
         if not isinstance(frozen, Frozen):
-            raise self._wrong(f"returned {frozen!r}, which is no Frozen")
+            raise self._wrong(f"returned {frozen!r}, which is not a Frozen")
         self._check_paths(frozen, launch)
         warnings = frozen.warnings
         if not (isinstance(warnings, (list, tuple)) and all(isinstance(text, str) for text in warnings)):
-            raise self._wrong(f"returned warnings={warnings!r}, which is no tuple of texts")
+            raise self._wrong(f"returned warnings={warnings!r}, which is not a tuple of strings")
         facts = self._plain("facts", frozen.facts)
         if not isinstance(facts, dict):
-            raise self._wrong(f"returned facts={facts!r}, which is no dictionary")
+            raise self._wrong(f"returned facts={facts!r}, which is not a dictionary")
         return Frozen(frozen.root, frozen.work_dir, frozen.program, facts, tuple(warnings))
 
     def _check_paths(self, frozen: Frozen, launch: Launch) -> None:
@@ -107,7 +107,7 @@ class _Guarded:
             if path is None and name == "program":
                 continue
             if not isinstance(path, Path) or not path.is_absolute():
-                raise self._wrong(f"returned {name}={path!r}, which is no absolute Path")
+                raise self._wrong(f"returned {name}={path!r}, which is not an absolute Path")
             if not (path.exists() if name == "program" else path.is_dir()):
                 raise self._wrong(f"returned {name}={path!r}, and there is no {show(path)}")
         if frozen.program is not None and launch.program is None:
@@ -122,7 +122,7 @@ class _Guarded:
         if isinstance(value, Mapping):
             wrong = [name for name in value if not isinstance(name, str)]
             if wrong:
-                raise self._wrong(f"returned {key} with the key {wrong[0]!r}, which is no text")
+                raise self._wrong(f"returned {key} with the key {wrong[0]!r}, which is not a string")
             return {self._plain(key, name): self._plain(f"{key}.{name}", value[name]) for name in value}
         if isinstance(value, (list, tuple)):
             return [self._plain(f"{key}.{number}", item) for number, item in enumerate(value)]
@@ -138,6 +138,6 @@ class _Guarded:
 def _is_text(value: str) -> bool:
     try:
         value.encode()
-    except UnicodeEncodeError:  # a name of a file that is no UTF-8
+    except UnicodeEncodeError:  # a file name that is not UTF-8
         return False
     return True

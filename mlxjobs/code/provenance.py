@@ -67,7 +67,7 @@ def configuration(run: Run) -> dict[str, Any]:
 def record_change(
     run: Run, more: Mapping[str, Any] | None = None, facts: Mapping[str, Any] | None = None
 ) -> None:
-    """Record that what a run starts from was changed on purpose, so that it is no taint.
+    """Record that what a run starts from was changed on purpose, so that it is not a taint.
 
     Args:
         run: the run; its files are written.
@@ -78,7 +78,7 @@ def record_change(
     def kept(state: RunState) -> dict[str, Any]:
         frozen = {**state.noted, **(more or {}), **configuration(run)}
         # what is not so any more is taken back, what never was is not spoken of
-        said = {key: one for key, one in (facts or {}).items() if one is not None or key in state.facts}
+        said = {key: fact for key, fact in (facts or {}).items() if fact is not None or key in state.facts}
         return {"event": "kept", "frozen": frozen, "facts": said}
 
     run.record(kept, paint=False)
@@ -99,7 +99,7 @@ def _distributions(folders: Iterable[str]) -> dict[str, str]:
         if not isinstance(folder, str):  # python passes over it, too
             continue
         try:
-            # texts, without what is none in UTF-8: they are written to files
+            # strings, without what is not UTF-8: they are written to files
             names = [os.fsencode(name).decode(errors="replace") for name in os.listdir(folder)]  # noqa: PTH208
         except (FileNotFoundError, NotADirectoryError):
             continue
@@ -177,7 +177,7 @@ class Proof:
         self._known.update(found)
         room = max(0, _NAMED - len(self._tainted))
         found = found[:room] + (["and more"] if len(found) > room else [])
-        found = [one for one in found if one not in self._tainted]
+        found = [finding for finding in found if finding not in self._tainted]
         if not found:
             return
         self._tainted += found
@@ -200,7 +200,7 @@ class Proof:
                 found += compare()
             except Exception as error:  # noqa: BLE001 - a program may put anything into sys.modules
                 note(f"run {self._run.log_id}: {what} is not checked: {type(error).__name__}: {error}")
-        return [one for one in found if one not in self._known]
+        return [finding for finding in found if finding not in self._known]
 
     def _compare_files(self) -> list[str]:
         return [
@@ -237,7 +237,7 @@ class Proof:
         ]
 
     def _compare_modules(self) -> list[str]:
-        return live_files(self._code)
+        return _live_files(self._code)
 
 
 # -- where imports come from: the snapshot, or the folder that its user goes on editing -----------
@@ -293,7 +293,7 @@ def with_python_path(folders: Iterable[str], environment: Mapping[str, str]) -> 
     return {**environment, "PYTHONPATH": os.pathsep.join(whole)} if whole else dict(environment)
 
 
-def live_files(facts: Any) -> list[str]:
+def _live_files(facts: Any) -> list[str]:
     """Return the files of the modules that were imported from a repository and not from its snapshot.
 
     Args:
@@ -333,7 +333,7 @@ def _is_live(place: str, repo: str, snapshot: str) -> bool:
         return False
     if _is_in(place, snapshot):
         return False
-    if any(one in place[len(top) :].split("/") for one in _INSTALLED):
+    if any(name in place[len(top) :].split("/") for name in _INSTALLED):
         return False
     return not any(_is_in(prefix, top) and _is_in(place, prefix) for prefix in {sys.prefix, sys.base_prefix})
 

@@ -45,7 +45,7 @@ class _Answers:
 
 
 def ask_about_uncommitted(launch: Launch, find_mistake: Callable[[], Mistake | None] = lambda: None) -> bool:
-    """Ask the user what the snapshot should hold and where to run; add and commit what he says.
+    """Ask the user what the snapshot should hold and where to run; add and commit what they say.
 
     Args:
         launch: the command that was typed.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs.code import flushing, git
-from mlxjobs.code.copying import is_usable, lacking, make_snapshot
+from mlxjobs.code.copying import find_missing, is_usable, make_snapshot
 from mlxjobs.code.git import Commit, show
 from mlxjobs.code.links import find_links
 from mlxjobs.code.users import leave_mark, marks_of
@@ -20,7 +20,7 @@ from mlxjobs.errors import RunError, SnapshotError
 from mlxjobs.record.run import Run
 from mlxjobs.system.trust import stranger
 
-NOWHERE = Path(os.devnull)  # it exists everywhere, and is no folder
+_NOWHERE = Path(os.devnull)  # it exists everywhere, and is not a folder
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,18 @@ def version_of(facts: Mapping[str, Any]) -> dict[str, Any]:
 def code_of(facts: Mapping[str, Any]) -> Code | None:
     """Return the frozen code of a run; None: it ran from the folder where it was launched."""
     code = commit_of(facts)
-    return None if code is None or code.root == NOWHERE else code
+    return None if code is None or code.root == _NOWHERE else code
 
 
 def commit_of(facts: Mapping[str, Any]) -> Code | None:
-    """Return the code that a run names, also if it was not frozen: then `root` is NOWHERE."""
+    """Return the code that a run names, also if it was not frozen: then `root` is no folder."""
     version = version_of(facts)
     commit, root, repo = (str(version.get(key) or "") for key in ("commit_hash", "snapshot", "repo_path"))
     if not repo or re.fullmatch(r"[0-9a-f]{40,64}", commit) is None:
         return None
     links = version.get("link")
     return Code(
-        commit, Path(root or NOWHERE), Path(repo), tuple(map(str, links if isinstance(links, list) else ()))
+        commit, Path(root or _NOWHERE), Path(repo), tuple(map(str, links if isinstance(links, list) else ()))
     )
 
 
@@ -89,7 +89,7 @@ def live_edits(facts: Mapping[str, Any]) -> str | None:
     return f"ran from {version.get('repo_path')} itself, with edits that no commit holds"
 
 
-def make(code: Code, aside: Path) -> Path:
+def make_again(code: Code, aside: Path) -> Path:
     """Make the code anew from its commit, in a folder somewhere below `aside`, and return that.
 
     Raises:
@@ -109,7 +109,7 @@ def _find_links(code: Code) -> dict[str, str]:
 
 def _remake(code: Code, root: Path, links: Mapping[str, str]) -> None:
     if not code.is_committed:
-        what = "it was not frozen" if code.root == NOWHERE else f"{show(code.root)} was removed"
+        what = "it was not frozen" if code.root == _NOWHERE else f"{show(code.root)} was removed"
         raise SnapshotError(
             f"the code is gone: {what}, and {show(code.repo)} does not have commit {code.hash[:12]} any more;"
             f" a clone that has it gives it back: git fetch CLONE {code.hash}"
@@ -120,7 +120,7 @@ def _remake(code: Code, root: Path, links: Mapping[str, str]) -> None:
 @lru_cache  # many runs that start again have the same code
 def _has_gaps(code: Code) -> bool:
     try:
-        return code.is_committed and bool(lacking(code.root, code.repo))
+        return code.is_committed and bool(find_missing(code.root, code.repo))
     except SnapshotError:  # what is known of it is damaged, which mending mends too
         return True
 

@@ -65,7 +65,7 @@ def beside(root: Path, what: str) -> Path:
     return root.with_name(f".{root.name}.{what}")
 
 
-def encode(made: Made) -> bytes:
+def encode_made(made: Made) -> bytes:
     """Return the content of `.<hash>.made`; any file name survives."""
     return json.dumps(asdict(made)).encode()
 

@@ -91,7 +91,7 @@ class Snapshot:
         return found
 
 
-def find(parents: Iterable[Path]) -> list[Snapshot]:
+def find_snapshots(parents: Iterable[Path]) -> list[Snapshot]:
     """Return the snapshots below these `parent_work_dir`, those included that were removed and are named."""
     roots: set[Path] = set()
     for folder in (folder for parent in parents for folder in _list(parent)):
@@ -127,8 +127,8 @@ class Users:
 
     def of(self, snapshot: Snapshot) -> Iterator[tuple[Path, list[int]]]:
         """Yield log directories, and the numbers of their runs that use a snapshot."""
-        for place in asked(snapshot, self._logs):
-            numbers = self._names(place).get(real(snapshot.root), [])
+        for place in places_to_ask(snapshot, self._logs):
+            numbers = self._names(place).get(real_path(snapshot.root), [])
             if numbers:
                 yield place, numbers
 
@@ -141,17 +141,17 @@ class Users:
                     with suppress(MLXJobsError):  # damaged, or being made
                         code = code_of(facts_of(run))
                         if code is not None:
-                            found.setdefault(real(code.root), []).append(run.log_id)
+                            found.setdefault(real_path(code.root), []).append(run.log_id)
         return self._named[logs]
 
 
-def asked(snapshot: Snapshot, logs: Path) -> list[Path]:
+def places_to_ask(snapshot: Snapshot, logs: Path) -> list[Path]:
     """Return the log directories to ask who uses a snapshot: this one, and those that have left marks."""
     places = [logs, *(mark.logs for mark in snapshot.marks if mark.logs is not None)]
-    return list(dict.fromkeys(map(real, places)))
+    return list(dict.fromkeys(map(real_path, places)))
 
 
-def real(path: Path) -> Path:
+def real_path(path: Path) -> Path:
     """Return a path by which the same folder is known again; it may be missing."""
     try:
         return Path(os.path.realpath(path))
@@ -168,11 +168,11 @@ def seconds(text: str) -> float:
     """Return how long `30d`, `12h` or `2w` is.
 
     Raises:
-        SnapshotError: it is no such text.
+        SnapshotError: it is not written like that.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
     if match is None:
-        raise SnapshotError(f"{text!r} is no time: give a number and s, m, h, d or w, as in 30d")
+        raise SnapshotError(f"{text!r} is not a time: give a number and s, m, h, d or w, as in 30d")
     return float(match[1]) * _SECONDS[match[2]]
 
 
@@ -195,6 +195,6 @@ def size(count: float) -> str:
 
 def runs_text(found: Iterable[tuple[Path, list[int]]], logs: Path) -> str:
     """Write who uses a snapshot: `3-7 9`, and `12 in /other/logs`."""
-    here = real(logs)
-    parts = [in_ranges(ids) + ("" if real(place) == here else f" in {place}") for place, ids in found]
+    here = real_path(logs)
+    parts = [in_ranges(ids) + ("" if real_path(place) == here else f" in {place}") for place, ids in found]
     return "; ".join(parts)

@@ -38,7 +38,7 @@ _FAILED = (rb"^(?!warning: ).*: (Permission denied|Input/output error|Stale file
            rb"|^Ignoring path ")  # fmt: skip
 _GAP = re.compile(_FAILED, re.MULTILINE)
 _GAP_IN_FOLDER = re.compile(_FAILED + rb"|^warning: could not open directory ", re.MULTILINE)
-# a line of `ls-files` that is no plain file: each but "H 100644 <hash> 0<tab><path>" and the like
+# a line of `ls-files` that is not a plain file: each but "H 100644 <hash> 0<tab><path>" and the like
 _ODD = re.compile(r"(?<![^\0])(?!H 1[02])(.) (\d+) [0-9a-f]+ \d\t([^\0]+)")
 _UNWRITABLE = ("repository database", "unable to write", "unable to create temporary")
 
@@ -254,7 +254,7 @@ def _explain(tree: _Tree, said: str) -> SnapshotError:
 
 _NAMED = 10  # files that a message names
 _SCANNED = 1 << 20  # bytes of each file
-_BINARY = 8192  # a NUL in so many bytes: no text, as for git
+_BINARY = 8192  # a NUL in so many bytes: not text, as for git
 _MB = 10**6
 # A folder is a part of the pattern where the name alone says too little.
 _NAMES = (".env", ".env.*", ".netrc", "_netrc", ".pgpass", ".git-credentials", ".htpasswd",

@@ -299,9 +299,9 @@ def _recorded(settings: Settings) -> dict[str, Any]:
     """What is installed here, for a run without a version manager; nothing unless it was asked for."""
     if not settings.version_manager.compute_requirements:
         return {}
-    from mlxjobs.code.environment import record
+    from mlxjobs.code.environment import record_environment
 
-    return {"version_manager": record()}
+    return {"version_manager": record_environment()}
 
 
 def _freeze(

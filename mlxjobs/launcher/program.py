@@ -129,8 +129,8 @@ def freeze_code(
     command_line.check_utf8([fact for fact in facts.values() if isinstance(fact, str)])  # as behind a link
     # a version manager of the user's own may have left it to us
     if settings.version_manager.compute_requirements and not facts.get("requirements"):
-        from mlxjobs.code.environment import record
+        from mlxjobs.code.environment import record_environment
 
-        facts |= record()
+        facts |= record_environment()
     first = python_path(facts, program.folder)
     return Program(program.interpreter, target, copy.work_dir, first), facts

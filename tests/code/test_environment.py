@@ -42,10 +42,10 @@ def editable(folder: Path) -> Any:
 
 
 def recorded(site: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    environment.record()  # python imports some of what it needs here only now
+    environment.record_environment()  # python imports some of what it needs here only now
     with monkeypatch.context() as patch:
         patch.setattr(sys, "path", [str(site)])
-        return environment.record()
+        return environment.record_environment()
 
 
 def test_what_a_run_was_launched_with_is_what_pip_would_install(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_what_another_user_planted_as_a_requirement_is_a_comment() -> None:
 
 
 def test_pip_finds_nothing_to_do_where_the_same_is_installed(tmp_path: Path) -> None:
-    lines = [line for line in environment.record()["requirements"] if "==" in line]
+    lines = [line for line in environment.record_environment()["requirements"] if "==" in line]
     (tmp_path / "old.txt").write_text(environment.as_requirements("here", lines, {}))
     argv = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--dry-run", "-r", "old.txt"]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)

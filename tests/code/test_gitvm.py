@@ -16,7 +16,7 @@ import pytest
 
 from mlxjobs.code import copying, flushing
 from mlxjobs.code import git as repository
-from mlxjobs.code.environment import record
+from mlxjobs.code.environment import record_environment
 from mlxjobs.errors import SnapshotError
 from mlxjobs.version_manager import VersionManager
 from tests.code.repos import AS_A_PROGRAM, commit, contents, fake_git, freeze, git, leftovers, new_repo, write
@@ -762,7 +762,7 @@ def test_requirements_name_versions_and_origins(tmp_path: Path, monkeypatch: pyt
     install("b", "vcs", {"url": "https://h/r.git", "vcs_info": vcs, "subdirectory": "py"})
     write(tmp_path, {"b/broken-1.0.dist-info/METADATA": "\n"})
     monkeypatch.setattr(sys, "path", [str(tmp_path / "a"), str(tmp_path / "b")])
-    assert record()["requirements"] == [
+    assert record_environment()["requirements"] == [
         "-e /src/edit",
         "my-pkg==1.0",
         "vcs @ git+https://h/r.git@abc#subdirectory=py",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.code.copying import lacking
+from mlxjobs.code.copying import find_missing
 from mlxjobs.errors import SnapshotError
 from tests.code.repos import commit, contents, freeze, git, leftovers, write
 from tests.project import Project, assert_one_message
@@ -63,7 +63,7 @@ def test_what_is_linked_is_seen_alive_in_a_snapshot_of_its_own(repo: Path) -> No
     assert both.facts["commit_hash"] == head
     assert "data" in plain.warnings[0]
     assert both.warnings == ()
-    assert lacking(both.root, repo) == []
+    assert find_missing(both.root, repo) == []
     alive = freeze(repo, link=("data", "pkg/base.ckpt"), include="all")  # no file of it is taken
     assert (alive.root / "data").readlink() == repo / "data"
     shutil.rmtree(both.root)  # which removes the links alone

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mlxjobs.code.own_manager import guard
+from mlxjobs.code.own_manager import guard_manager
 from mlxjobs.code.run_code import bring_back
 from mlxjobs.errors import SnapshotError
 from mlxjobs.version_manager import Launch
@@ -40,7 +40,7 @@ def on_the_page(language: str) -> str:
 
 @pytest.fixture
 def plain(project: Project) -> Project:
-    """A folder that is no repository, with the page's manager."""
+    """A folder that is not a repository, with the page's manager."""
     for name, text in {
         "main.py": SHOW,
         "part.py": "WORD = 'first'\n",
@@ -97,7 +97,7 @@ def test_simultaneous_launches_make_one_copy_and_leave_nothing(plain: Project) -
 
 
 def own(project: Project, body: str) -> str:
-    """Write a manager of the user's with this body; return the text."""
+    """Write a manager of the user's with this body; return its text."""
     text = (
         "from pathlib import Path\nfrom mlxpy.version_manager import Frozen, VersionManager\n\n"
         "class Own(VersionManager):\n    def freeze(self, launch):\n        top = launch.work_dir\n"
@@ -164,16 +164,16 @@ def test_it_may_ask_at_a_terminal(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("None", "returned None, which is no Frozen"),
-        ("dict(root='/x')", "returned root='/x', which is no absolute Path"),
-        ("dict(work_dir=Path('x'))", r"work_dir=PosixPath\('x'\), which is no absolute Path"),
+        ("None", "returned None, which is not a Frozen"),
+        ("dict(root='/x')", "returned root='/x', which is not an absolute Path"),
+        ("dict(work_dir=Path('x'))", r"work_dir=PosixPath\('x'\), which is not an absolute Path"),
         ("dict(work_dir=top / 'x')", "work_dir=.*there is no .*project/x"),
         ("dict(program=top / 'x.py')", r"program=.*there is no .*x\.py"),
         ("dict(program=top / 'main.py')", r"returned a program, where a module is run"),
-        ("dict(warnings='one')", "warnings='one', which is no tuple of texts"),
-        ("dict(facts=['a'])", r"facts=\['a'\], which is no dictionary"),
-        ("dict(facts={'a': {1: 2}})", "facts.a with the key 1, which is no text"),
-        ("dict(facts={'a': [top]})", r"facts\.a\.0=PosixPath.*cannot be stored: only texts, numbers"),
+        ("dict(warnings='one')", "warnings='one', which is not a tuple of strings"),
+        ("dict(facts=['a'])", r"facts=\['a'\], which is not a dictionary"),
+        ("dict(facts={'a': {1: 2}})", "facts.a with the key 1, which is not a string"),
+        ("dict(facts={'a': [top]})", r"facts\.a\.0=PosixPath.*cannot be stored: only strings, numbers"),
         ("dict(facts={'a': 2**70})", r"facts\.a=\d+, which cannot be stored"),
         ("dict(facts={'a': '\\udcff'})", r"facts\.a='.udcff', which cannot be stored"),
     ],
@@ -183,7 +183,7 @@ def test_what_cannot_be_run_or_stored_is_told(project: Project, given: str, word
     names: dict[str, Any] = {}
     exec(own(project, f"return {given} and Frozen(**{{**{whole}, **{given}}})"), names)
     manager = names["Own"]()
-    guard(manager, "my_app.Own")
+    guard_manager(manager, "my_app.Own")
     with pytest.raises(SnapshotError, match=f"^my_app.Own.freeze .*{words}.*docs/version_manager.md shows"):
         manager.freeze(Launch(project.folder, None, Path(".workdir")))
 
@@ -196,7 +196,7 @@ def test_a_copy_of_another_user_is_not_run(project: Project, monkeypatch: pytest
     names: dict[str, Any] = {}
     exec(own(project, f"return Frozen(Path({str(theirs)!r}), Path({str(theirs)!r}), None, {{}}, ())"), names)
     manager = names["Own"]()
-    guard(manager, "my_app.Own")
+    guard_manager(manager, "my_app.Own")
     launch = Launch(project.folder, None, Path(".workdir"))
     with pytest.raises(SnapshotError, match=r"another user's is not run as you: .*theirs belongs to 12345"):
         manager.freeze(launch)

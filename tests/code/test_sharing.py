@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxjobs.code.copying import lacking
+from mlxjobs.code.copying import find_missing
 from mlxjobs.system.turn import turn
 from tests.code.repos import AS_A_PROGRAM, commit, contents, freeze, git, leftovers, shared, write
 
@@ -217,9 +217,9 @@ def test_a_launch_waits_for_the_one_that_makes_the_same_snapshot(repo: Path, tmp
 
 def test_files_that_a_snapshot_lacks_are_found(repo: Path) -> None:
     root = freeze(repo).root
-    assert lacking(root, repo) == []
+    assert find_missing(root, repo) == []
     (root / "pkg" / "part.py").unlink()
-    assert lacking(root, repo) == ["pkg/part.py"]
+    assert find_missing(root, repo) == ["pkg/part.py"]
 
 
 def test_one_who_comes_late_leaves_no_lock(tmp_path: Path) -> None:

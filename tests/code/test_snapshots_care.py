@@ -17,7 +17,7 @@ from mlxjobs.code import flushing, gitvm, sharing
 from mlxjobs.code import git as repository
 from mlxjobs.code.copying import make_snapshot
 from mlxjobs.code.git import Commit
-from mlxjobs.code.snapshots import Snapshot, Usage, find
+from mlxjobs.code.snapshots import Snapshot, Usage, find_snapshots
 from mlxjobs.code.users import leave_mark, marks_of
 from mlxjobs.errors import SnapshotError
 from tests.code.repos import add_submodule, commit, contents, freeze, git, new_repo, write
@@ -60,7 +60,7 @@ def frozen_long_ago(tmp_path: Path) -> Snapshot:
     flushing.finish(root)  # nothing happens there any more
     (mark,) = marks_of(root)
     os.utime(mark.path, (LONG_AGO, LONG_AGO))
-    (one,) = find([root.parent.parent])
+    (one,) = find_snapshots([root.parent.parent])
     return one
 
 
@@ -152,7 +152,7 @@ def test_what_cannot_be_known_keeps_a_snapshot(tmp_path: Path) -> None:
     assert Pruning(own, 0).why_kept(one) is None
 
     def why() -> str:
-        (found,) = find([one.root.parent.parent])
+        (found,) = find_snapshots([one.root.parent.parent])
         return Pruning(own, 86400).why_kept(found) or ""
 
     (logs / "1" / "metadata" / ".history").mkdir(parents=True)
@@ -279,10 +279,10 @@ def launch(repo: Path) -> Path:
 
 def prune(root: Path) -> None:
     """Remove a snapshot that no run names, as if it were of 40 days ago, and forget its commits."""
-    known = find([root.parent.parent])
+    known = find_snapshots([root.parent.parent])
     (mark,) = next(one for one in known if one.root == root).marks
     os.utime(mark.path, (LONG_AGO, LONG_AGO))
-    known = find([root.parent.parent])
+    known = find_snapshots([root.parent.parent])
     one = next(one for one in known if one.root == root)
     pruner = Pruning(root.parent.parent / "no logs", 0)
     assert pruner.why_kept(one) is None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlxjobs.code import flushing
-from mlxjobs.code.copying import lacking, make_snapshot
+from mlxjobs.code.copying import find_missing, make_snapshot
 from mlxjobs.code.git import Commit
 from mlxjobs.errors import SnapshotError
 from tests.code.repos import commit, contents, fake_git, freeze, git, leftovers, new_repo, shared, write
@@ -63,7 +63,7 @@ def test_files_of_submodules_are_shared_and_missed_like_others(nested: Path) -> 
     assert {"main.py", "libs/sub ü/sub.py", "libs/sub ü/in/inner.py"} <= shared(first, second)
     assert "libs/sub ü/data/x" not in shared(first, second)
     (second / "libs/sub ü/in/inner.py").unlink()
-    assert lacking(second, nested) == ["libs/sub ü/in/inner.py"]
+    assert find_missing(second, nested) == ["libs/sub ü/in/inner.py"]
 
 
 def test_a_submodule_is_taken_at_the_commit_that_is_asked_for(nested: Path) -> None:
