@@ -22,8 +22,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mlxjobs.config import hydra_door
 from mlxjobs.config.compose import has_interpolation
 from mlxjobs.config.stored import Composed
+from mlxjobs.errors import InvalidConfigFileError
 
 
 def _placed(composed: Composed, output_dir: Path) -> Composed:
@@ -242,7 +244,9 @@ def call_with_callbacks(composed: Composed, task: Callable[..., Any], call: Call
     """Call something between Hydra's callbacks of a job; of a run too, if it is not part of a sweep."""
     if not composed.hydra.get("callbacks"):
         return call()
-    from hydra._internal.callbacks import Callbacks
+    callbacks_class = hydra_door.callbacks_class()
+    if callbacks_class is None:
+        raise InvalidConfigFileError("this version of Hydra calls callbacks in a way that is not known here")
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.utils import JobReturn, JobStatus
     from omegaconf import OmegaConf, open_dict
@@ -252,7 +256,7 @@ def call_with_callbacks(composed: Composed, task: Callable[..., Any], call: Call
         whole.hydra = HydraConfig.get()
     live: Any = HydraConfig.instance().cfg
     names = {"config_name": composed.hydra.get("job", {}).get("config_name")}
-    callbacks = Callbacks(whole)
+    callbacks = callbacks_class(whole)
     answer = JobReturn(
         overrides=list(composed.overrides),
         cfg=OmegaConf.create(composed.config),

@@ -19,6 +19,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from mlxjobs.config import hydra_door
 from mlxjobs.config.command_line import is_question, names_action, quote_value, separate_options
 from mlxjobs.config.stored import Composed, check_encodable, flatten
 from mlxjobs.config_dict import ConfigDict
@@ -107,7 +108,7 @@ def compose_runs(
     with (
         _arguments([sys.argv[0], *given]),
         _environment("HYDRA_FULL_ERROR", "1"),
-        _only_composing() if quiet else nullcontext(),
+        hydra_door.silent_hydra() if quiet else nullcontext(),
         _shortened(run if quiet else None, seen) if "-m" in given else nullcontext(),
         _garbage_left() as collect_again,
     ):
@@ -129,9 +130,9 @@ def compose_runs(
 def _shortened(
     execute: Callable[[Composed], Any] | None, seen: list[Composed]
 ) -> AbstractContextManager[None]:
-    from mlxjobs.config import sweeps as shortcut  # only a sweep pays for it
+    from mlxjobs.config import sweeps  # only a sweep pays for it
 
-    return shortcut.taken(execute, seen)
+    return sweeps.composing_once(execute, seen)
 
 
 @contextmanager
@@ -206,24 +207,6 @@ def _explain(error: Exception, *, quiet: bool, question: bool) -> None:
 
 
 @contextmanager
-def _only_composing() -> Iterator[None]:
-    """Let Hydra call no callbacks and leave logging alone: that is for the job, where the task runs.
-
-    Both stay in the configuration, so they cannot be overridden; they are replaced where Hydra looks
-    them up.
-    """
-    engine: Any = sys.modules["hydra._internal.hydra"]
-    runner: Any = sys.modules["hydra.core.utils"]
-    callbacks, configure_log = engine.Callbacks, runner.configure_log
-    engine.Callbacks = lambda config=None: callbacks()
-    runner.configure_log = lambda *arguments: None
-    try:
-        yield
-    finally:
-        engine.Callbacks, runner.configure_log = callbacks, configure_log
-
-
-@contextmanager
 def _arguments(argv: list[str]) -> Iterator[None]:
     before, sys.argv = sys.argv, argv
     try:
@@ -279,7 +262,7 @@ def is_registered(config_name: str) -> bool:
     return f"{config_name}.yaml" in ConfigStore.instance().repo
 
 
-def resolve(composed: Composed) -> ConfigDict:
+def resolve_config(composed: Composed) -> ConfigDict:
     """Resolve interpolations and return the configuration that the task sees.
 
     OmegaConf is imported only if there is something to resolve.
@@ -324,18 +307,22 @@ def override(composed: Composed, overrides: Sequence[str]) -> tuple[Composed, li
     Raises:
         InvalidConfigFileError: the override is wrong, sweeps, or chooses a config group.
     """
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
+    apply = hydra_door.override_applier()
+    if apply is None:
+        raise InvalidConfigFileError(
+            "this version of Hydra cannot override the configuration of an existing run"
+        )
     whole = OmegaConf.create({**composed.config, "hydra": composed.hydra})
     OmegaConf.set_struct(whole, True)
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         for item in parsed:
             _check_later_override(item, whole)
-        ConfigLoaderImpl._apply_overrides_to_config(parsed, whole)
+        apply(parsed, whole)
     except HydraException as error:
         raise InvalidConfigFileError(str(error)) from error
     result = OmegaConf.to_container(whole, resolve=False)

@@ -95,7 +95,7 @@ def resolve_here(run: Run, composed: Composed, place: Place) -> ConfigDict:
         InvalidConfigFileError: it cannot be resolved here; a job's run is recorded as FAILED.
     """
     try:
-        return compose.resolve(composed)
+        return compose.resolve_config(composed)
     except MLXJobsError as error:
         if place.here is not None and place.rank == 0:
             reason = without_secrets(str(error).splitlines()[0], composed)

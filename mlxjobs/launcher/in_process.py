@@ -125,7 +125,7 @@ class Runner:
                 keep_log=run is not None,
                 follow_streams=settings.logger.log_streams_to_file,
             )
-            config = compose.resolve(placed)
+            config = compose.resolve_config(placed)
         except MLXJobsError:
             if run is not None:
                 shutil.rmtree(run.path)  # nobody can know of it yet

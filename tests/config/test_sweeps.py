@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import hydra.version
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
 from hydra.core.config_store import ConfigStore
+from hydra.types import RunMode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlxjobs.config import compose
-from mlxjobs.config import sweeps as shortcut
+from mlxjobs.config import compose, hydra_door, sweeps
 from mlxjobs.config.stored import Composed
 from mlxjobs.errors import InvalidConfigFileError
 
@@ -45,6 +48,18 @@ optimizer:
   lr: 0.1
   betas: [0.9, 0.99]
   inner: {momentum: 0.9, model: x}
+"""
+# new keys that interpolations lead to or come from, and sections that are interpolations
+LINKED = """
+seed: 0
+title: ${new}
+later: ${deep.er}
+section: {a: 1, b: "${hydra.job.num}", c: {d: "${new}"}}
+to_section: ${section}
+to_hydra: ${hydra.job}
+none: null
+missing: ???
+3: {a: 1}
 """
 SMALL = "layers: 2\nwidth: ${..ratio}\n"
 BIG = "layers: 9\nextra: 1\nwidth: 3\n"
@@ -86,6 +101,8 @@ def config_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "choosing.yaml").write_text(
         "defaults:\n  - model: small\n  - other: ${model}\n  - _self_\nseed: 1\n"
     )
+    (folder / "linked.yaml").write_text(LINKED)
+    (folder / "named.yaml").write_text("seed: 0\nhydra: {job: {name: '${new}'}}\n")
     (folder / "other").mkdir()
     (folder / "other" / "small.yaml").write_text("o: 1\n")
     (folder / "other" / "big.yaml").write_text("o: 2\n")
@@ -101,7 +118,7 @@ def runs(
     found: list[Composed] = []
     with (
         tempfile.TemporaryDirectory() as scratch,
-        nullcontext() if short else mock.patch.object(shortcut, "taken", return_value=nullcontext()),
+        nullcontext() if short else mock.patch.object(sweeps, "composing_once", return_value=nullcontext()),
     ):
         compose.compose_runs(
             task,
@@ -137,8 +154,6 @@ def assert_same(folder: Path, arguments: list[str], name: str = "config") -> lis
 
 def count_compositions(folder: Path, arguments: list[str], name: str = "config") -> int:
     """How many configurations Hydra composed for a submission, the master's aside."""
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-
     with mock.patch.object(
         ConfigLoaderImpl, "load_sweep_config", autospec=True, side_effect=ConfigLoaderImpl.load_sweep_config
     ) as load:
@@ -180,15 +195,86 @@ def test_both_ways_give_the_same(
     assert_same(config_dir, ["-m", *(others + plain if last else plain + others)])
 
 
+def describe(node: Any) -> Any:
+    """All of a configuration that can be told apart: values, order of keys, types and flags."""
+    meta = node._metadata
+    kinds = [type(node), meta.ref_type, meta.optional, meta.key, sorted((meta.flags or {}).items())]
+    kinds += [getattr(meta, name, None) for name in ("object_type", "key_type", "element_type")]
+    content = vars(node).get("_content", node._value())
+    if isinstance(content, dict):
+        content = [(key, describe(item)) for key, item in content.items()]
+    elif isinstance(content, list):
+        content = [describe(item) for item in content]
+    return [str(kind) for kind in kinds], content if isinstance(content, list) else repr(content)
+
+
+def composed_or_error(compose_run: Callable[[], Any]) -> Any:
+    try:
+        return describe(compose_run())
+    except Exception as error:
+        return type(error), str(error)
+
+
+NEW_KEYS = ["new", "new.a", "new.a.b", "deep.er", "deep.er.x", "seed", "seed.x", "title", "title.x", "later",
+            "section", "section.a", "section.b", "section.c.d", "section.c.e", "section.new", "to_section",
+            "to_section.a", "to_section.new", "to_hydra.num", "none", "none.a", "missing", "missing.a", "3.a",
+            "new[a]", "model.new", "optimizer.lr", "optimizer.new", "inner.count", "inner.new", "free.a",
+            "items.0", "hydra.job.num"]  # fmt: skip
+NEW_VALUES = SCALARS | st.sampled_from(
+    [
+        "{a:1}",
+        "{a:{b:2},c:[3]}",
+        "{}",
+        "[]",
+        "[1,{a:2}]",
+        "{a:${seed}}",
+        "[${new}]",
+        "${hydra.job.num}",
+        "RED",
+    ]
+)
+HYDRAS = ["hydra.job.env_copy=[HOME]", "hydra.job.config.override_dirname.kv_sep=${seed}",
+          "hydra.job.config.override_dirname.exclude_keys=[new]", "hydra.job.name=${new}"]  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), name=st.sampled_from(["config", "linked", "linked", "named", "typed"]))
+def test_a_run_is_hydras_own_in_every_flag(config_dir: Path, data: st.DataObject, name: str) -> None:
+    marks = st.sampled_from(["+", "+", "++", "++", "", "~"])
+    shape = data.draw(st.lists(st.tuples(marks, st.sampled_from(NEW_KEYS)), min_size=1, max_size=3))
+    values = st.tuples(*[NEW_VALUES for _ in shape])
+    sweep = [
+        [f"{mark}{key}={value}" for (mark, key), value in zip(shape, drawn, strict=True)]
+        for drawn in data.draw(st.lists(values, min_size=2, max_size=3))
+    ]
+    hydras = data.draw(st.lists(st.sampled_from(HYDRAS), max_size=1))
+    hydra.version.setbase("1.3")
+    loader = ConfigLoaderImpl(create_config_search_path(str(config_dir)))
+    master = loader.load_configuration(name, hydras, RunMode.MULTIRUN)
+    expected = [composed_or_error(lambda: loader.load_sweep_config(master, run)) for run in sweep]  # noqa: B023
+    with sweeps.composing_once():
+        found = [composed_or_error(lambda: loader.load_sweep_config(master, run)) for run in sweep]  # noqa: B023
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", ["override_applier", "dirname_maker", "loader_class"])
+def test_a_hydra_that_lacks_a_private_name_goes_its_own_way(config_dir: Path, name: str) -> None:
+    with mock.patch.object(hydra_door, name, return_value=None):
+        assert_same(config_dir, ["seed=1,2", "+new=3"])
+
+
 def test_runs_that_differ_in_plain_values_are_composed_once(config_dir: Path) -> None:
     assert count_compositions(config_dir, ["seed=range(50)", "optimizer.lr=0.1,0.2"]) == 1
     found = assert_same(config_dir, ["seed=1,2", "optimizer.lr=0.1,'x y'"])
     assert [(one.config["seed"], one.config["optimizer"]["lr"]) for one in found] == [
         (1, 0.1), (1, "x y"), (2, 0.1), (2, "x y"),
     ]  # fmt: skip
-    # what is fixed may be anything; what is added costs a look at what was there
+    # overrides may be anything, and set keys that are new
     assert count_compositions(config_dir, ["seed=range(9)", "items=[7]", "optimizer.inner={momentum:1}"]) == 1
-    assert count_compositions(config_dir, ["seed=range(9)", "+new.deep=3"]) == 2
+    assert count_compositions(config_dir, ["seed=range(9)", "+new.deep=3"]) == 1
+    assert count_compositions(config_dir, ["+new=range(9)", "++other.deep.er=1,2", "~flag"]) == 1
+    assert count_compositions(config_dir, ["+new={a:1},{b:[2]}", "linked=3,4", "+optimizer={x:1},{y:2}"]) == 1
+    assert count_compositions(config_dir, ["+new={a:1},{b:[2]}", "linked=3,4", "++seed=x,[1]"]) == 2
     # a group is another composition, once for each choice
     assert count_compositions(config_dir, ["seed=range(9)", "model=small,big"]) == 2
 
