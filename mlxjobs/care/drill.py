@@ -45,7 +45,7 @@ class Verdict(str, Enum):
     DIFFERS = "resumes, but differs"
     OVER = "starts over"
     FAILED = "fails"
-    STAYED = "does not leave, or not come back"
+    STAYED = "does not leave, or does not come back"
     NO_CHECKPOINT = "writes no checkpoint"
     TOO_SHORT = "is too short"
     STUCK = "is stuck"
@@ -358,7 +358,7 @@ class Drill:
         real = [deviation for deviation in found if (deviation.log, deviation.key) not in noise]
         if not real:
             both = noise[found[0].log, found[0].key]
-            words = f"resumes; exactly or not cannot be told, as of two undisturbed runs too {both}"
+            words = f"resumes; whether exactly cannot be told, as of two undisturbed runs, too, {both}"
             usual, here = (spread(self._lines, other, both.log, both.key) for other in (again, lines))
             if usual is not None and here is not None:
                 words += f", by up to {usual:.3g}; after this by up to {here:.3g}"

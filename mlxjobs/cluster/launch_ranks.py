@@ -165,8 +165,8 @@ def main(argv: Sequence[str]) -> int:
             os.execv(command[0], command)  # noqa: S606
         if len(nodes) > 1 and not ranks.is_host(nodes[0], os.uname().nodename):
             raise SchedulerError(
-                f"this host, {os.uname().nodename}, is none of the job's ({', '.join(nodes)}), so no ranks "
-                "can be started from here: leave scheduler.ranks_per_node out"
+                f"this host, {os.uname().nodename}, is not one of the job's ({', '.join(nodes)}), so no "
+                "ranks can be started from here: leave scheduler.ranks_per_node out"
             )
         return Group(scheduler, nodes, int(per_node), command).run()
     except MLXJobsError as error:

@@ -75,7 +75,7 @@ def find_parts(commit: Commit, path: str = "") -> tuple[list[Part], list[str]]:
 def find_there(commit: Commit) -> Iterator[Commit]:
     """Yield a commit, and those of its submodules at any depth whose repositories are on this machine."""
     yield commit
-    with suppress(SnapshotError):  # git has not the commit any more
+    with suppress(SnapshotError):  # git does not have the commit any more
         wishes = _read_wishes(commit)
         for link in git.list_tree(commit)[1]:
             with suppress(SnapshotError):
@@ -113,7 +113,7 @@ def _find(commit: Commit, link: str, where: str, wish: _Wish) -> Commit | None:
     for place in places:
         if git.has_commit(place, wanted):
             return Commit(place, wanted, None)
-    what = f"has not the commit {wanted[:12]} that is asked for" if places else "is not checked out"
+    what = f"does not have the commit {wanted[:12]} that is asked for" if places else "is not checked out"
     top = shlex.quote(str(commit.top))
     raise SnapshotError(
         f"The submodule {show(where)} {what}, so the snapshot of commit {commit.hash[:12]} of "

@@ -141,5 +141,7 @@ def check_encodable(value: Any, key: str = "") -> None:
             value.encode()
         except UnicodeEncodeError as error:  # the value itself is not told: it may be a secret
             character = value[error.start]
-            words = f"the value of {key!a} holds {character!a}, which UTF-8 has not, so no file can hold it"
+            words = (
+                f"the value of {key!a} holds {character!a}, which UTF-8 does not have, so no file can hold it"
+            )
             raise InvalidConfigFileError(words) from error

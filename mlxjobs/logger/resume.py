@@ -8,7 +8,7 @@ from pathlib import Path
 from mlxjobs.logger.artifact_history import ArtifactHistory
 from mlxjobs.logger.checkpoint_file import Record
 from mlxjobs.logger.metrics import MetricsWriter
-from mlxjobs.system.console import note
+from mlxjobs.system.console import counted, note
 
 
 class Resumption:
@@ -81,8 +81,8 @@ class Resumption:
             self._pending = False
             if lines or files:
                 note(
-                    f"run {self._name} goes on from {self._record.log_name}: {_counted(lines, files)} that "
-                    "were written after it are moved to .superseded"
+                    f"run {self._name} goes on from {self._record.log_name}: what was written after it "
+                    f"is moved to .superseded, {_counted(lines, files)}"
                 )
 
     def begins_from_scratch(self, *, for_good: bool = True) -> None:
@@ -103,8 +103,8 @@ class Resumption:
         self._base = 0
         if lines or files:
             note(
-                f"run {self._name} begins from scratch, for no checkpoint was loaded: "
-                f"{_counted(lines, files)} of earlier attempts are moved to .superseded"
+                f"run {self._name} begins from scratch, as no checkpoint was loaded: what earlier attempts "
+                f"wrote is moved to .superseded, {_counted(lines, files)}"
             )
 
     def has_superseded(self, record: Record) -> bool:
@@ -150,5 +150,5 @@ class Resumption:
 
 
 def _counted(lines: int, files: int) -> str:
-    parts = [(lines, "line(s) of metrics"), (files, "artifact(s)")]
-    return " and ".join(f"{count} {what}" for count, what in parts if count)
+    parts = [f"{counted(lines, 'line')} of metrics"] if lines else []
+    return " and ".join([*parts, counted(files, "artifact")] if files else parts)

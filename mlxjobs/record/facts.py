@@ -130,7 +130,7 @@ def read_facts(path: str, mark: list[int]) -> Facts:
         unsure = isinstance(error.__cause__, OSError) and -1 not in mark
         return Facts({}, [] if unsure else kept, None, str(error))
     except RecursionError:
-        return Facts({}, kept, None, f"the metadata in {path} hold themselves")
+        return Facts({}, kept, None, f"the metadata in {path} contain themselves")
     if "info.log_id" not in values and "info.logger.log_id" not in values:
         values["info.log_id"] = int(path.rpartition("/")[2])
     live = None if str(values.get("info.status")) in ENDED else live_mark_of(path)

@@ -126,7 +126,9 @@ def test_a_wrong_resume_is_told_from_a_program_that_is_never_the_same(drilled: P
     change(drilled, "loss = loss + velocity", "loss = loss + velocity + random.random()")
     ((verdict, words),) = verdicts(drilled, "--way", "kill").values()
     assert verdict == "resumes, exactly or not"
-    assert words.startswith("resumes; exactly or not cannot be told, as of two undisturbed runs too `loss` ")
+    assert words.startswith(
+        "resumes; whether exactly cannot be told, as of two undisturbed runs, too, `loss` "
+    )
     assert "differs from epoch 0 (" in words
     assert ", by up to " in words
     assert "; after this by up to " in words
@@ -150,7 +152,10 @@ def test_a_program_that_catches_everything(drilled: Project) -> None:
         )),
     )  # fmt: skip
     words = "goes on as if there had been no warning"
-    assert verdicts(drilled, "--way", "warning")["warning"] == ("does not leave, or not come back", words)
+    assert verdicts(drilled, "--way", "warning")["warning"] == (
+        "does not leave, or does not come back",
+        words,
+    )
     assert not live_jobs(drilled)
 
 

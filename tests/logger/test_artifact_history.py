@@ -42,7 +42,7 @@ def test_artifacts_of_after_the_checkpoint_are_taken_back(
     assert second.load_artifacts("image", "text") == "before"
     superseded = run / "artifacts" / "text" / ".superseded" / "1"
     assert [(superseded / name).read_text() for name in ("image", "best/image", "late")] == ["after"] * 3
-    assert "3 artifact(s)" in capsys.readouterr().err
+    assert "3 artifacts" in capsys.readouterr().err
 
 
 def test_a_folder_takes_the_place_of_a_file_and_is_taken_back(run: Path) -> None:

@@ -253,7 +253,7 @@ def test_a_resumed_run_has_each_step_once(run: Path, capsys: pytest.CaptureFixtu
     assert [r["epoch"] for r in rows(run, ".superseded/1/train")] == [4, 5]
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "run 5 goes on from last_ckpt: 2 line(s)" in err
+    assert "run 5 goes on from last_ckpt: what was written after it is moved to .superseded, 2 lines" in err
 
 
 def test_an_attempt_before_the_first_checkpoint_is_superseded(

@@ -154,7 +154,7 @@ def test_a_missing_log_directory_is_said(tmp_path: Path) -> None:
         ("- 1\n", "no keys and values"),
         ("\x00", "is not YAML"),
         ("a: *b", "is not YAML"),
-        ("a: &a\n  b: *a\n", "hold themselves"),
+        ("a: &a\n  b: *a\n", "contain themselves"),
     ],
 )
 def test_a_broken_run_is_reported_and_the_others_are_served(tmp_path: Path, text: str, said: str) -> None:
