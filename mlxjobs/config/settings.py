@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from mlxjobs.config import compose
 from mlxjobs.errors import InvalidConfigFileError
@@ -165,8 +165,8 @@ def _checked(value: Any, kind: Any, what: str) -> Any:
 def _fits(value: Any, kind: Any) -> bool:
     if kind is _Lines:
         return isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
-    if kind is _Include:
-        return value in get_args(_Include)
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
     # True is an integer to Python, and not to a user
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 

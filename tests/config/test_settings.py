@@ -8,36 +8,7 @@ from hydra.core.config_store import ConfigStore
 
 from mlxjobs.config.settings import Project, Settings, as_folder, as_lines, read_settings
 from mlxjobs.errors import InvalidConfigFileError
-
-NEW_FILE = """\
-logger:
-  forced_log_id: -1
-  log_streams_to_file: false
-  name: DefaultLogger
-  parent_log_dir: ./logs
-scheduler:
-  cleanup_cmd: ''
-  env_cmd: ''
-  max_requeues: 100
-  name: NoScheduler
-  option_cmd: []
-  ranks_per_node: 0
-  shell_config_cmd: ''
-  shell_path: /bin/bash
-version_manager:
-  name: GitVM
-  parent_work_dir: ./.workdir
-  compute_requirements: false
-  include: commit
-  max_untracked_mb: 100
-  strict: false
-  link: []
-secrets: []
-use_logger: true
-use_scheduler: false
-use_version_manager: false
-interactive_mode: true
-"""
+from tests.project import NEW_FILE
 
 
 def of_file(written: object) -> Settings:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.project import Project, assert_one_message, finish, names, runs, write
+from tests.project import NEW_FILE, Project, assert_one_message, finish, names, runs, write
 
 # prints what the task was given, one JSON line a run
 SHOW = """
@@ -39,38 +39,7 @@ def test_the_first_start_makes_the_configuration_and_nothing_else(project: Proje
     assert names(project.folder) == ["configs", "logs", "main.py"]
     assert names(project.folder / "configs") == ["config.yaml", "mlxpy.yaml"]
     assert yaml.safe_load((project.folder / "configs" / "config.yaml").read_text()) == {"seed": None}
-    assert yaml.safe_load((project.folder / "configs" / "mlxpy.yaml").read_text()) == {
-        "logger": {
-            "forced_log_id": -1,
-            "log_streams_to_file": False,
-            "name": "DefaultLogger",
-            "parent_log_dir": "./logs",
-        },
-        "scheduler": {
-            "cleanup_cmd": "",
-            "env_cmd": "",
-            "max_requeues": 100,
-            "ranks_per_node": 0,
-            "name": "NoScheduler",
-            "option_cmd": [],
-            "shell_config_cmd": "",
-            "shell_path": "/bin/bash",
-        },
-        "version_manager": {
-            "name": "GitVM",
-            "parent_work_dir": "./.workdir",
-            "compute_requirements": False,
-            "include": "commit",
-            "max_untracked_mb": 100,
-            "strict": False,
-            "link": [],
-        },
-        "secrets": [],
-        "use_logger": True,
-        "use_scheduler": False,
-        "use_version_manager": False,
-        "interactive_mode": True,
-    }
+    assert (project.folder / "configs" / "mlxpy.yaml").read_text() == NEW_FILE
     mine = "use_logger: false  # mine\n"
     write(project, {"configs/mlxpy.yaml": mine})
     project.run("seed=3")
