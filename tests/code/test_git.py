@@ -7,13 +7,18 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
 from mlxjobs.code import git
 from mlxjobs.errors import SnapshotError
+from mlxjobs.system.processes import process_key
 from tests.code.repos import write
+from tests.project import await_value
 
 
 def in_a_new_process(code: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -74,6 +79,15 @@ def test_a_git_that_takes_too_long_is_told(repo: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "never")
     with pytest.raises(SnapshotError, match=r"gave no answer .* timed out after 0\.1 seconds"):
         git.run(repo, "-c", f"alias.hang=!cat '{tmp_path}/never'", "hang", wait_s=0.1)
+    with suppress(OSError):  # git may have been ended before it knew what it had started
+        os.close(os.open(tmp_path / "never", os.O_WRONLY | os.O_NONBLOCK))
+
+
+def functions(frame: FrameType | None) -> Iterator[str]:
+    """The names of the functions that a thread is in."""
+    while frame is not None:
+        yield frame.f_code.co_name
+        frame = frame.f_back
 
 
 def test_after_ctrl_c_neither_git_nor_what_it_started_goes_on(repo: Path, tmp_path: Path) -> None:
@@ -81,21 +95,23 @@ def test_after_ctrl_c_neither_git_nor_what_it_started_goes_on(repo: Path, tmp_pa
         os.mkfifo(tmp_path / name)
     hang = f"alias.hang=!echo $$ > '{tmp_path}/started'; exec cat '{tmp_path}/never'"
     pids: list[int] = []
+    main = threading.main_thread().ident or 0
 
     def interrupt() -> None:
         pids.append(int((tmp_path / "started").read_text()))
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        await_value(lambda: "communicate" in functions(sys._current_frames()[main]), "the wait for git")
+        signal.pthread_kill(main, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
         git.run(repo, "-c", hang, "hang")
     thread.join()
-    with pytest.raises(ProcessLookupError):
-        os.kill(pids[0], 0)
+    # git has told it to end; the machine may not yet have taken it away
+    await_value(lambda: not process_key(pids[0]), "the end of what git started")
 
 
-def test_hooks_of_the_users_own_commit_speak_his_language(
+def test_hooks_of_the_users_own_commit_speak_their_language(
     repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hook = repo / ".git" / "hooks" / "pre-commit"
