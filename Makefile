@@ -22,13 +22,17 @@ demo: setup  ## show the main job: a sweep, a preemption, a resumption
 	@$(BIN)/python examples/demo.py
 
 PYTEST := $(BIN)/python -m pytest --dist=loadfile --no-loadscope-reorder
+# The tests start some thousand processes; where python may not write bytecode, each would compile us anew.
+COMPILE := $(BIN)/python -m compileall -q mlxjobs schedulers
 
 # On two cores, too: most tests wait for the disk, or for another process.
 test: setup  ## run the tests, in ten minutes (as root: the main job on a real Slurm too, which is installed)
+	@$(COMPILE)
 	$(PYTEST) --numprocesses=4 -m "short or not (slurm or oar or sge)"
 
 # One process has Slurm, the other OAR and Grid Engine.
 test-clusters: setup  ## run all tests on a real Slurm, OAR and Grid Engine, which are installed and started (root)
+	@$(COMPILE)
 	$(PYTEST) --numprocesses=2 tests/clusters
 
 soak: setup  ## 200 runs on a real Slurm that is tormented for ten minutes (root); SOAK_RUNS=20 SOAK_SECONDS=60 SOAK_SEED=1
