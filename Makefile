@@ -30,10 +30,10 @@ test: setup  ## run the tests, in ten minutes (as root: the main job on a real S
 	@$(COMPILE)
 	$(PYTEST) --numprocesses=4 -m "short or not (slurm or oar or sge)"
 
-# One process has Slurm, the other OAR and Grid Engine.
+# One process, as the clusters share an environment of Python, in which a test installs torch.
 test-clusters: setup  ## run all tests on a real Slurm, OAR and Grid Engine, which are installed and started (root)
 	@$(COMPILE)
-	$(PYTEST) --numprocesses=2 tests/clusters
+	$(PYTEST) tests/clusters
 
 soak: setup  ## 200 runs on a real Slurm that is tormented for ten minutes (root); SOAK_RUNS=20 SOAK_SECONDS=60 SOAK_SEED=1
 	$(BIN)/python -m tests.soak --runs $(SOAK_RUNS) --seconds $(SOAK_SECONDS) $(SOAK_SEED:%=--seed %)

@@ -59,24 +59,13 @@ def _no_scheduler_of_the_machine() -> Iterator[None]:
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give each file to one process, and all of a cluster to the same: its tests share it.
-
-    Slurm takes as long as the other two together.
-    """
+    """Give each file to one process, and all files of the clusters to the same: they share them."""
     from xdist.scheduler import LoadFileScheduling
 
     scheduling = LoadFileScheduling(config, log)
     name = scheduling._split_scope
-    scheduling._split_scope = lambda test: _cluster_of(test) or name(test)
+    scheduling._split_scope = lambda test: "clusters" if test.startswith("tests/clusters/") else name(test)
     return scheduling
-
-
-def _cluster_of(test: str) -> str | None:
-    """The cluster that a test needs, by its name."""
-    if not test.startswith("tests/clusters/"):
-        return None
-    others = ("/test_oar_", "/test_sge_", "[oar")
-    return "OAR and Grid Engine" if any(other in test for other in others) else "Slurm"
 
 
 @pytest.fixture

@@ -58,12 +58,14 @@ def test_the_controller_is_killed_during_a_submission(remote: ClusterProject) ->
         remote.cluster.start_controller()
         done = pending.result()
     assert "Traceback" not in done.stderr
-    if done.returncode != 0:  # the controller had not taken it
+    if done.returncode != 0:  # the controller had not taken it, or nobody knows
         assert done.returncode == 3
-        assert remote.state().status is RunStatus.FAILED
         assert "submit again: mlxjobs requeue 1" in done.stderr
-        assert remote.command("squeue", "--noheader", "--me").stdout == ""
-        remote.mlxjobs("requeue", "1")
+        if "nobody knows whether the job was taken" not in done.stderr:
+            assert remote.state().status is RunStatus.FAILED
+            assert remote.command("squeue", "--noheader", "--me").stdout == ""
+        if remote.command("squeue", "--noheader", "--me").stdout == "":
+            remote.mlxjobs("requeue", "1")
     assert_whole(remote)
 
 
