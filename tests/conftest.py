@@ -57,6 +57,10 @@ def _no_scheduler_of_the_machine() -> Iterator[None]:
     assert GUARDS.calls() == []
 
 
+# files that would keep one process busy for minutes when the others have done
+_SPREAD = ("tests/config/test_sweeps.py", "tests/schedulers/test_standins.py")
+
+
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give each file to one process, and all files of the clusters to the same: they share them."""
@@ -64,7 +68,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     scheduling = LoadFileScheduling(config, log)
     name = scheduling._split_scope
-    scheduling._split_scope = lambda test: "clusters" if test.startswith("tests/clusters/") else name(test)
+
+    def scope(test: str) -> str:
+        if test.startswith("tests/clusters/"):
+            return "clusters"
+        return test if test.startswith(_SPREAD) else name(test)
+
+    scheduling._split_scope = scope
     return scheduling
 
 
