@@ -105,8 +105,9 @@ class SLURMScheduler(Scheduler):
         return match.group(1)
 
     def may_have_submitted(self, words: str) -> bool:
-        """A controller that hangs takes the job once it goes on."""
-        return any(sign in words for sign in ("timed out", "Zero Bytes", "Unexpected message"))
+        """A controller that hangs takes the job once it goes on; one that dies may have taken it before."""
+        signs = ("timed out", "Zero Bytes", "Unexpected message", "reset by peer")
+        return any(sign in words for sign in signs)
 
     def is_full(self, words: str) -> bool:
         """Limits of the user, the account or the partition (resource_limits.html), and MaxJobCount."""
