@@ -45,7 +45,7 @@ def kill_controller(cluster: SlurmCluster, job: str | None = None) -> None:
 
 
 def jobs_of(remote: ClusterProject) -> list[str]:
-    """Ids of the jobs of a project: a controller that was killed brings back ended jobs of other ones, too."""
+    """Ids of a project's jobs: a controller that was killed brings back ended jobs of others, too."""
     lines = remote.command("squeue", "--noheader", "--me", "--format=%i %o").stdout.splitlines()
     return [line.split()[0] for line in lines if str(remote.folder) in line]
 

@@ -137,10 +137,12 @@ def runs(
     return found
 
 
-def assert_same(folder: Path, arguments: list[str], name: str = "config") -> list[Composed]:
-    """Both ways give the same in both modes: equal configurations of the same types, or the same error."""
+def assert_same(
+    folder: Path, arguments: list[str], name: str = "config", modes: tuple[bool, ...] = (True, False)
+) -> list[Composed]:
+    """Both ways give the same, quiet or not: equal configurations of the same types, or the same error."""
     result: list[Composed] = []
-    for quiet in (True, False):
+    for quiet in modes:
         outcomes = []
         for short in (True, False):
             try:
@@ -187,12 +189,13 @@ OTHERS = st.sampled_from(
     ),
     others=st.lists(OTHERS, max_size=2),
     last=st.booleans(),
+    quiet=st.booleans(),
 )
 def test_both_ways_give_the_same(
-    config_dir: Path, swept: list[tuple[str, list[str]]], others: list[str], last: bool
+    config_dir: Path, swept: list[tuple[str, list[str]]], others: list[str], last: bool, quiet: bool
 ) -> None:
     plain = [f"{key}={','.join(values)}" for key, values in swept]
-    assert_same(config_dir, ["-m", *(others + plain if last else plain + others)])
+    assert_same(config_dir, ["-m", *(others + plain if last else plain + others)], modes=(quiet,))
 
 
 def describe(node: Any) -> Any:
@@ -296,7 +299,7 @@ def test_runs_that_differ_in_plain_values_are_composed_once(config_dir: Path) ->
 )
 def test_what_is_unusual_is_left_to_hydra(config_dir: Path, unusual: str) -> None:
     assert_same(config_dir, ["-m", unusual])
-    assert_same(config_dir, ["-m", unusual, "ratio=1,2"])
+    assert_same(config_dir, ["-m", unusual, "ratio=1,2"], modes=(True,))
 
 
 @pytest.mark.parametrize(
@@ -324,7 +327,7 @@ def test_what_is_unusual_is_left_to_hydra(config_dir: Path, unusual: str) -> Non
     ],
 )
 def test_overrides_that_meet_each_other(config_dir: Path, arguments: list[str]) -> None:
-    assert_same(config_dir, ["-m", *arguments])
+    assert_same(config_dir, ["-m", *arguments], modes=(True,))
 
 
 @pytest.mark.parametrize(
