@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxjobs.errors import MLXJobsError
+from mlxjobs.system.atomic import move
 from mlxjobs.system.files import replace_file, sync_directory
 
 DAMAGED = ".damaged"
@@ -78,7 +79,7 @@ def _kept(run: Path, path: Path) -> Path:
 
 def move_aside(run: Path, path: Path) -> None:
     """Move a file or folder of a run to its `.damaged/`, under the same path."""
-    path.rename(_kept(run, path))
+    move(path, _kept(run, path))
     sync_directory(path.parent)
 
 

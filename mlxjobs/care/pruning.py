@@ -22,6 +22,7 @@ from mlxjobs.code.users import Mark, drop_commits, find_kept_commits, keep_commi
 from mlxjobs.errors import MLXJobsError, SnapshotError
 from mlxjobs.jobs.look import Seen, look_at_runs
 from mlxjobs.record.run import runs_in
+from mlxjobs.system.atomic import move
 from mlxjobs.system.trust import stranger
 
 # what a launch, or another removal, has in its hands at this moment
@@ -109,7 +110,7 @@ class Pruning:
         try:
             aside.mkdir()
             _move(_beside(root), aside)
-            root.rename(aside / root.name)
+            move(root, aside / root.name)
             if _has_new_mark(root, snapshot):
                 _move([aside / root.name, *aside.iterdir()], root.parent)
                 shutil.rmtree(aside)  # what a launch has made anew meanwhile stays
@@ -217,7 +218,7 @@ def _move(paths: Iterable[Path], folder: Path) -> None:
     for path in paths:
         if not os.path.lexists(folder / path.name):
             with suppress(FileNotFoundError):
-                path.rename(folder / path.name)
+                move(path, folder / path.name)
 
 
 def remove_tree(folder: Path) -> None:

@@ -20,6 +20,7 @@ from mlxjobs.code.run_code import Code, commit_of, facts_of, live_edits, make_ag
 from mlxjobs.config.stored import flatten
 from mlxjobs.errors import MLXJobsError, RunError, SnapshotError
 from mlxjobs.record.run import Run
+from mlxjobs.system.atomic import move
 from mlxjobs.system.files import current_umask, sync_directory
 
 _DIFF_S = 600
@@ -132,7 +133,7 @@ def check_out(code: Code, folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
             made = _copy(code, Path(aside)) if code.root.is_dir() else make_again(code, Path(aside))
             _make_writable(made)
-            made.rename(folder)
+            move(made, folder)
             sync_directory(folder.parent)
     except (OSError, shutil.Error) as error:
         raise RunError(f"{show(folder)} cannot be made: {error}; nothing is left there") from error

@@ -31,6 +31,7 @@ from mlxjobs.code.links import make_links
 from mlxjobs.code.sharing import Made, beside, read_made
 from mlxjobs.code.submodules import Part, check_lfs_contents, find_parts, lfs_settings
 from mlxjobs.errors import SnapshotError
+from mlxjobs.system.atomic import move
 from mlxjobs.system.files import create_file, current_umask, replace_file
 from mlxjobs.system.turn import turn
 
@@ -191,7 +192,7 @@ def _publish(aside: Path, root: Path, made: Made) -> None:
     replace_file(notes[0], sharing.encode_made(made), durable=False)
     flushing.begin(root)
     try:
-        aside.rename(root)  # never replaces a folder that holds something: rename(2)
+        move(aside, root)  # never replaces a folder that holds something: rename(2)
     except OSError:
         if not root.is_dir():
             for note in notes:
@@ -199,7 +200,7 @@ def _publish(aside: Path, root: Path, made: Made) -> None:
             raise
         return
     for number in range(len(made.recipes)):
-        _index(aside, number).rename(beside(root, f"{number}.index"))
+        move(_index(aside, number), beside(root, f"{number}.index"))
 
 
 def find_abandoned(folder: Path) -> list[Path]:
@@ -233,7 +234,7 @@ def remove_abandoned(root: Path) -> None:
         # fails to publish, where it could have published what is half removed.
         claimed = name_aside(root)
         with suppress(OSError):  # another launch was faster
-            path.rename(claimed)
+            move(path, claimed)
             _remove_aside(claimed)
 
 

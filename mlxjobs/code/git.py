@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from mlxjobs.errors import SnapshotError
+from mlxjobs.system.atomic import move
 from mlxjobs.system.console import name_some
 
 if TYPE_CHECKING:
@@ -348,7 +349,7 @@ def _replace_index(index: Path, content: bytes, lock: Path) -> None:
     with lock.open("xb") as stream:
         os.fchmod(stream.fileno(), index.stat().st_mode & 0o777)
         stream.write(content)
-    lock.replace(index)
+    move(lock, index)
 
 
 def all_but(top: Path, ignore: tuple[Path, ...] = ()) -> list[str]:

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxjobs.errors import MLXJobsError, SchedulerError
+from mlxjobs.system.atomic import move
 from mlxjobs.system.files import numbers_in, replace_file, sync_directory
 
 PATIENCE_S = 10.0  # for a worker's answer and for killed processes to be gone
@@ -248,7 +249,7 @@ class Queue:
             # A power failure may take back the counter, `forget` takes the directories: never reuse an id.
             number = 1 + max([int(os.pread(fd, 32, 0).strip(b"\0") or 0), *self.numbers()])
             os.pwrite(fd, b"%d" % number, 0)
-            aside.rename(self.directory(number))
+            move(aside, self.directory(number))
         sync_directory(self.jobs)
         return number
 

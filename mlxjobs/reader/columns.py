@@ -26,6 +26,7 @@ from weakref import finalize
 
 import orjson
 
+from mlxjobs.system.atomic import move
 from mlxjobs.system.files import aside_of
 
 INDEX_SCHEMA = 2
@@ -214,7 +215,7 @@ def publish_index(
             connection.commit()
         _flush(aside)
         file = ColumnFile(aside)
-        aside.replace(target)
+        move(aside, target)
         return file
     finally:
         aside.unlink(missing_ok=True)

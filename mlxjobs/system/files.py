@@ -17,9 +17,12 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from mlxjobs.errors import MLXJobsError
+from mlxjobs.system import atomic
 
 # also without a thread, and of `checkpoints` with a word
 _ASIDE = re.compile(r"\..+\.\d+(\.\d+)?(\.[a-z]+)?\.tmp")
+_OCTAL = re.compile(r"\\([0-7]{3})")
+_SSHFS_S = 21.0  # its dcache_timeout, and one more
 _IDLE_S = 3600  # after which a writer on another machine is believed to be gone
 
 _flushed_later = ContextVar("flushed_later", default=False)
@@ -124,7 +127,7 @@ def _create_anew(path: Path, mode: int) -> int:
     try:
         return os.open(path, flags, mode)
     except FileExistsError:  # what a process that was killed has left
-        path.unlink()
+        path.unlink(missing_ok=True)
         return os.open(path, flags, mode)
 
 
@@ -176,17 +179,30 @@ def replace_file(
         OSError: the file could not be written; the old one is untouched.
     """
     data = content.encode() if isinstance(content, str) else content
-    _write_aside(path, data, mode, durable=durable, folder=aside).replace(path)
+    new = _write_aside(path, data, mode, durable=durable, folder=aside)
+    try:
+        atomic.move(new, path)
+    except OSError:
+        with suppress(OSError):
+            new.unlink()
+        raise
     if durable and sync_folder:
         sync_directory(path.parent)
 
 
-def create_file(path: Path, content: bytes | str, *, mode: int = 0o666) -> bool:
+def create_file(path: Path, content: bytes | str, *, mode: int = 0o666, no_links: Path | None = None) -> bool:
     """Create `path` with this content, whole and durable, unless it exists already.
 
     Of several processes that create the same file at once exactly one succeeds. link(2) is used
     because it fails when the target exists and, unlike O_EXCL followed by a write, never shows a
     file that is still empty; on NFS the server decides (open(2), O_EXCL).
+
+    Args:
+        path: the file; its folder exists.
+        content: what it is to hold.
+        mode: permission bits of the new file, before the user's umask.
+        no_links: a file that says to all nodes that there are no hard links here; it is made when that is
+            found. None: then a reader may see the new file before it is whole.
 
     Returns:
         True if this call created the file, False if it existed.
@@ -194,17 +210,53 @@ def create_file(path: Path, content: bytes | str, *, mode: int = 0o666) -> bool:
     Raises:
         OSError: the file could not be written.
     """
-    aside = _write_aside(path, content.encode() if isinstance(content, str) else content, mode)
+    data = content.encode() if isinstance(content, str) else content
+    aside = _write_aside(path, data, mode)
     try:
-        os.link(aside, path)
-    except FileExistsError:
-        return False
+        created = _give_name(aside, path, no_links)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        aside.unlink()
-    sync_directory(path.parent)
+        aside.unlink(missing_ok=True)
+    if created:
+        sync_directory(path.parent)
+    return created
+
+
+def _give_name(aside: Path, path: Path, no_links: Path | None) -> bool:
+    if no_links is None or not no_links.exists():
+        try:
+            return atomic.link(aside, path)
+        except OSError as error:
+            if error.errno not in atomic.NO_LINKS:
+                raise
+    if no_links is not None:
+        no_links.touch()
+        return atomic.create_by_folder(aside, path)
+    try:
+        with open(path, "xb") as file:
+            file.write(aside.read_bytes())
+    except FileExistsError:
+        return False
     return True
+
+
+def remembers_s(folder: Path) -> float:
+    """Return for how long this node may have an old view of a folder though it asks anew, in seconds.
+
+    Opening a file or a folder asks the server on NFS (nfs(5), close-to-open), and elsewhere; sshfs answers
+    even that from what it remembers (sshfs(1), dcache_timeout).
+    """
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+        path = os.path.realpath(folder)
+    except OSError:
+        return 0.0
+    kinds: dict[str, str] = {}
+    for fields in map(str.split, mounts):  # proc(5): the mount point is the fifth; the kind follows a dash
+        kinds[_OCTAL.sub(lambda code: chr(int(code[1], 8)), fields[4])] = fields[fields.index("-") + 1]
+    inside = [point for point in kinds if path == point or path.startswith(f"{point.rstrip('/')}/")]
+    return _SSHFS_S if kinds[max(inside, key=len)] == "fuse.sshfs" else 0.0
 
 
 def numbers_in(folder: str | Path) -> list[int]:
