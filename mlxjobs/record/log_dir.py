@@ -4,39 +4,128 @@ logs/
   5/ 6/ ...                   runs
   .waiting/7                  marks run 7 as waiting for room in the queue
   .arrays/1/script.sh 5 6     a submission of many runs, with a link to each
+  .no-hard-links              there are none, so events are created another way
   .environments/5f3a01bc.txt  a list of installed distributions that runs were made with
 """
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mlxjobs.errors import RunError
-from mlxjobs.system.files import numbers_in
+from mlxjobs.system.atomic import GONE, move
+from mlxjobs.system.files import aside_of, numbers_in
 from mlxjobs.system.trust import own_folder
+
+# what every run has; the first of them is what shows that its folder is somebody's
+_FOLDERS = ("metadata", "metadata/.history", "metrics", "artifacts")
+# how long the folder of a run that is being made may be empty; the longest pause between two looks
+_EMPTY_S = 2.0
+_PAUSE_S = 0.1
 
 
 def take_log_id(parent: str, above: int | None = None) -> str:
-    """Create the folder with the next free number, and return its path.
+    """Create the folder of a run with the next free number, and return its path.
 
     Args:
         parent: where.
         above: a number that is taken, which saves looking for the highest one.
+    """
+    return _take_number(parent, above, make_run_folder)
 
-    Each process walks up from what it saw and moves on only over numbers that are taken: so no number
-    is skipped, however many start at once, and no lock is needed. (Strings, as paths are slow here.)
+
+def _take_number(parent: str, above: int | None, make: Callable[[str], bool]) -> str:
+    """Each process walks up from what it saw and moves on only over numbers that are taken.
+
+    So no number is skipped, however many start at once, and no lock is needed. (Strings, as paths are slow
+    here.)
     """
     number = max(numbers_in(parent), default=0) if above is None else above
     while True:
         number += 1
         path = f"{parent}/{number}"
+        if make(path):
+            return path
+
+
+def _make_folder(path: str) -> bool:
+    try:
+        os.mkdir(path)  # noqa: PTH102
+    except FileExistsError:
+        return False
+    return True
+
+
+def make_run_folder(path: str) -> bool:
+    """Make the folder of a run, with those that every run has, which nobody else can get.
+
+    A folder that stays empty is nobody's: who made it was killed, or was told that it exists by mistake
+    (see `system.atomic`). It is taken by a rename, which fails if it holds something by then.
+
+    Returns:
+        Whether it is ours.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if not _make_folder(path):
+        return _stays_empty(path) and _take_empty(path)
+    for name in _FOLDERS:
         try:
-            os.mkdir(path)  # noqa: PTH102
-        except FileExistsError:
-            continue
-        return path
+            if not _make_folder(f"{path}/{name}") and name == _FOLDERS[0] and not _is_begun(path):
+                return False
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            return False  # we were stopped for so long that somebody took it
+    return True
+
+
+def _is_begun(path: str) -> bool:
+    """Whether the folder holds no more than we have made, and not what somebody moved there."""
+    first = _FOLDERS[0]
+    return os.listdir(path) == [first] and not os.listdir(f"{path}/{first}")  # noqa: PTH208
+
+
+def _stays_empty(path: str) -> bool:
+    end, pause = time.monotonic() + _EMPTY_S, 0.001
+    while True:
+        try:
+            if os.listdir(path):  # noqa: PTH208
+                return False
+        except OSError:  # a file, a folder that is not ours, or one that was removed
+            return False
+        if time.monotonic() > end:
+            return True
+        time.sleep(pause)
+        pause = min(2 * pause, _PAUSE_S)
+
+
+def _take_empty(path: str) -> bool:
+    import shutil
+
+    aside = aside_of(Path(path))
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        for name in ("", *_FOLDERS):
+            (aside / name).mkdir(exist_ok=True)
+        move(aside, Path(path))
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return True
+
+
+def no_links_mark(parent: Path) -> Path:
+    """Return the file that says that the log directory is on a file system without hard links."""
+    return parent / ".no-hard-links"
 
 
 def in_ranges(log_ids: Iterable[int]) -> str:
@@ -93,4 +182,4 @@ def take_array(parent: Path) -> Path:
     """
     arrays = arrays_folder(parent)
     arrays.mkdir(exist_ok=True)
-    return Path(take_log_id(str(arrays)))
+    return Path(_take_number(str(arrays), None, _make_folder))

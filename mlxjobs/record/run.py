@@ -27,7 +27,8 @@ from typing import Any
 
 from mlxjobs.errors import DamagedHistoryError, RunError
 from mlxjobs.record.history import Event, RunState, fold, render_info, timestamp
-from mlxjobs.record.log_dir import take_log_id, waiting_folder
+from mlxjobs.record.log_dir import make_run_folder, no_links_mark, take_log_id, waiting_folder
+from mlxjobs.system.atomic import look_anew
 from mlxjobs.system.console import note
 from mlxjobs.system.files import create_file, numbers_in, replace_file
 from mlxjobs.system.plain_yaml import NotYAMLError, dump_yaml, read_yaml
@@ -99,25 +100,19 @@ class Run:
         """
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            path = (
-                f"{parent}/{log_id}"
-                if log_id >= 0
-                else take_log_id(str(parent), after.log_id if after else None)
-            )
-            if log_id >= 0:
-                os.mkdir(path)  # noqa: PTH102 - as in take_log_id
-            for folder in ("metadata", "metadata/.history", "metrics", "artifacts"):
-                os.mkdir(f"{path}/{folder}")  # noqa: PTH102
+            if log_id < 0:
+                return cls(Path(take_log_id(str(parent), after.log_id if after else None)))
+            run = cls(parent / str(log_id))
+            if make_run_folder(str(run.path)):
+                return run
+            raise RunError(f"{run.path} exists already")
         except FileExistsError as error:
-            if parent.is_dir():
-                raise RunError(f"{parent / str(log_id)} exists already") from error
             raise RunError(f"{parent} is a file: set mlxpy.logger.parent_log_dir to a folder") from error
         except OSError as error:
             raise RunError(
                 f"the log directory {parent} cannot be written: {os.strerror(error.errno or errno.EIO)}; "
                 "set another one with +mlxpy.logger.parent_log_dir=..."
             ) from error
-        return cls(Path(path))
 
     def adopt(self) -> None:
         """Take over a run directory that MLXP made: from now on it has a history."""
@@ -160,7 +155,9 @@ class Run:
             DamagedHistoryError: one is not what was written.
         """
         events = list(known or ())
-        # numbers are tried, not listed: a listing may be old on a network file system
+        # numbers are tried, not listed: a listing may be old on a network file system, and so may be what
+        # this node remembers not to have found
+        look_anew(self.history_dir)
         while (event := self._event(len(events) + 1)) is not None:
             events.append(event)
         return events
@@ -219,7 +216,7 @@ class Run:
             stamped = {"event": event["event"], "time": timestamp(), **event}
             path = self.history_dir / f"{len(events) + 1:04d}.json"
             try:
-                created = create_file(path, seal_json(stamped))
+                created = create_file(path, seal_json(stamped), no_links=no_links_mark(self.path.parent))
             except OSError as error:
                 raise NotRecordedError(error, self._fold([*events, stamped])) from error
             if created:
