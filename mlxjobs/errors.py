@@ -6,6 +6,7 @@
     ├── InvalidKeyError             a name that cannot be used for metrics or artifacts (KeyError too)
     ├── InvalidQueryError           a query of the Reader that cannot be parsed (SyntaxError too)
     ├── InvalidMetricError          a metric that cannot be written as JSON (TypeError too)
+    ├── ShortMetricsError           a metrics file lacks lines that a checkpoint remembers (OSError too)
     ├── InvalidArtifactError        an object that is not an artifact, or a type that is not registered
     │   └── ArtifactNotFoundError   the run has no such artifact (FileNotFoundError too)
     ├── CheckpointNotFoundError     the run has no such checkpoint (FileNotFoundError too)
@@ -66,6 +67,10 @@ class ArtifactNotFoundError(InvalidArtifactError, FileNotFoundError):
 
 class InvalidMetricError(MLXJobsError, TypeError):
     """A metric cannot be written as JSON, or what should be logged is not a dictionary."""
+
+
+class ShortMetricsError(MLXJobsError, OSError):
+    """A metrics file lacks lines that it had when a checkpoint was saved."""
 
 
 class DamagedCheckpointError(MLXJobsError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from mlxjobs.jobs.look import Seen, look_at_runs
 from mlxjobs.record.facts import outdate
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.run import Run, runs_in
+from mlxjobs.system.atomic import look_anew
 
 # a run without a history, or without anything, that nobody has touched for so long is no longer written
 _IDLE_S = 3600
@@ -100,6 +102,20 @@ def _check_state(seen: Seen, before: RunStatus | None) -> Iterator[Finding]:
 
 
 def _check_run(run: Run) -> Iterator[Finding]:
+    """What is wrong with a run when one looks, and still is when one looks again.
+
+    It may have been changed meanwhile, or on another node that this one has an old view of.
+    """
+    first = {(finding.path, finding.what) for finding in _look_at(run)}
+    if first:
+        for folder, _, _ in os.walk(run.path):
+            look_anew(folder)
+        for finding in _look_at(run):
+            if (finding.path, finding.what) in first:
+                yield finding
+
+
+def _look_at(run: Run) -> Iterator[Finding]:
     known = Known(run)
     idle = _idle(run)
     if not any(run.history_dir.glob("*.json")) and not (run.metadata / "info.yaml").exists():

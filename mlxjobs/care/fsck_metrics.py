@@ -18,6 +18,7 @@ from mlxjobs.logger.metrics import MetricsWriter
 from mlxjobs.logger.values import type_name
 from mlxjobs.record.facts import read_plain
 from mlxjobs.record.fence import Fence
+from mlxjobs.record.history import RunStatus
 from mlxjobs.system.files import replace_file
 from mlxjobs.system.seals import crc32_of, is_sealed, open_json
 
@@ -93,6 +94,7 @@ def check_metrics(known: Known) -> Iterator[Finding]:
     if known.state is not None:
         yield from _check_seals(known)
     yield from _check_superseded(folder)
+    yield from _check_remembered(known)
     logs = []
     for name in rewind.log_names(folder):
         path = folder / f"{name}.json"
@@ -131,11 +133,29 @@ def _compare(recorded: Any, folder: Path) -> Iterator[Finding]:
             continue  # a later version's
         size, crc = pair[:2]
         path = folder / f"{name}.json"
-        there = path.stat().st_size if path.exists() else 0
+        there = rewind.size_of(path)
         if there < size:
             yield Finding(path, f"has lost {size - there} of {size} bytes since the attempt ended")
         elif crc32_of(path, size) != crc:
             yield Finding(path, "is edited or damaged: it is not what it was when the attempt ended")
+
+
+def _check_remembered(known: Known) -> Iterator[Finding]:
+    """What the newest checkpoint remembers has to be there: who goes on from it waits for it."""
+    folder, places = known.run.metrics, checkpoints.folders(known.run.path)
+    if not known.settled or known.state is None or known.state.status is RunStatus.COMPLETE:
+        return
+    records = [saved.record for place in places for saved in checkpoints.find(place) if saved.record]
+    if not records:
+        return
+    record = max(records, key=lambda record: record.sequence)
+    for name, size in record.metrics.items():
+        try:
+            rewind.check_whole(folder, {name: size}, rewind.sizes(folder), record.rewinds)
+        except rewind.Short as short:
+            what = f"has {short.size} bytes of the {size} that a checkpoint remembers"
+            fix = partial(rewind.accept_loss, folder, name, size)
+            yield Finding(short.path, what, "let the run go on without those lines", fix)
 
 
 def _check_superseded(folder: Path) -> Iterator[Finding]:
@@ -147,7 +167,7 @@ def _check_superseded(folder: Path) -> Iterator[Finding]:
             continue
         for name, (size, crc) in content.get("files", {}).items():
             path = note.with_name(f"{name}.json")
-            if not path.exists() or path.stat().st_size != size or crc32_of(path, size) != crc:
+            if not path.exists() or rewind.size_of(path) != size or crc32_of(path, size) != crc:
                 yield Finding(path, "is edited or damaged: it is not what was moved there")
 
 

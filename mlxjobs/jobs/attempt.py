@@ -20,6 +20,7 @@ from mlxjobs.jobs.failure import TaskFailed, call_and_report, last_line, print_t
 from mlxjobs.jobs.other_ranks import call_as_other_rank
 from mlxjobs.jobs.startable import Place, check_startable
 from mlxjobs.jobs.streams import divert, tee
+from mlxjobs.logger.before import renew
 from mlxjobs.logger.logger import DefaultLogger, SilentLogger
 from mlxjobs.logger.metrics import seals
 from mlxjobs.record import history
@@ -77,11 +78,12 @@ def _begin(
     return before, after
 
 
-def _fence(run: Run, number: int) -> Fence:
+def _fence(run: Run, state: RunState) -> Fence:
     """Return what an attempt writes through, once no earlier one can write any more."""
+    number = len(state.attempts)
     events: list[Event] = []
 
-    def check() -> None:
+    def ask() -> None:
         nonlocal events
         newer = run.events(events)
         if len(newer) > len(events):
@@ -92,9 +94,12 @@ def _fence(run: Run, number: int) -> Fence:
                 f"{run.path} is gone, removed or moved: attempt {number} has nothing to write to, and ends"
             )
 
-    fence = Fence(number, check)
+    fence = Fence(number, ask)
+    fence.begin(run.path)
     if number > 1:
-        take_over(run.path, fence)
+        silent = [old.number for old in state.attempts[:-1] if old.status is None or old.presumed]
+        take_over(run.path, number, {*silent, number - 1})
+        renew(run.metrics, fence)
     return fence
 
 
@@ -112,7 +117,7 @@ def _prepare(run: Run, state: RunState, shown: Shown, *, strict: bool) -> tuple[
     """Make an attempt that has its number fit to call the task; what hinders it is recorded."""
     number = len(state.attempts)
     try:
-        fence = _fence(run, number)
+        fence = _fence(run, state)
         with fence.explaining():
             run.write_yaml("config", stored.plain_config(shown.config), fence.folder(run.metadata))
         proof = provenance.Proof(run, state, strict=strict)

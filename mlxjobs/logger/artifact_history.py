@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxjobs.record.fence import Fence
+from mlxjobs.system.atomic import link, look_anew, move
 from mlxjobs.system.files import aside_of, sync_directory
 
 _SINCE = ".since"
@@ -111,6 +112,7 @@ class ArtifactHistory:
         if changes.has(name):
             return
         target = changes.top / name
+        look_anew(target.parent)
         note = changes.note(_OLD if os.path.lexists(target) else _NEW, name)
         note.parent.mkdir(parents=True, exist_ok=True)
         with self.fence.explaining():
@@ -119,7 +121,7 @@ class ArtifactHistory:
                 _copy(target, aside)
             else:
                 aside.touch()
-            aside.replace(note)
+            move(aside, note)
 
     def _aside(self, top: Path) -> Path:
         """A free place from which to rename to where artifacts, notes and the superseded are."""
@@ -167,6 +169,7 @@ class ArtifactHistory:
         """Have one artifact as it was before some changes, oldest first; tells if one was moved away."""
         top = changes[0].top
         path, old = top / name, changes[0].note(_OLD, name)
+        look_anew(path.parent)
         moved = os.path.lexists(path) and not _is_same(path, old)
         if moved or not os.path.lexists(path):
             version = path
@@ -190,7 +193,7 @@ class ArtifactHistory:
             aside = self._aside(top)
             _copy(version, aside)
             place.parent.mkdir(parents=True, exist_ok=True)
-            aside.rename(place)
+            move(aside, place)
             sync_directory(place.parent)
 
     def _put(self, top: Path, path: Path, old: Path) -> None:
@@ -200,12 +203,12 @@ class ArtifactHistory:
             # through the attempt's own folder: one that was given up moves nothing
             gone = self.fence.folder(path.parent) / path.name
             _remove(gone)
-            path.rename(gone)
+            move(path, gone)
         if os.path.lexists(old):
             aside = self._aside(top)
             _copy(old, aside)
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside.replace(path)
+            move(aside, path)
         if gone is not None:
             _remove(gone)
 
@@ -233,7 +236,7 @@ class ArtifactHistory:
         for kind, name in change.notes():
             if not any(other.has(name) for other in (*earlier, into)):
                 into.note(kind, name).parent.mkdir(parents=True, exist_ok=True)
-                change.note(kind, name).replace(into.note(kind, name))
+                move(change.note(kind, name), into.note(kind, name))
         shutil.rmtree(change.folder, ignore_errors=True)
 
     def forget(self) -> None:
@@ -280,8 +283,10 @@ def _copy(path: Path, other: Path) -> None:
 
 def _copy_file(path: Path | str, other: Path | str) -> None:
     try:
-        os.link(path, other, follow_symlinks=False)
+        linked = link(Path(path), Path(other))
     except OSError:
+        linked = False
+    if not linked:
         shutil.copy2(path, other, follow_symlinks=False)
 
 

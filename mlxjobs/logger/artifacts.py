@@ -35,6 +35,7 @@ from mlxjobs.logger.artifact_types import (
     save_torch,
 )
 from mlxjobs.record.fence import Fence
+from mlxjobs.system.atomic import look_anew, move
 from mlxjobs.system.files import aside_of, is_file_name, naming, sync_directory
 
 _KEPT = re.compile(r"\.pkl\.[0-9]+$")
@@ -229,22 +230,21 @@ def publish_artifact(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         with fence.explaining(), naming(folder / name):
-            aside.mkdir()
+            aside.mkdir(exist_ok=True)  # nobody else has this name
             write(str(aside / name))
             written = sorted(aside.iterdir())
             if not written:
                 raise InvalidArtifactError(f"the artifact {name!r} was not written: its save made no file")
             for path in written:
                 _sync(path)
+            look_anew(folder)
             for path in written:
                 target = folder / path.name
                 if history is not None:
                     history.before(target)
                 if _is_folder(target) or (_is_folder(path) and os.path.lexists(target)):
-                    target.rename(
-                        aside / f".{target.name}.old"
-                    )  # no rename puts one in the place of the other
-                path.replace(target)
+                    move(target, aside / f".{target.name}.old")  # no rename puts one in the other's place
+                move(path, target)
             sync_directory(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -12,12 +12,11 @@ last the new one its name: a crash at any moment leaves the old or the new, whol
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from math import inf
@@ -28,13 +27,13 @@ from mlxjobs.errors import DamagedCheckpointError, InvalidArtifactError
 from mlxjobs.logger import checkpoint_file
 from mlxjobs.logger.checkpoint_file import Record, peek, read_record
 from mlxjobs.record.fence import Fence
+from mlxjobs.system.atomic import NO_LINKS, link, look_anew, move
 from mlxjobs.system.console import note
 from mlxjobs.system.files import aside_of, naming, remove_asides, sync_directory
 
 SUFFIX = ".pkl"
 
 _COPIED_AT_ONCE = 8 << 20  # bytes
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 @dataclass(frozen=True)
@@ -128,11 +127,13 @@ def save(
         moves = []
         if is_best:
             # before the new one has its name: a crash in between may not leave a stale best
-            moves.append((_second_file(stack, folder, aside, path), best(path)))
+            moves.append((_second_file(stack, folder, aside, path, "best"), best(path)))
+        look_anew(path.parent)
         if keep != 1 and not damaged and _worth_keeping(path):
             kept = previous(path) if keep is None else _numbered(path, _sequence(path))
-            moves.append((_second_name(stack, folder, path, "kept") or path, kept))
-        _move([*moves, (aside, path)], fence)
+            moves.append((_second_file(stack, folder, path, path, "kept"), kept))
+        for source, target in [*moves, (aside, path)]:  # the new checkpoint last
+            move(source, target)
         sync_directory(path.parent)
     if keep is not None:
         _remove_all_but(keep, path)
@@ -156,48 +157,20 @@ def _temporary(stack: ExitStack, folder: Path, path: Path, what: str = "") -> Pa
     return aside
 
 
-def _second_name(
-    stack: ExitStack, folder: Path, path: Path, what: str, source: Path | None = None
-) -> Path | None:
-    """Let a file have a second name, so that there is a good file at every moment; None: no links here."""
-    link = _temporary(stack, folder, path, what)
-    link.unlink(missing_ok=True)
+def _second_file(stack: ExitStack, folder: Path, source: Path, path: Path, what: str) -> Path:
+    """Let a file have a second name, so that there is a good file at every moment; a copy if it cannot."""
+    second = _temporary(stack, folder, path, what)
+    second.unlink(missing_ok=True)
     try:
-        os.link(source or path, link)
+        link(source, second)
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in NO_LINKS:
             raise
-        return None
-    return link
-
-
-def _second_file(stack: ExitStack, folder: Path, source: Path, path: Path) -> Path:
-    """The same by a copy where there are no links."""
-    link = _second_name(stack, folder, path, "best", source)
-    if link is not None:
-        return link
-    copy = _temporary(stack, folder, path, "best")
-    with open(source, "rb") as old, open(copy, "wb") as new:
-        shutil.copyfileobj(old, new, _COPIED_AT_ONCE)
-        new.flush()
-        os.fsync(new.fileno())
-    return copy
-
-
-def _move(moves: Sequence[tuple[Path, Path]], fence: Fence) -> None:
-    """Rename files, the new checkpoint last."""
-    done: list[tuple[Path, Path]] = []
-    try:
-        for source, target in moves:
-            source.replace(target)
-            done.append((source, target))
-    except OSError:
-        fence.check()  # what is there now is a newer attempt's
-        _, path = moves[-1]
-        for source, target in done:
-            if source == path:  # it was moved away, for want of links
-                target.replace(path)
-        raise
+        with open(source, "rb") as old, open(second, "wb") as new:
+            shutil.copyfileobj(old, new, _COPIED_AT_ONCE)
+            new.flush()
+            os.fsync(new.fileno())
+    return second
 
 
 def _worth_keeping(path: Path) -> bool:
@@ -344,6 +317,7 @@ def candidates(folder: Path, log_name: str | None) -> list[Candidate]:
     """Return the checkpoints of a folder that have this name, best first; with None all, newest first."""
     if log_name is None:
         return find(folder)
+    look_anew(folder)
     paths = [folder / f"{log_name.removesuffix(SUFFIX)}{SUFFIX}", folder / f"{log_name}{SUFFIX}"]
     paths.append(folder / log_name)  # as MLXP 1.0 wrote it
     return next((kept(path) for path in paths if path.is_file() or older(path)), [])

@@ -4,6 +4,7 @@ metrics/
   train.json                    {"loss":0.03,"epoch":0} ...
   .keys/metrics.yaml            log name -> key -> type, for whoever reads many runs
   .superseded/<attempt>/        lines of an attempt that a later one repeats
+  .before/<attempt>/            what an attempt that runs has found (`logger.before`)
   .superseded/torn/             last lines that a killed process left unfinished
 """
 
@@ -16,11 +17,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 from weakref import ref
 
-from mlxjobs.errors import InvalidKeyError, InvalidMetricError
+from mlxjobs.errors import InvalidKeyError, InvalidMetricError, ShortMetricsError
+from mlxjobs.logger import before
 from mlxjobs.logger import rewind as rewinding
 from mlxjobs.logger.values import json_object, key_text, type_name, unwrap
 from mlxjobs.record.fence import Fence
@@ -37,6 +39,9 @@ _TAIL = 1 << 16
 _CHECK_S = 1.0
 # how long it waits for another process that adds keys to the registry
 _TURN_S = 2.0
+# for how long a file may look shorter than it is: NFS remembers sizes for a minute (acregmax in nfs(5))
+_OLD_S = 70.0
+_PAUSE_S = 0.5
 
 
 def _check_log_name(log_name: object) -> None:
@@ -79,7 +84,7 @@ def seals(directory: Path) -> dict[str, Any]:
     try:
         for log_name in rewinding.log_names(directory):
             path = directory / f"{log_name}.json"
-            size = rewinding.whole_lines(path, path.stat().st_size)
+            size = rewinding.whole_lines(path, rewinding.size_of(path))
             found[log_name] = [size, crc32_of(path, size)]
     except OSError:
         found = {}
@@ -315,11 +320,52 @@ class MetricsWriter:
             return rewinding.rewind(
                 self._directory,
                 offsets,
-                start,
+                self._await_whole(offsets, start, rewinds),
                 fence=self._fence,
                 rewinds=rewinds,
                 replaced=self._reopen,
             )
+
+    def complete(self, start: Mapping[str, int]) -> dict[str, int]:
+        """Add what earlier attempts wrote and this one did not see when it began.
+
+        Args:
+            start: log name -> bytes when this attempt began.
+
+        Returns:
+            `start` as it is then.
+
+        Raises:
+            OSError: a file could not be written; nothing is lost.
+        """
+        with self.paused():
+            return before.complete(self._directory, start, self._fence, self._reopen)
+
+    def _await_whole(
+        self, offsets: Mapping[str, int], start: Mapping[str, int], rewinds: int | None
+    ) -> dict[str, int]:
+        """Complete the files, until they have what they had when these sizes were taken."""
+        end = monotonic() + _OLD_S
+        while True:
+            start = before.complete(self._directory, start, self._fence, self._reopen)
+            try:
+                rewinding.check_whole(self._directory, offsets, start, rewinds)
+            except rewinding.Short as short:
+                if monotonic() > end:
+                    raise ShortMetricsError(
+                        f"{short.path} has {short.size} bytes of the {short.remembered} that the checkpoint "
+                        "remembers, so lines of it are missing; nothing was changed. If another node still "
+                        "writes it, start the run again later. If they are lost, go on without them: "
+                        f"mlxjobs fsck --fix {self._directory.parent.name} "
+                        f"--logs {self._directory.parent.parent}"
+                    ) from None
+            else:
+                return start
+            sleep(_PAUSE_S)
+
+    def settle(self) -> None:
+        """Remove what was kept of earlier attempts' files, once all of it counts or was moved away."""
+        before.settle(self._directory, self._fence)
 
     def _reopen(self, log_name: str, path: Path) -> None:
         if log_name in self._streams:

@@ -10,13 +10,14 @@ lines it was saved with even when an attempt in between began from scratch.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from mlxjobs.record.fence import Fence
+from mlxjobs.system.atomic import move
 from mlxjobs.system.files import aside_of, naming, replace_file, sync_directory
 from mlxjobs.system.seals import open_json, seal_json, size_and_crc32
 
@@ -27,6 +28,7 @@ _Sizes = Mapping[str, int]  # log name -> bytes; 0 for a file that is not named
 _BLOCK = 1 << 20
 NOTE = ".rewind.json"
 _STARTS = ".starts.json"
+_LOST = ".lost.json"
 _FIRST = 1  # the first attempt
 
 
@@ -37,6 +39,14 @@ class _Rewind:
     number: int
     folder: Path
     cuts: dict[str, int]
+
+
+class Short(Exception):
+    """A metrics file has fewer bytes than a checkpoint remembers."""
+
+    def __init__(self, path: Path, size: int, remembered: int) -> None:
+        super().__init__(path, size, remembered)
+        self.path, self.size, self.remembered = path, size, remembered
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ def log_names(directory: Path) -> list[str]:
 
 def sizes(directory: Path) -> dict[str, int]:
     """Return the size of every metrics file of a folder, log name -> bytes."""
-    return {name: (directory / f"{name}.json").stat().st_size for name in log_names(directory)}
+    return {name: size_of(directory / f"{name}.json") for name in log_names(directory)}
 
 
 def rewinds_so_far(directory: Path) -> int:
@@ -100,7 +110,7 @@ def cut_torn_line(path: Path, fence: Fence) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     with naming(copy), open(copy, "ab") as target:
         target.write(torn + b"\n")
-        _flush(target)
+        flush(target)
     _truncate(path, whole, fence, size)
 
 
@@ -125,6 +135,21 @@ def _read_starts(folder: Path) -> dict[int, dict[str, int]]:
     with suppress(OSError, ValueError, TypeError):
         starts, _ = open_json((folder / _STARTS).read_bytes())
         return {int(attempt): dict(sizes) for attempt, sizes in starts.items()}
+    return {}
+
+
+def accept_loss(directory: Path, name: str, remembered: int) -> None:
+    """Note that nobody has the lines any more that a checkpoint remembers, up to this size of a file."""
+    folder = directory / SUPERSEDED
+    folder.mkdir(parents=True, exist_ok=True)
+    lost = {**_read_lost(folder), name: remembered}
+    replace_file(folder / _LOST, seal_json(lost) + "\n")
+
+
+def _read_lost(folder: Path) -> dict[str, int]:
+    with suppress(OSError, ValueError, TypeError):
+        lost, _ = open_json((folder / _LOST).read_bytes())
+        return {str(name): int(size) for name, size in lost.items()}
     return {}
 
 
@@ -162,7 +187,7 @@ def rewind(
         return {name: size - own.get(name, 0) for name, size in sizes(directory).items()}
 
     before, lines = now(), 0
-    undone = [] if rewinds is None else [past for past in _read_rewinds(directory) if past.number > rewinds]
+    undone = _later(_read_rewinds(directory), rewinds)
     for writer, began in _writers(directory, fence.attempt):
         if writer == _FIRST:
             lines += _cut(directory, offsets, now(), fence, writer, rewinds, replaced)
@@ -187,8 +212,8 @@ def _cut(
     replaced: Callable[[str, Path], None],
 ) -> int:
     """One rewind; what it takes was written by one attempt."""
-    past = sorted(_read_rewinds(directory), key=lambda entry: entry.number)
-    later = [] if rewinds is None else [entry for entry in past if entry.number > rewinds]
+    past = _later(_read_rewinds(directory), 0)
+    later = _later(past, rewinds)
     names = {*log_names(directory), *(name for entry in later for name in entry.cuts)}
     plans = [
         _plan(directory / f"{name}.json", offsets.get(name, 0), start.get(name, 0), later)
@@ -205,6 +230,33 @@ def _cut(
                 replaced(plan.name, plan.path)
     sync_directory(directory)
     return lines
+
+
+def is_accounted(directory: Path, attempt: int, found: Path) -> bool:
+    """Whether all lines that an attempt found in a file still are before its own, or were moved away.
+
+    Args:
+        directory: the metrics folder.
+        attempt: its number.
+        found: the file as it found it.
+    """
+    log_name, size = found.name.removesuffix(".json"), whole_lines(found, size_of(found))
+    for past in _later(_read_rewinds(directory), 0):
+        cut, moved = past.cuts.get(log_name), past.folder / found.name
+        if cut is not None and cut + size_of(moved) == size and _ends(found, cut, moved):
+            size = cut
+    start = _read_starts(directory / SUPERSEDED).get(attempt, {})
+    return size <= start.get(log_name, -1)
+
+
+def _ends(path: Path, begin: int, other: Path) -> bool:
+    """Whether a file has all of another one from some byte on."""
+    with open(path, "rb") as file, open(other, "rb") as expected:
+        file.seek(begin)
+        while block := expected.read(_BLOCK):
+            if file.read(len(block)) != block:
+                return False
+    return True
 
 
 def _writers(directory: Path, attempt: int) -> list[tuple[int, _Sizes]]:
@@ -226,15 +278,38 @@ def _read_rewinds(directory: Path) -> Iterator[_Rewind]:
             yield _Rewind(int(note["number"]), path.parent, dict(note["cuts"]))
 
 
-def _plan(path: Path, offset: int, start: int, later: list[_Rewind]) -> _Plan:
-    name = path.name.removesuffix(".json")
-    start = whole_lines(path, min(start, _size(path)))
-    pieces = [(path, start)]
+def _pieces(path: Path, start: int, later: list[_Rewind]) -> list[tuple[Path, int]]:
+    """What the lines before `start` were before some rewinds: files, and how many bytes of each."""
+    name, pieces = path.name.removesuffix(".json"), [(path, start)]
     for entry in reversed(later):
         if name in entry.cuts:
             copy = entry.folder / path.name
-            pieces = [*_first(pieces, entry.cuts[name]), (copy, _size(copy))]
-    pieces = _first(pieces, offset)
+            pieces = [*_first(pieces, entry.cuts[name]), (copy, size_of(copy))]
+    return pieces
+
+
+def check_whole(directory: Path, offsets: _Sizes, start: _Sizes, rewinds: int | None) -> None:
+    """Raise `Short` if the files lack lines that they had when these sizes were taken; as `rewind`."""
+    later = _later(_read_rewinds(directory), rewinds)
+    lost = _read_lost(directory / SUPERSEDED)
+    for name, offset in offsets.items():
+        path = directory / f"{name}.json"
+        begin = min(start.get(name, 0), size_of(path))
+        there = sum(length for _, length in _pieces(path, begin, later))
+        if there < offset and offset > lost.get(name, 0):
+            raise Short(path, there, offset)
+
+
+def _later(rewinds: Iterable[_Rewind], since: int | None) -> list[_Rewind]:
+    """The rewinds after one of them, oldest first."""
+    past = sorted(rewinds, key=lambda entry: entry.number)
+    return [] if since is None else [entry for entry in past if entry.number > since]
+
+
+def _plan(path: Path, offset: int, start: int, later: list[_Rewind]) -> _Plan:
+    name = path.name.removesuffix(".json")
+    start = whole_lines(path, min(start, size_of(path)))
+    pieces = _first(_pieces(path, start, later), offset)
     if pieces:
         source, length = pieces[-1]
         pieces[-1] = (source, whole_lines(source, length))
@@ -246,13 +321,13 @@ def _set_aside(parent: Path, plans: list[_Plan], fence: Fence, number: int, writ
     parent.mkdir(exist_ok=True)
     aside = aside_of(parent / "rewind", fence.folder(parent))
     _remove_folder(aside)
-    aside.mkdir()
+    aside.mkdir(exist_ok=True)  # nobody else has this name
     lines = 0
     for plan in plans:
         copy = aside / plan.path.name
         with naming(copy), open(copy, "wb") as target:
-            lines += _append(plan.path, plan.kept, plan.start, target)
-            _flush(target)
+            lines += append(plan.path, plan.kept, plan.start, target)
+            flush(target)
     cuts = {plan.name: plan.kept for plan in plans}
     files = {name: size_and_crc32(aside / f"{name}.json") for name in cuts}
     note = {"schema": 1, "number": number, "cuts": cuts, "files": files}
@@ -262,26 +337,26 @@ def _set_aside(parent: Path, plans: list[_Plan], fence: Fence, number: int, writ
     while folder.exists():
         count += 1
         folder = parent / f"{writer}.{count}"
-    aside.rename(folder)
+    move(aside, folder)
     sync_directory(parent)
     return lines
 
 
 def _apply(plan: _Plan, fence: Fence) -> bool:
     """Shorten the file, or write it anew if lines of this attempt follow; tells whether it is new."""
-    size = _size(plan.path)
+    size = size_of(plan.path)
     if plan.start == size and not plan.restores and _truncate(plan.path, plan.kept, fence, size):
         return False
-    size = _size(plan.path)
+    size = size_of(plan.path)
     # not named after the file, whose name may be as long as names can be
     aside = aside_of(plan.path.with_name("rewind"), fence.folder(plan.path.parent))
     try:
         with naming(aside), open(aside, "wb") as target:
             for source, length in plan.pieces:
-                _append(source, 0, length, target)
-            _append(plan.path, plan.start, size, target)
-            _flush(target)
-        aside.replace(plan.path)
+                append(source, 0, length, target)
+            append(plan.path, plan.start, size, target)
+            flush(target)
+        move(aside, plan.path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
@@ -296,8 +371,13 @@ def _first(pieces: list[tuple[Path, int]], size: int) -> list[tuple[Path, int]]:
     return [piece for piece in kept if piece[1]]
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def size_of(path: Path) -> int:
+    """Return the size of a file, 0 if there is none: opening it asks the server for that (nfs(5))."""
+    try:
+        with open(path, "rb") as file:
+            return file.seek(0, os.SEEK_END)
+    except FileNotFoundError:
+        return 0
 
 
 def _line_start(file: BinaryIO, position: int) -> int:
@@ -320,13 +400,20 @@ def whole_lines(path: Path, size: int) -> int:
         return _line_start(file, size)
 
 
-def _append(source: Path, begin: int, end: int, target: BinaryIO) -> int:
-    """Append bytes of a file to another, in constant memory; returns the number of lines."""
+def append(source: Path, begin: int, end: int | None, target: BinaryIO) -> int:
+    """Append bytes of a file to another, in constant memory; returns the number of lines.
+
+    Args:
+        source: the file.
+        begin: the first byte.
+        end: the byte after the last one; None: all that there are.
+        target: the other file, open.
+    """
     lines = 0
-    if begin < end:
+    if end is None or begin < end:
         with open(source, "rb") as file:
             file.seek(begin)
-            while begin < end and (block := file.read(min(_BLOCK, end - begin))):
+            while block := file.read(_BLOCK if end is None else min(_BLOCK, end - begin)):
                 target.write(block)
                 lines += block.count(b"\n")
                 begin += len(block)
@@ -344,7 +431,8 @@ def _truncate(path: Path, size: int, fence: Fence, before: int) -> bool:
     return True
 
 
-def _flush(file: BinaryIO) -> None:
+def flush(file: BinaryIO) -> None:
+    """Wait until what was written to a file is on the disk."""
     file.flush()
     os.fsync(file.fileno())
 

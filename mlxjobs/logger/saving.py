@@ -25,6 +25,7 @@ from mlxjobs.logger.metrics import MetricsWriter
 from mlxjobs.logger.pickling import Pickled
 from mlxjobs.logger.resume import Resumption
 from mlxjobs.logger.rewind import log_names
+from mlxjobs.system.atomic import look_anew
 from mlxjobs.system.console import note
 
 _BLOCK = 1 << 16
@@ -161,6 +162,7 @@ class Checkpoints:
 
     def _is_best(self, path: Path, monitor: Monitor, value: float) -> bool:
         best = checkpoints.best(path)
+        look_anew(best.parent)
         try:
             record = peek(best)
         except FileNotFoundError:

@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 
 from mlxjobs.care.fsck import check_logs
 from mlxjobs.cli.app import app
+from mlxjobs.errors import ShortMetricsError
 from mlxjobs.jobs.hand_in import end_attempt
 from mlxjobs.jobs.look import look_at_runs
+from mlxjobs.logger import metrics
 from mlxjobs.logger.checkpoints import candidates, load_first
 from mlxjobs.logger.logger import DefaultLogger
 from mlxjobs.reader.reader import Reader
@@ -124,6 +126,34 @@ def test_metrics_that_lost_their_end_are_told_though_what_is_left_is_whole(run: 
     log = run.metrics / "train.json"
     log.write_bytes(log.read_bytes().split(b"\n", 1)[0] + b"\n")
     assert "has lost" in found(run.path.parent)["1/metrics/train.json"]
+
+
+def test_a_run_goes_on_without_lines_that_are_lost_once_that_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "_OLD_S", 0.0)
+    run = Run.create(tmp_path / "logs")
+    run.record(lambda state: {"event": "created", "facts": {}})
+    first = attempt(run.path, 1)
+    for epoch in range(3):
+        first.log_metrics({"epoch": epoch}, "train")
+    first.log_checkpoint({"epoch": 2})
+    run.record(lambda state: {"event": "started", "attempt": 1})
+    run.record(lambda state: {"event": "ended", "attempt": 1, "status": "FAILED", "reason": "x"})
+    log = run.metrics / "train.json"
+    log.write_bytes(log.read_bytes().split(b"\n", 1)[0] + b"\n")
+    second = attempt(run.path, 2)
+    second.load_checkpoint()
+    with pytest.raises(ShortMetricsError, match=r"has 12 bytes of the 36 .* mlxjobs fsck --fix 1 --logs"):
+        second.log_checkpoint({"epoch": 3})
+    second.close()
+    assert "mended: let the run go on without those lines" in fsck(run.path.parent, "--fix")[1]
+    third = attempt(run.path, 3)
+    assert third.load_checkpoint() == {"epoch": 2}
+    third.log_metrics({"epoch": 3}, "train")
+    third.log_checkpoint({"epoch": 3})
+    third.finish()
+    assert log.read_text() == '{"epoch":0}\n{"epoch":3}\n'
 
 
 def test_metrics_that_were_added_afterwards_are_no_damage(run: Run) -> None:

@@ -19,7 +19,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxjobs.errors import InvalidKeyError, InvalidMetricError, MLXJobsError
+from mlxjobs.errors import InvalidKeyError, InvalidMetricError, MLXJobsError, ShortMetricsError
 from mlxjobs.logger import metrics as metrics_module
 from mlxjobs.logger.metrics import MetricsWriter
 from mlxjobs.record.fence import Fence
@@ -563,10 +563,21 @@ def test_a_rewind_takes_the_longest_name_that_a_file_can_have(writer: MetricsWri
 def test_nothing_to_rewind_leaves_no_folder(writer: MetricsWriter, tmp_path: Path) -> None:
     log(writer, 0)
     assert writer.rewind(writer.offsets(), writer.offsets()) == 0
-    assert writer.rewind({"train": 10**6}, {"train": 10**7}) == 0
     assert writer.rewind({}, {}) == 0
     assert not (tmp_path / "metrics" / ".superseded").exists()
     assert epochs(tmp_path) == [0]
+
+
+def test_a_file_that_is_shorter_than_was_remembered_is_an_error(
+    writer: MetricsWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_module, "_OLD_S", 0.0)
+    log(writer, 0, 1)
+    log(writer, 0, log_name="val")
+    with pytest.raises(ShortMetricsError, match=r"train\.json has 24 bytes of the 36 .* mlxjobs fsck --fix"):
+        writer.rewind({"train": 36, "val": 0}, writer.offsets())
+    assert epochs(tmp_path) == [0, 1]
+    assert writer.offsets()["val"] > 0
 
 
 @pytest.mark.parametrize("offset", [12, 13, 18, 23])

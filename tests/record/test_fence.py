@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from mlxjobs.logger.artifacts import NumpyArray
+from mlxjobs.logger.before import renew
 from mlxjobs.logger.logger import DefaultLogger
 from mlxjobs.record.fence import Fence, Superseded, take_over
 from tests.project import Project, await_value
@@ -36,7 +37,8 @@ class Attempts:
 
         fence = Fence(number, check)
         if number > 1:
-            take_over(self.run, fence)
+            take_over(self.run, number, range(1, number))
+            renew(self.run / "metrics", fence)
         return DefaultLogger(self.run, fence=fence, unfinished=number > 1)
 
 
