@@ -50,7 +50,14 @@ _JOB_NAMES = (
     "PE_HOSTFILE", "QUEUE", "RANK", "RESTARTED", "TASK_ID", "WORLD_SIZE",
 )  # fmt: skip
 # What the developer asks of the tests themselves.
-_ASKED = ("MLXJOBS_DAMAGE", "MLXJOBS_WRITE_GOLDEN", "MLXJOBS_SLURM_DIR", "MLXJOBS_OAR_DIR", "MLXJOBS_SGE_DIR")
+_ASKED = (
+    "MLXJOBS_DAMAGE",
+    "MLXJOBS_VIEWS",
+    "MLXJOBS_WRITE_GOLDEN",
+    "MLXJOBS_SLURM_DIR",
+    "MLXJOBS_OAR_DIR",
+    "MLXJOBS_SGE_DIR",
+)
 
 
 class Guards:
