@@ -28,12 +28,12 @@ COMPILE := $(BIN)/python -m compileall -q mlxjobs schedulers
 # On two cores, too: most tests wait for the disk, or for another process.
 test: setup  ## run the tests, in a quarter of an hour on two cores (as root: the main job on a real Slurm too, which is installed)
 	@$(COMPILE)
-	$(PYTEST) --numprocesses=4 -m "short or not (slurm or oar or sge)"
+	$(PYTEST) --numprocesses=4 -m "short or not (slurm or oar or sge or netfs)"
 
 # One process, as the clusters share an environment of Python, in which a test installs torch.
-test-clusters: setup  ## run all tests on a real Slurm, OAR and Grid Engine, which are installed and started (root)
+test-clusters: setup  ## run all tests on a real Slurm, OAR and Grid Engine, and on two nodes over a network file system (root)
 	@$(COMPILE)
-	$(PYTEST) tests/clusters
+	$(PYTEST) tests/clusters tests/netfs
 
 soak: setup  ## 200 runs on a real Slurm that is tormented for ten minutes (root); SOAK_RUNS=20 SOAK_SECONDS=60 SOAK_SEED=1
 	$(BIN)/python -m tests.soak --runs $(SOAK_RUNS) --seconds $(SOAK_SECONDS) $(SOAK_SEED:%=--seed %)
