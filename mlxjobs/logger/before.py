@@ -169,15 +169,26 @@ def complete(
     return found
 
 
-def settle(directory: Path, fence: Fence) -> None:
-    """Remove what was kept for an attempt that has ended; lines that nobody has accounted for stay."""
+def settle(directory: Path, fence: Fence, *, complete: bool) -> None:
+    """Remove what was kept for an attempt that ends, as far as all of it is in the run's files or moved away.
+
+    Args:
+        directory: the metrics folder.
+        fence: of the attempt.
+        complete: it has settled what counts, so the rest is moved away; else the next attempt looks at it.
+
+    Raises:
+        OSError: it could not be read.
+        Superseded: a newer attempt has begun, which looks at it.
+    """
     folder = directory / BEFORE / str(fence.attempt)
     if not fence.attempt or not folder.is_dir():
         return
+    fence.check()
     for name in _files(folder):
         if is_accounted(directory, fence.attempt, folder / name):
             (folder / name).unlink(missing_ok=True)
-        else:
+        elif complete:
             _move_away(folder / name, fence.attempt)
     with suppress(OSError):
         folder.rmdir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from mlxjobs.logger.checkpoints import SUFFIX
 from mlxjobs.logger.metrics import MetricsWriter
 from mlxjobs.logger.resume import Resumption
 from mlxjobs.logger.saving import Checkpoints, Monitor
-from mlxjobs.record.fence import Fence
+from mlxjobs.record.fence import Fence, Superseded
 
 # the loggers of this process, by directory: a pickled logger comes back as the one of its run
 _ACTIVE: WeakValueDictionary[str, DefaultLogger] = WeakValueDictionary()
@@ -352,6 +352,8 @@ class DefaultLogger(Logger):
         if _ACTIVE.get(self.log_dir) is self:
             del _ACTIVE[self.log_dir]
         self._metrics.close()
+        with suppress(OSError, Superseded):
+            self._metrics.settle(complete=False)
         self._fence.close()
 
 

@@ -363,9 +363,9 @@ class MetricsWriter:
                 return start
             sleep(_PAUSE_S)
 
-    def settle(self) -> None:
-        """Remove what was kept of earlier attempts' files, once all of it counts or was moved away."""
-        before.settle(self._directory, self._fence)
+    def settle(self, *, complete: bool) -> None:
+        """Remove what was kept of earlier attempts' files; see `before.settle`."""
+        before.settle(self._directory, self._fence, complete=complete)
 
     def _reopen(self, log_name: str, path: Path) -> None:
         if log_name in self._streams:

@@ -45,6 +45,7 @@ class Resumption:
         self._start: dict[str, int] = {}
         if unfinished:
             metrics.repair()
+        if unfinished or metrics.attempt > 1:
             self._start = metrics.offsets()
             metrics.note_start(self._start)
 
@@ -136,10 +137,9 @@ class Resumption:
             self.begins_from_scratch(for_good=complete)
         self._take_back()
         self._settled = True
-        if self._unfinished:
-            if self._base is None:  # what earlier attempts wrote counts, and is all that there is
-                self._start = self._metrics.complete(self._start)
-            self._metrics.settle()
+        if self._base is None:  # all that earlier attempts wrote counts
+            self._start = self._metrics.complete(self._start)
+        self._metrics.settle(complete=True)
 
     def _rewind(self, offsets: Mapping[str, int], rewinds: int | None) -> int:
         with self._metrics.paused():  # else a line of another thread could be taken for an earlier attempt's

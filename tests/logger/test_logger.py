@@ -864,3 +864,22 @@ def test_logging_goes_on_after_close(run: Path) -> None:
     train(logger, 1, 1, save=1)
     assert epochs(run) == [0, 1]
     assert logger.load_checkpoint() == {"epoch": 1}
+
+
+def test_what_was_kept_for_an_attempt_is_gone_when_it_has_ended(run: Path) -> None:
+    train(attempt(run, 1), 0, 1, save=1)
+    killed = attempt(run, 2)
+    killed.load_checkpoint()
+    failed = attempt(run, 3)
+    failed.load_checkpoint()
+    train(failed, 2, 2)
+    failed.close()  # as when the task raised
+    last = attempt(run, 4)
+    last.load_checkpoint()
+    train(last, 2, 3)
+    last.finish()
+    again = attempt(run, 5, unfinished=False)  # of a run that is complete
+    again.finish()
+    assert epochs(run) == [0, 1, 2, 3]
+    assert not (run / "metrics" / ".before").exists()
+    assert not list((run / "metrics" / ".superseded").glob("before*"))
