@@ -148,16 +148,20 @@ class Run:
 
     # -- events -----------------------------------------------------------------------------
 
-    def events(self, known: list[Event] | None = None) -> list[Event]:
-        """Return the events, oldest first; those in `known` are not read again.
+    def events(self, known: list[Event] | None = None, *, anew: bool = True) -> list[Event]:
+        """Return the events, oldest first.
+
+        Args:
+            known: those that are not read again.
+            anew: ask the server for those that this node remembers not to have found.
 
         Raises:
             DamagedHistoryError: one is not what was written.
         """
         events = list(known or ())
-        # numbers are tried, not listed: a listing may be old on a network file system, and so may be what
-        # this node remembers not to have found
-        look_anew(self.history_dir)
+        if anew:
+            look_anew(self.history_dir)
+        # numbers are tried, not listed: a listing may be old on a network file system
         while (event := self._event(len(events) + 1)) is not None:
             events.append(event)
         return events
@@ -248,7 +252,7 @@ class Run:
             except OSError as error:
                 note(f"info.yaml does not say the latest of run {self.log_id}, until `mlxjobs ls`: {error}")
                 return state
-            newer = self.events(events)
+            newer = self.events(events, anew=False)  # whoever adds one paints it
             if len(newer) == len(events):
                 return state
             events = newer
