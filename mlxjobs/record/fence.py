@@ -121,7 +121,8 @@ class Fence:
             try:
                 self.check()
             except BaseException:
-                folder.rmdir()
+                with suppress(OSError):  # the lease is in one of them
+                    folder.rmdir()
                 raise
             self._folders.add(parent)
         return folder
