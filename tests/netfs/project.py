@@ -20,7 +20,7 @@ from tests.netfs.nodes import Node, TwoNodes
 from tests.project import CONFIG, MAIN, Project, await_value, undisturbed
 
 PROGRAM = """
-import os, time
+import os, pathlib, time
 import mlxpy
 
 @mlxpy.launch(config_path="./configs")
@@ -30,7 +30,9 @@ def train(ctx: mlxpy.Context) -> None:
         state = logger.load_checkpoint()
     except FileNotFoundError:
         state = {"epoch": -1, "loss": 100.0}
-    for epoch in range(state["epoch"] + 1, cfg.num_epoch):
+    for epoch in range(state["epoch"] + 1, 10**6):
+        if epoch > 0 and not int(pathlib.Path(os.environ["GO"]).read_text()):
+            break
         state = {"epoch": epoch, "loss": state["loss"] * (1 - cfg.optimizer.lr)}
         if cfg.metrics:
             logger.log_metrics(state, log_name="train")
@@ -44,7 +46,7 @@ def train(ctx: mlxpy.Context) -> None:
 if __name__ == "__main__":
     train()
 """
-"""A task that nobody steers; it writes only what it is asked to write."""
+"""A task that writes only what it is asked to write, until no epoch may pass any more."""
 
 _LEFTOVERS = (".attempt-*", ".gone-*", "*.tmp", ".nfs*", "*.lock")
 
@@ -257,9 +259,16 @@ class Sampler:
             if value is not None and self.values[-1:] != [value]:
                 self.values.append(value)
 
-    def await_values(self, count: int) -> None:
-        """Wait until it has held this many."""
-        await_value(lambda: len(self.values) >= count, f"{self._path} to be written {count} times")
+    def await_values(self, count: int, attempt: int, program: subprocess.Popen[str]) -> None:
+        """Wait until it has held this many of an attempt, unless the attempt's program ends before."""
+
+        def written() -> bool:
+            return sum(value[0] == attempt for value in self.values) >= count or program.poll() is not None
+
+        await_value(written, f"{self._path} to be written {count} times by attempt {attempt}")
+        assert program.poll() is None, (
+            f"attempt {attempt} ended with {program.returncode}:\n{end_of(program)}"
+        )
 
     def times_an_older_came_back(self) -> int:
         """How often what an attempt had written was replaced by what an older one wrote."""

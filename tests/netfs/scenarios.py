@@ -19,7 +19,6 @@ from tests.netfs.project import (
     reach,
 )
 
-FOREVER = "num_epoch=100000"
 WRITERS = {
     "metrics-and-checkpoints": ("metrics=true", "checkpoints=true"),
     "checkpoints": ("checkpoints=true",),
@@ -53,23 +52,26 @@ def is_given_up_and_lives_on(nodes: TwoNodes, what: tuple[str, ...]) -> None:
     """An attempt on A is given up and lives on while B goes on: it replaces nothing of B's, and ends."""
     a = SharedProject(nodes, main=PROGRAM, config=OPTIONS)
     b = a.on(nodes.b)
-    first = a.start(*what, FOREVER)
+    first = a.start(*what)
     with (
         Sampler(a.at().artifacts / "Checkpoint" / "checkpoint.pkl", checkpoint_writer) as checkpoints,
         Sampler(a.at().artifacts / "json" / "progress.json", artifact_writer) as artifacts,
     ):
-        (artifacts if "artifacts=true" in what else checkpoints).await_values(5)
+        written = artifacts if "artifacts=true" in what else checkpoints
+        written.await_values(5, 1, first)
         b.mlxjobs("cancel", "1")
-        second = b.start(*b.again(), *what, "num_epoch=60")
+        second = b.start(*b.again(), *what)
+        written.await_values(20, 2, second)
+        first_said = end_of(first) if has_ended(first, 20) else "lives on"
+        b.let_pass(0)
         said = end_of(second)
-        first_said = end_of(first, 20) if has_ended(first, 20) else "lives on"
 
     assert checkpoints.times_an_older_came_back() == 0, checkpoints.values
     assert artifacts.times_an_older_came_back() == 0, artifacts.values
     assert second.returncode == 0, said
     assert first.returncode == 76, first_said
     if "metrics=true" in what:
-        assert_exact(b, 60)
+        assert_exact(b, len(b.epochs()))
     assert b.state().status == "COMPLETE"
     assert_nothing_found(b)
 

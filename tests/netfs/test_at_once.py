@@ -15,6 +15,7 @@ from tests.netfs.project import (
     assert_no_leftovers,
     assert_nothing_found,
     end_of,
+    reach,
     views,
 )
 from tests.project import await_value, names, runs
@@ -85,7 +86,7 @@ def test_of_two_nodes_that_start_the_same_run_again_at_once_one_is_refused(
     a.run("num_epoch=1")
     a.let_pass(2)
     first = a.start("num_epoch=5")
-    a.await_epoch(2, log_id=2)
+    reach(first, a, 1, log_id=2)
     nodes.a.kill(a.pid(attempt=1, log_id=2))
     end_of(first)
     assert " 2 " in b.mlxjobs("ls").stdout

@@ -70,10 +70,17 @@ def test_a_run_whose_request_was_sent_twice_completes_as_any_other(
 
 EVERY = {
     "link": {"link_retrans": 1},
-    "mkdir": {"mkdir_retrans": 1, "match": "[!0-9]*"},  # a run's number would be looked for without end
+    # no number of a run: if all were told to be taken, the next one would be looked for without end
+    "mkdir": {"mkdir_retrans": 1, "match": "*[!0-9]*"},
     "rename": {"rename_retrans": 1},
     "unlink": {"unlink_retrans": 1},
-    "every-other": {"link_retrans": 2, "mkdir_retrans": 2, "rename_retrans": 2, "unlink_retrans": 2},
+    "every-other": {
+        "link_retrans": 2,
+        "mkdir_retrans": 2,
+        "rename_retrans": 2,
+        "unlink_retrans": 2,
+        "match": "*[!0-9]*",
+    },
 }
 
 
