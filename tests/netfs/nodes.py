@@ -29,6 +29,7 @@ SOURCE = Path(__file__).with_name("nfsish.c")
 
 # The first process of a node: its second argument on is the client of the file system, without which it ends.
 _FIRST = 'hostname "$1" && shift && "$@" & wait $!'
+_WITH_US = ("setpriv", "--pdeathsig=KILL")  # what it starts is ended by the kernel when this process ends
 _NAMESPACES = ("--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child")
 
 
@@ -132,9 +133,9 @@ class Node:
         first = ["sh", "-c", _FIRST, "sh", self.name, *program]
         log = self.folder / "client.log"
         with log.open("wb") as out:
-            # the kernel ends it with this process, and --kill-child all of its own with it
+            # --kill-child: with it ends the first process, and so all of the node
             self._unshare = subprocess.Popen(
-                ["setpriv", "--pdeathsig=KILL", "unshare", *_NAMESPACES, *first],
+                [*_WITH_US, "unshare", *_NAMESPACES, *first],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
         try:
@@ -214,7 +215,8 @@ class Node:
 
     def _argv(self, command: Sequence[str]) -> list[str]:
         self._pid()
-        return ["nsenter", f"--target={self._init}", "--mount", "--uts", "--pid", "--", *command]
+        enter = ["nsenter", f"--target={self._init}", "--mount", "--uts", "--pid", "--", *command]
+        return [*_WITH_US, *enter]
 
 
 class TwoNodes:
