@@ -77,13 +77,17 @@ def _renew(path: Path, left: Mapping[int, Path], fence: Fence) -> None:
     kept = path.parent / BEFORE / str(fence.attempt) / path.name
     is_there = _keep(path, kept)
     for attempt, earlier in left.items():
-        if is_accounted(path.parent, attempt, earlier):
-            earlier.unlink(missing_ok=True)
-        elif is_there and not _begins(earlier, kept):
-            _move_away(earlier, attempt)
-        else:  # that attempt wrote nothing, and its copy may have been short
-            atomic.move(earlier, kept)
-            is_there = True
+        try:
+            if is_accounted(path.parent, attempt, earlier):
+                earlier.unlink(missing_ok=True)
+            elif is_there and not _begins(earlier, kept):
+                _move_away(earlier, attempt)
+            else:  # that attempt wrote nothing, and its copy may have been short
+                atomic.move(earlier, kept)
+                is_there = True
+        except OSError as error:  # that attempt, or a newer one, has just removed it
+            if error.errno not in atomic.GONE:
+                raise
     if is_there:
         copy = fence.folder(path.parent) / path.name
         with naming(copy), open(copy, "wb") as target:

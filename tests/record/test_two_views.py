@@ -340,6 +340,11 @@ def test_without_hard_links(disk: Path, plan: Plan) -> None:
     play(disk, plan, NO_LINKS)
 
 
+def test_an_attempt_removes_what_was_kept_for_it_while_a_newer_one_looks_at_that(disk: Path) -> None:
+    turns = (Turn(0), Turn(1, what="look"), Turn(0, 47), Turn(1, 34, 1), Turn(1), Turn(1), Turn(1, 32))
+    play(disk, Plan((*turns, Turn(2, 25, 2), Turn(1, 5)), nodes=(0, 1, 2)), NFS)
+
+
 # -- the model itself
 
 
