@@ -19,6 +19,7 @@ from mlxjobs.jobs.startable import Place
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.log_dir import waiting_in
 from mlxjobs.record.run import Run
+from mlxjobs.system.atomic import read_again
 from mlxjobs.system.console import note
 from mlxjobs.system.seals import is_sealed
 
@@ -45,7 +46,7 @@ def load_stored(run: Run, typed: Mapping[str, Any]) -> tuple[Settings, Composed]
     settings = replace(settings, logger=here, use_scheduler=False, use_version_manager=False)
     settings = settings.updated(typed, "the command line")
     if run.stored.exists():
-        text = run.stored.read_bytes()
+        text = read_again(run.stored.read_bytes)
         if is_sealed(text) is False:
             note(f"{run.stored} is not what was written for this run: it was edited, or is damaged")
         composed = from_yaml(text, run.stored)

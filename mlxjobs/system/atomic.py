@@ -13,8 +13,10 @@ import errno
 import os
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 # what a file system answers that has no hard links: CIFS, some Lustre and BeeGFS, many in user space
 NO_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK))
@@ -24,6 +26,8 @@ GONE = frozenset((errno.ENOENT, errno.ESTALE, errno.ENOTDIR))
 _TRIES = 20
 _PAUSE_S = 0.05
 
+_Content = TypeVar("_Content")
+
 
 def look_anew(folder: str | Path) -> None:
     """Let this node forget what it remembers of the names in a folder: opening one asks the server (nfs(5)).
@@ -32,6 +36,20 @@ def look_anew(folder: str | Path) -> None:
     """
     with suppress(OSError):
         os.scandir(folder).close()
+
+
+def read_again(read: Callable[[], _Content]) -> _Content:
+    """Return what a function reads from a file by its name, though another node replaces the file meanwhile.
+
+    The old one is then gone for who has it open on NFS (ESTALE), and its name is that of the new one.
+    """
+    for _ in range(_TRIES):
+        try:
+            return read()
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return read()
 
 
 def link(source: Path, target: Path) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import IO, Any
 
+from mlxjobs.system.atomic import read_again
+
 
 class NotYAMLError(ValueError):
     """What was read is not YAML, or its tags do not fit its values."""
@@ -56,8 +58,12 @@ def load_yaml(source: str | bytes | IO[Any], loader: Any = None) -> Any:
 
 def read_yaml(path: Path) -> Any:
     """Return what a YAML file holds. Raises as `load_yaml`."""
-    with path.open("rb") as stream:
-        return load_yaml(stream)
+
+    def read() -> Any:
+        with path.open("rb") as stream:
+            return load_yaml(stream)
+
+    return read_again(read)
 
 
 def parse_yaml(text: str) -> Any:

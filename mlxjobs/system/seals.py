@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlxjobs.system.atomic import read_again
+
 _JSON = re.compile(rb', "crc": "([0-9a-f]{8})"\}\s*\Z')
 # also where the line break before it is gone
 _YAML = re.compile(rb"# crc32: ([0-9a-f]{8})\n?\Z")
@@ -63,12 +65,16 @@ def crc32_of(path: Path, size: int) -> int:
     Raises:
         OSError: it cannot be read.
     """
-    found = 0
+    return read_again(lambda: _read_crc32(path, size)[1])
+
+
+def _read_crc32(path: Path, size: int | None) -> list[int]:
+    found = done = 0
     with open(path, "rb", buffering=0) as file:
-        while size > 0 and (block := file.read(min(_BLOCK, size))):
+        while block := file.read(_BLOCK if size is None else min(_BLOCK, size - done)):
             found = zlib.crc32(block, found)
-            size -= len(block)
-    return found
+            done += len(block)
+    return [done, found]
 
 
 def size_and_crc32(path: Path) -> list[int]:
@@ -77,5 +83,4 @@ def size_and_crc32(path: Path) -> list[int]:
     Raises:
         OSError: it cannot be read.
     """
-    size = path.stat().st_size
-    return [size, crc32_of(path, size)]
+    return read_again(lambda: _read_crc32(path, None))

@@ -11,6 +11,7 @@ import pytest
 
 from tests.clusters.machine import USER, ClusterError, processes_of
 from tests.clusters.oar import OarCluster
+from tests.project import await_value
 
 HOSTS = Path("/etc/hosts").read_bytes()  # before any cluster is up
 
@@ -99,6 +100,6 @@ def test_what_a_killed_run_left_is_ended(oar: OarCluster) -> None:
         assert not left.keys() & processes_of(base).keys()
     finally:
         second.down()
-    assert not processes_of(base)
+    await_value(lambda: not processes_of(base), "the end of its processes")
     shutil.rmtree(base)
     assert set(oar.status().values()) == {"up", "Alive"}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxjobs.system import atomic
 from mlxjobs.system.files import aside_of, is_aside, numbers_in, remove_asides
 
 HERE = os.uname().nodename
@@ -54,3 +56,18 @@ def test_numbers_are_written_as_they_are_counted(tmp_path: Path) -> None:
     for name in ("10", "9", "0", "007", "-1", "1.5", "\u00b2", "\u0663", "x"):
         (tmp_path / name).touch()
     assert numbers_in(tmp_path) == [0, 9, 10]
+
+
+def test_a_file_that_another_node_replaces_while_it_is_read_is_read_again() -> None:
+    answers: list[OSError | bytes] = [OSError(errno.ESTALE, "stale"), OSError(errno.ESTALE, "stale"), b"new"]
+
+    def read() -> bytes:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    assert atomic.read_again(read) == b"new"
+    answers.append(OSError(errno.EIO, "broken"))
+    with pytest.raises(OSError, match="broken"):
+        atomic.read_again(read)
