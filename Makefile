@@ -26,7 +26,7 @@ PYTEST := $(BIN)/python -m pytest --dist=loadfile --no-loadscope-reorder
 COMPILE := $(BIN)/python -m compileall -q mlxjobs schedulers
 
 # On two cores, too: most tests wait for the disk, or for another process.
-test: setup  ## run the tests, in ten to twelve minutes on two cores (as root: the main job on a real Slurm too, which is installed)
+test: setup  ## run the tests, in nine to eleven minutes on two cores (as root: the main job on a real Slurm too, which is installed)
 	@$(COMPILE)
 	$(PYTEST) --numprocesses=4 -m "short or not (slurm or oar or sge or netfs)"
 
