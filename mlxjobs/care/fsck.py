@@ -16,7 +16,6 @@ from mlxjobs.jobs.look import Seen, look_at_runs
 from mlxjobs.record.facts import outdate
 from mlxjobs.record.history import RunStatus
 from mlxjobs.record.run import Run, runs_in
-from mlxjobs.system.atomic import look_anew
 
 # a run without a history, or without anything, that nobody has touched for so long is no longer written
 _IDLE_S = 3600
@@ -108,8 +107,8 @@ def _check_run(run: Run) -> Iterator[Finding]:
     """
     first = {(finding.path, finding.what) for finding in _look_at(run)}
     if first:
-        for folder, _, _ in os.walk(run.path):
-            look_anew(folder)
+        for _ in os.walk(run.path):  # opens all folders, so that this node forgets what it knew of them
+            pass
         for finding in _look_at(run):
             if (finding.path, finding.what) in first:
                 yield finding

@@ -12,10 +12,9 @@ from typing import Any
 from mlxjobs.care.findings import DAMAGED, Finding, copy_aside, move_aside
 from mlxjobs.errors import MLXJobsError
 from mlxjobs.record.facts import read_copy, read_plain
-from mlxjobs.record.fence import LEASE
+from mlxjobs.record.fence import LEASE, remove_folder
 from mlxjobs.record.history import Event, RunState, fold, render_info
 from mlxjobs.record.run import COPIED, Run
-from mlxjobs.system.atomic import destroy
 from mlxjobs.system.files import is_aside
 from mlxjobs.system.plain_yaml import NotYAMLError, dump_yaml, load_yaml
 from mlxjobs.system.seals import is_sealed, open_json
@@ -188,7 +187,9 @@ def check_leftovers(known: Known) -> Iterator[Finding]:
 
 def _leftover(run: Run, path: Path) -> Finding:
     if path.is_dir() and all(inside.name == LEASE for inside in path.iterdir()):
-        return Finding(path, "is an empty folder that an attempt left", "remove it", lambda: destroy(path))
+        return Finding(
+            path, "is an empty folder that an attempt left", "remove it", lambda: remove_folder(path)
+        )
     return Finding(
         path,
         "was left by a process that was killed",

@@ -112,7 +112,6 @@ class ArtifactHistory:
         if changes.has(name):
             return
         target = changes.top / name
-        look_anew(target.parent)
         note = changes.note(_OLD if os.path.lexists(target) else _NEW, name)
         note.parent.mkdir(parents=True, exist_ok=True)
         with self.fence.explaining():

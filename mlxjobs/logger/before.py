@@ -20,7 +20,7 @@ from mlxjobs.logger.rewind import SUPERSEDED, append, flush, is_accounted, note_
 from mlxjobs.record.fence import Fence
 from mlxjobs.system import atomic
 from mlxjobs.system.files import aside_of, naming, numbers_in, sync_directory
-from mlxjobs.system.plain_yaml import NotYAMLError, load_yaml
+from mlxjobs.system.plain_yaml import NotYAMLError, read_yaml
 
 BEFORE = ".before"
 
@@ -56,7 +56,7 @@ def _files(folder: Path) -> list[str]:
 def _registered(directory: Path) -> list[str]:
     """Files that the registry of keys knows: a listing may be old, but opening a file shows its content."""
     with suppress(OSError, NotYAMLError):
-        registry = load_yaml((directory / ".keys" / "metrics.yaml").read_bytes())
+        registry = read_yaml(directory / ".keys" / "metrics.yaml")
         if isinstance(registry, dict):
             return [f"{name}.json" for name in registry]
     return []
@@ -100,15 +100,8 @@ def _keep(path: Path, kept: Path) -> bool:
     """Give a file its second name, which no other attempt gives; False if there is no such file."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     try:
-        try:
-            atomic.link(path, kept)
-        except OSError as error:
-            if error.errno not in atomic.NO_LINKS:
-                raise
-            # a copy, for want of a second name: to move the file, when it may be a newer attempt's, is worse
-            with naming(kept), open(kept, "wb") as target:
-                append(path, 0, None, target)
-                flush(target)
+        with naming(kept):  # never moved: by then it may be a newer attempt's
+            atomic.link_or_copy(path, kept)
     except FileNotFoundError:
         with suppress(OSError):
             kept.unlink(missing_ok=True)

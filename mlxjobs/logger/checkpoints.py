@@ -12,9 +12,7 @@ last the new one its name: a crash at any moment leaves the old or the new, whol
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import warnings
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
@@ -27,13 +25,11 @@ from mlxjobs.errors import DamagedCheckpointError, InvalidArtifactError
 from mlxjobs.logger import checkpoint_file
 from mlxjobs.logger.checkpoint_file import Record, peek, read_record
 from mlxjobs.record.fence import Fence
-from mlxjobs.system.atomic import NO_LINKS, link, look_anew, move
+from mlxjobs.system.atomic import link_or_copy, look_anew, move
 from mlxjobs.system.console import note
 from mlxjobs.system.files import aside_of, naming, remove_asides, sync_directory
 
 SUFFIX = ".pkl"
-
-_COPIED_AT_ONCE = 8 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -161,15 +157,7 @@ def _second_file(stack: ExitStack, folder: Path, source: Path, path: Path, what:
     """Let a file have a second name, so that there is a good file at every moment; a copy if it cannot."""
     second = _temporary(stack, folder, path, what)
     second.unlink(missing_ok=True)
-    try:
-        link(source, second)
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        with open(source, "rb") as old, open(second, "wb") as new:
-            shutil.copyfileobj(old, new, _COPIED_AT_ONCE)
-            new.flush()
-            os.fsync(new.fileno())
+    link_or_copy(source, second)
     return second
 
 

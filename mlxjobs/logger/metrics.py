@@ -27,7 +27,7 @@ from mlxjobs.logger import rewind as rewinding
 from mlxjobs.logger.values import json_object, key_text, type_name, unwrap
 from mlxjobs.record.fence import Fence
 from mlxjobs.system.files import is_file_name, naming, replace_file, sync_directory
-from mlxjobs.system.plain_yaml import NotYAMLError, dump_yaml, load_yaml
+from mlxjobs.system.plain_yaml import NotYAMLError, dump_yaml, read_yaml
 from mlxjobs.system.seals import crc32_of, seal_yaml
 from mlxjobs.system.turn import turn
 
@@ -244,7 +244,7 @@ class MetricsWriter:
     def _register(self, path: Path, log_name: str, types: Mapping[str, str]) -> None:
         registry: dict[str, dict[str, str]] = {}
         with suppress(FileNotFoundError, NotYAMLError):
-            stored = load_yaml(path.read_bytes())
+            stored = read_yaml(path)
             if isinstance(stored, dict):
                 registry = {name: keys for name, keys in stored.items() if isinstance(keys, dict)}
         before = registry.get(log_name, {})

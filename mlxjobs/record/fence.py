@@ -145,13 +145,22 @@ class Fence:
         """Give the lease back, and remove the folders, which are empty unless a write was interrupted."""
         if self._lease is not None and self._pid == os.getpid():  # not in a process made by fork
             with suppress(OSError):
-                self._lease.unlink(missing_ok=True)
-                self._lease.parent.rmdir()
+                remove_folder(self._lease.parent)
         self._lease = None
         for parent in self._folders:
             with suppress(OSError):
                 (parent / f"{_FOLDER}{self.attempt}").rmdir()
         self._folders.clear()
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove the folder of an attempt, with its lease if it has one.
+
+    Raises:
+        OSError: it holds something else.
+    """
+    (folder / LEASE).unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def _lease_of(run: Path, attempt: int) -> Path:
@@ -192,11 +201,8 @@ def take_over(run: Path, attempt: int, living: Iterable[int]) -> None:
 def _folders_of_attempts(run: Path, before: int) -> Iterator[Path]:
     artifacts = run / "artifacts"
     tops = [run / "metadata", run / "metrics", artifacts]
-    with (
-        suppress(OSError),
-        os.scandir(artifacts) as entries,
-    ):  # types may be links to a larger disk
-        tops += [Path(entry.path) for entry in entries if entry.is_symlink() and entry.is_dir()]
+    with suppress(FileNotFoundError):  # a type's folder may be a link to a larger disk
+        tops += [entry for entry in artifacts.iterdir() if entry.is_symlink() and entry.is_dir()]
     for top in tops:
         for parent, names, _ in os.walk(top, onerror=_raise_unless_gone):
             theirs = [name for name in names if name.startswith((_FOLDER, _GONE))]

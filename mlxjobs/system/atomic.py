@@ -25,6 +25,7 @@ GONE = frozenset((errno.ENOENT, errno.ESTALE, errno.ENOTDIR))
 
 _TRIES = 20
 _PAUSE_S = 0.05
+_COPIED_AT_ONCE = 8 << 20  # bytes
 
 _Content = TypeVar("_Content")
 
@@ -66,6 +67,23 @@ def link(source: Path, target: Path) -> bool:
     except FileExistsError:
         return _same(source, target)
     return True
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, which nobody else gives, or a copy where there are no hard links.
+
+    Raises:
+        OSError: neither could be made.
+    """
+    try:
+        link(source, target)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        with open(source, "rb") as old, open(target, "wb") as new:
+            shutil.copyfileobj(old, new, _COPIED_AT_ONCE)
+            new.flush()
+            os.fsync(new.fileno())
 
 
 def move(source: Path, target: Path) -> None:

@@ -156,6 +156,19 @@ def test_a_run_goes_on_without_lines_that_are_lost_once_that_is_accepted(
     assert log.read_text() == '{"epoch":0}\n{"epoch":3}\n'
 
 
+def test_a_folder_of_an_attempt_is_removed_with_its_lease_and_with_nothing_else(run: Run) -> None:
+    folder = run.metadata / ".attempt-1"
+    folder.mkdir()
+    (folder / "lease").touch()
+    (finding,) = check_logs(run.path.parent)
+    (folder / "late").touch()
+    finding.try_fix()
+    assert (finding.mended, [path.name for path in folder.iterdir()]) == (False, ["late"])
+    (folder / "late").unlink()
+    assert fsck(run.path.parent, "--fix")[0] == 0
+    assert not folder.exists()
+
+
 def test_metrics_that_were_added_afterwards_are_no_damage(run: Run) -> None:
     with (run.metrics / "train.json").open("ab") as file:
         file.write(b'{"loss": 1.0, "epoch": 9}\n')

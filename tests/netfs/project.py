@@ -174,6 +174,15 @@ def reach(program: subprocess.Popen[str], project: Project, epoch: int, log_id: 
     assert program.poll() is None, f"ended with {program.returncode} before epoch {epoch}:\n{end_of(program)}"
 
 
+def start_and_kill(project: SharedProject, epoch: int, *arguments: str) -> None:
+    """Start a run, and kill its first attempt in an epoch."""
+    project.let_pass(epoch)
+    program = project.start(*arguments)
+    reach(program, project, epoch)
+    project.node.kill(project.pid(attempt=1))
+    end_of(program)
+
+
 def end_of(program: subprocess.Popen[str], timeout_s: float = 60.0) -> str:
     """Wait until a program has ended, and return what it printed."""
     out, _ = program.communicate(timeout=timeout_s)

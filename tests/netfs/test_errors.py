@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.netfs.nodes import TwoNodes
-from tests.netfs.project import STEERED, LogsApart, SharedProject, assert_complete, end_of, reach
+from tests.netfs.project import STEERED, LogsApart, SharedProject, assert_complete, end_of, start_and_kill
 from tests.project import runs
 
 pytestmark = pytest.mark.netfs
@@ -67,11 +67,7 @@ def test_a_second_attempt_with_an_error_goes_on_or_says_so_and_the_next_is_exact
     nodes.up()
     a = LogsApart(nodes, main=STEERED)
     b = a.on(nodes.b)
-    a.let_pass(3)
-    first = a.start("num_epoch=6")
-    reach(first, a, 3)
-    nodes.a.kill(a.pid(attempt=1))
-    end_of(first)
+    start_and_kill(a, 3, "num_epoch=6")
     b.mlxjobs("cancel", "1")
 
     nodes.b.set(fail_op=op, fail_errno=errno.EIO, fail_at=at)

@@ -12,8 +12,7 @@ from tests.netfs.project import (
     SharedProject,
     assert_complete,
     assert_exact,
-    end_of,
-    reach,
+    start_and_kill,
 )
 from tests.project import runs
 
@@ -32,11 +31,7 @@ def test_a_run_that_is_killed_and_goes_on_elsewhere_is_exact_without_hard_links(
     nodes.up(link_errno=number)
     a = SharedProject(nodes, main=STEERED)
     b = a.on(nodes.b)
-    a.let_pass(3)
-    first = a.start("num_epoch=6")
-    reach(first, a, 3)
-    nodes.a.kill(a.pid(attempt=1))
-    end_of(first)
+    start_and_kill(a, 3, "num_epoch=6")
     b.mlxjobs("cancel", "1")
 
     b.run(*b.again(), "num_epoch=6")

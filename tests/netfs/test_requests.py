@@ -15,8 +15,7 @@ from tests.netfs.project import (
     STEERED,
     SharedProject,
     assert_complete,
-    end_of,
-    reach,
+    start_and_kill,
 )
 from tests.project import runs
 
@@ -91,11 +90,7 @@ def test_a_run_that_is_killed_and_goes_on_is_exact_where_requests_are_sent_twice
     nodes.up()
     a = SharedProject(nodes, main=STEERED)
     nodes.a.set(**knobs)
-    a.let_pass(3)
-    first = a.start("num_epoch=6")
-    reach(first, a, 3)
-    nodes.a.kill(a.pid(attempt=1))
-    end_of(first)
+    start_and_kill(a, 3, "num_epoch=6")
 
     a.let_pass(6)
     a.run(*a.again(), "num_epoch=6")
